@@ -1,0 +1,63 @@
+PYTHON ?= python3
+BIN := .venv/bin
+# nvcc itself tells where its toolkit lies: on PATH it may be a link or a script.
+CUDA_HOME ?= $(shell nvcc --dryrun -E -x cu /dev/null 2>&1 | sed -n 's/^\#\$$ _*TOP_*=//p')
+# An empty list has torch ask the GPU that it sees.
+TORCH_CUDA_ARCH_LIST ?= $(shell $(BIN)/python -c \
+	'import torch; print("" if torch.cuda.is_available() else "7.5;8.0;9.0+PTX")')
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench bench-metrics iabn clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/installed ## make .venv and install what running needs
+
+.venv/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit("PAnS needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+demo: .venv/installed ## draw a small data set, train the default model on it, test it
+	$(BIN)/python -m dataset.demo --root data/demo
+	$(BIN)/python run.py --name demo --default --data_root data/demo --no_pretrained --visualize \
+		--epochs 12 --batch_size 8 --crop_size 128 --lr 0.02
+
+check: .venv/installed-dev ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy .
+
+test: check ## the whole test suite
+	$(BIN)/python -m pytest
+
+bench: .venv/installed-dev ## the plain path against the fast one; writes docs/performance.md's table
+	$(BIN)/python -m benchmarks.speed
+
+bench-metrics: .venv/installed-dev ## the metrics against scikit-learn and torchmetrics
+	$(BIN)/python -m benchmarks.metrics
+
+# The package links libcudart and asks torch for its build flags, so it needs both at hand and no
+# isolated build environment.
+iabn: .venv/iabn ## build the kernels of the inplace-abn package for CUDA (needs nvcc)
+
+.venv/iabn: .venv/installed
+	@test -x "$(CUDA_HOME)/bin/nvcc" || { \
+		echo "make iabn: nvcc was not found; put it on PATH or set CUDA_HOME." \
+		     "Without it the plain PyTorch norm is used, with the same results."; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check setuptools setuptools_scm wheel
+	CUDA_HOME=$(CUDA_HOME) LIBRARY_PATH=$(CUDA_HOME)/lib64:$(LIBRARY_PATH) \
+	TORCH_CUDA_ARCH_LIST="$(TORCH_CUDA_ARCH_LIST)" \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+		inplace-abn==1.1.0
+	@$(BIN)/python -c 'import torch, inplace_abn; print("inplace-abn is built and imports")'
+	@touch $@
+
+clean: ## remove .venv, caches and the demo's data
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis data/demo

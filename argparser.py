@@ -1,0 +1,466 @@
+"""The command line: every flag, its default, its range and its help, as one frozen dataclass.
+
+`parse_options` is the only reader of the command line. A flag is one field of `Options`, made by
+`_flag`; parser, help, range checks and checkpoints' copies all follow from the fields.
+"""
+
+import argparse
+import difflib
+import math
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from errors import PansError
+
+RECIPE: dict[str, Any] = {
+    "dataset": "streethazards",
+    "multi_scala": True,
+    "crop_size": 450,
+    "backbone": "resnet50",
+    "output_stride": 8,
+    "norm_act": "iabn_sync",
+    "head": "PPM",
+    "classifier": "cosine",
+    "cosine_scores": True,
+    "batch_size": 2,
+    "epochs": 40,
+    "lr": 0.007,
+}
+"""What --default sets: the published recipe for StreetHazards."""
+
+_ALIASES = {"--multi_scale": "--multi_scala", "--no_multi_scale": "--no_multi_scala"}
+_PRECISION_OF_OPT_LEVEL = {"O0": "fp32", "O1": "bf16"}
+_METAVARS = {int: "N", float: "X", str: "NAME", tuple: "NAMES"}
+_GROUPS = ("run", "data", "model", "training", "validation and test", "speed", "launch")
+
+
+class OptionError(PansError):
+    """A flag that is unknown, out of its range or at odds with another one."""
+
+
+def _refusal(name: str, reason: str) -> OptionError:
+    return OptionError(f"argument --{name}: {reason}; see --help")
+
+
+@dataclass(frozen=True)
+class _Range:
+    """The values that a flag takes, in words and as a predicate."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def _one_of(*choices: object) -> _Range:
+    return _Range(f"one of {', '.join(map(str, choices))}", lambda value: value in choices)
+
+
+def _is_plain_file_name(name: str) -> bool:
+    return name not in {"", ".", ".."} and name.isprintable() and not set(name) & set("/\\")
+
+
+_COUNT = _Range("1 or more", lambda value: value >= 1)
+_COUNT_OR_NONE = _Range("0 or more", lambda value: value >= 0)
+_ABOVE_ZERO = _Range("a number above 0", lambda value: 0 < value < math.inf)
+_ZERO_OR_ABOVE = _Range("a number, 0 or above", lambda value: 0 <= value < math.inf)
+_FILE_NAME = _Range("a plain file name", _is_plain_file_name)
+_PATH = _Range("a path", lambda value: value != "")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _flag(
+    group: str,
+    default: Any,
+    words: str,
+    within: _Range | None = None,
+    kind: type | None = None,
+    shown_default: str | None = None,
+) -> Any:
+    """One flag; `kind` and `shown_default` where the default itself does not tell them."""
+    if shown_default is None:
+        shown_default = ("off", "on")[default] if isinstance(default, bool) else str(default)
+    return field(
+        default=default,
+        metadata={
+            "group": group,
+            "help": f"{words} (default {shown_default})",
+            "range": within,
+            "kind": kind or type(default),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for: one field per flag, checked on construction.
+
+    Raises:
+        OptionError: a value is out of its range, or two values contradict each other.
+    """
+
+    name: str = _flag(
+        "run", "Experiment", "name of the run: of its logs and its checkpoints", _FILE_NAME
+    )
+    default: bool = _flag(
+        "run", False, "the published recipe, see below; a typed flag wins over it"
+    )
+    random_seed: int = _flag(
+        "run",
+        42,
+        "seed of every random choice",
+        _Range("0 or more and below 2**32", lambda value: 0 <= value < 2**32),
+    )
+    logdir: str = _flag("run", "./logs", "logs go to LOGDIR/DATASET/NAME", _PATH)
+    checkpoints: str = _flag(
+        "run", "./checkpoints", "checkpoints go to CHECKPOINTS/DATASET/NAME.pth", _PATH
+    )
+    ckpt: str | None = _flag("run", None, "checkpoint to continue from", _PATH, str, "none")
+    print_interval: int = _flag("run", 10, "iterations between two reports of the loss", _COUNT)
+
+    data_root: str = _flag("data", "data", "folder that holds the data set", _PATH)
+    dataset: str = _flag(
+        "data", "streethazards", "data set: streethazards", _one_of(RECIPE["dataset"])
+    )
+    num_classes: int = _flag("data", 13, "classes that are trained", _COUNT)
+    unk_class: int = _flag("data", 13, "first label of an anomaly; labels up to 254 are anomalies")
+    num_workers: int = _flag("data", 16, "loader processes per training process", _COUNT_OR_NONE)
+
+    backbone: str = _flag(
+        "model", "resnet50", "resnet50 or resnet101", _one_of("resnet50", "resnet101")
+    )
+    output_stride: int = _flag("model", 8, "the backbone's stride: 8 or 16", _one_of(8, 16))
+    no_pretrained: bool = _flag("model", False, "start from random weights, not from ImageNet's")
+    pretrained_file: str | None = _flag(
+        "model", None, "ImageNet weights", _PATH, str, "pretrained/BACKBONE_iabn_sync.pth.tar"
+    )
+    norm_act: str = _flag(
+        "model",
+        "iabn_sync",
+        "norm and activation: iabn_sync, iabn, abn or std",
+        _one_of("iabn_sync", "iabn", "abn", "std"),
+    )
+    pooling: int = _flag("model", 32, "only 32: no head that is left uses it")
+    head: str = _flag("model", "PPM", "head: PPM, pyramid pooling", _one_of("PPM"))
+    classifier: str = _flag(
+        "model", "standard", "standard or cosine (prototypes)", _one_of("standard", "cosine")
+    )
+
+    epochs: int = _flag("training", 40, "passes over the training set", _COUNT)
+    batch_size: int = _flag("training", 2, "images per process and step", _COUNT)
+    crop_size: int = _flag(
+        "training",
+        512,
+        "side of the training crops in pixels",
+        _Range("8 or more", lambda value: value >= 8),
+    )
+    fix_bn: bool = _flag("training", False, "freeze weight and bias of the norms")
+    lr: float = _flag("training", 0.007, "learning rate at the start", _ABOVE_ZERO)
+    momentum: float = _flag(
+        "training",
+        0.9,
+        "Nesterov momentum",
+        _Range("0 or more and below 1", lambda value: 0 <= value < 1),
+    )
+    weight_decay: float = _flag("training", 1e-4, "L2 penalty on all parameters", _ZERO_OR_ABOVE)
+    lr_policy: str = _flag(
+        "training", "poly", "learning rate's course: poly or step", _one_of("poly", "step")
+    )
+    lr_decay_step: int = _flag("training", 5000, "step: iterations between two decays", _COUNT)
+    lr_decay_factor: float = _flag("training", 0.1, "step: factor of a decay", _ABOVE_ZERO)
+    lr_power: float = _flag("training", 0.9, "poly: exponent", _ZERO_OR_ABOVE)
+    deepsup: float = _flag("training", 0.4, "weight of the deep supervision's loss", _ZERO_OR_ABOVE)
+    ckpt_interval: int = _flag("training", 1, "epochs between two checkpoints", _COUNT)
+
+    test: bool = _flag("validation and test", False, "test only, without training")
+    ckpt_test: str | None = _flag(
+        "validation and test", None, "checkpoint that is tested", _PATH, str, "the run's best"
+    )
+    val_interval: int = _flag("validation and test", 1, "epochs between two validations", _COUNT)
+    val_on_trainset: bool = _flag(
+        "validation and test", False, "validate on the training images instead"
+    )
+    multi_scala: bool = _flag(
+        "validation and test", False, "test at five scales instead of one (also --multi_scale)"
+    )
+    cosine_scores: bool = _flag(
+        "validation and test", False, "anomaly score 1 - cosine; needs --classifier cosine"
+    )
+    msp: bool = _flag(
+        "validation and test", False, "anomaly score 1 - max softmax; wins over --cosine_scores"
+    )
+    ignore_classes: tuple[str, ...] = _flag(
+        "validation and test",
+        (),
+        "NAME,NAME: classes that the metrics leave out",
+        kind=tuple,
+        shown_default="none",
+    )
+    sample_num: int = _flag(
+        "validation and test", 6, "sample pictures shown in TensorBoard", _COUNT_OR_NONE
+    )
+    visualize: bool = _flag(
+        "validation and test", False, "write every test image's pictures into the log folder"
+    )
+
+    precision: str | None = _flag(
+        "speed",
+        None,
+        "fp32 or bf16",
+        _one_of("fp32", "bf16"),
+        str,
+        "bf16 on a GPU that has it, else fp32",
+    )
+    opt_level: str | None = _flag(
+        "speed",
+        None,
+        "published word for --precision: O0 = fp32, O1 = bf16",
+        kind=str,
+        shown_default="--precision's",
+    )
+    plain: bool = _flag("speed", False, "the published order of work in fp32, for comparison")
+    compile: bool = _flag("speed", False, "compile the network with torch.compile")
+    accumulate: int = _flag("speed", 1, "batches whose gradients make one step", _COUNT)
+    checkpoint_activations: bool = _flag("speed", False, "compute activations twice to save memory")
+
+    nproc: int | None = _flag(
+        "launch", None, "processes on this machine", _COUNT, int, "one per GPU, one on a CPU"
+    )
+    local_rank: int | None = _flag(
+        "launch", None, "set by launchers; LOCAL_RANK wins over it", _COUNT_OR_NONE, int, "0"
+    )
+
+    def __post_init__(self) -> None:
+        for flag in fields(self):
+            _check_alone(flag, getattr(self, flag.name))
+        _check_data(self)
+        _check_model(self)
+        _check_opt_level(self)
+        _check_plain(self)
+
+    @property
+    def score(self) -> str:
+        """The anomaly score: "cosine" or "msp"."""
+        return "cosine" if self.cosine_scores and not self.msp else "msp"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What start-up says about choices that nobody typed, a sentence each."""
+        if self.msp or self.cosine_scores:
+            return ()
+        if self.default and self.classifier == "standard":
+            return ("the anomaly score is msp: cosine scores need --classifier cosine",)
+        return ("the anomaly score is msp: neither --msp nor --cosine_scores was given",)
+
+    @property
+    def pretrained_path(self) -> Path:
+        """Where the backbone's ImageNet weights are looked for."""
+        return Path(self.pretrained_file or f"pretrained/{self.backbone}_iabn_sync.pth.tar")
+
+    @property
+    def log_folder(self) -> Path:
+        """TensorBoard's events, results.json and pictures of this run."""
+        return Path(self.logdir) / self.dataset / self.name
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The run's newest checkpoint."""
+        return Path(self.checkpoints) / self.dataset / f"{self.name}.pth"
+
+    @property
+    def best_checkpoint_path(self) -> Path:
+        """The run's best checkpoint by validation mIoU."""
+        return Path(self.checkpoints) / self.dataset / f"{self.name}_best.pth"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every flag's value, in types that JSON and `torch.load(weights_only=True)` take."""
+        return {**asdict(self), "ignore_classes": list(self.ignore_classes)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Options":
+        """The inverse of `to_dict`; flags of other versions are dropped, missing ones default."""
+        known = {flag.name: values[flag.name] for flag in fields(cls) if flag.name in values}
+        known["ignore_classes"] = tuple(known.get("ignore_classes", ()))
+        return cls(**known)
+
+
+def _check_alone(flag: Field[Any], value: Any) -> None:
+    if value is None and flag.default is None:
+        return
+    kind, within = flag.metadata["kind"], flag.metadata["range"]
+    if not isinstance(value, (int, float) if kind is float else kind):
+        raise _refusal(flag.name, f"invalid {kind.__name__} value: {value!r}")
+    if within is not None and not within.holds(value):
+        raise _refusal(flag.name, f"must be {within.words}, got {value!r}")
+
+
+def _check_data(options: Options) -> None:
+    if options.num_classes != 13:
+        raise _refusal(
+            "num_classes", f"{options.dataset} has 13 classes to train, got {options.num_classes}"
+        )
+    if not options.num_classes <= options.unk_class <= 254:
+        raise _refusal(
+            "unk_class",
+            f"must lie from {options.num_classes}, the first label that is not trained, to 254, "
+            f"the last before the ignored one, got {options.unk_class}",
+        )
+
+
+def _check_model(options: Options) -> None:
+    if options.pooling != 32:
+        raise _refusal(
+            "pooling",
+            f"{options.pooling} has no effect: it sizes the pooling of a DeepLab-v3 head, "
+            "and --head PPM always pools to 1, 2, 3 and 6 cells; leave it at 32",
+        )
+    if options.score == "cosine" and options.classifier == "standard":
+        raise _refusal(
+            "cosine_scores",
+            "needs --classifier cosine: the standard classifier's logits are unbounded, "
+            "so that (logit + 10) / 20 is no score; use --msp",
+        )
+    if options.no_pretrained and options.pretrained_file is not None:
+        raise _refusal("pretrained_file", "contradicts --no_pretrained; give one of the two")
+
+
+def _check_opt_level(options: Options) -> None:
+    level = options.opt_level
+    if level in {"O2", "O3"}:
+        raise _refusal(
+            "opt_level",
+            f"{level} keeps the weights in half precision through NVIDIA Apex, which is not used; "
+            "O1 (--precision bf16) computes in bfloat16 on float32 weights",
+        )
+    if level is None or options.precision == _PRECISION_OF_OPT_LEVEL.get(level, ""):
+        return
+    if level not in _PRECISION_OF_OPT_LEVEL:
+        raise _refusal("opt_level", f"must be one of O0, O1, got {level!r}")
+    raise _refusal("opt_level", f"{level} contradicts --precision {options.precision}")
+
+
+def _check_plain(options: Options) -> None:
+    if not options.plain:
+        return
+    clashes = {
+        "--precision bf16": options.precision == "bf16",
+        "--compile": options.compile,
+        "--checkpoint_activations": options.checkpoint_activations,
+    }
+    for other, given in clashes.items():
+        if given:
+            raise _refusal("plain", f"is the published order of work in fp32, without {other}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises `OptionError` where argparse would print its usage and leave."""
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(f"{message}; see --help")
+
+
+def _help_format(prog: str) -> argparse.HelpFormatter:
+    # Not the terminal's width: a flag and its sentence stay on one line.
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=34, width=110)
+
+
+def _epilog() -> str:
+    settings = " ".join(
+        f"--{name}" if value is True else f"--{name} {value}" for name, value in RECIPE.items()
+    )
+    paragraphs = (
+        f"--default sets {settings}.",
+        "A flag typed beside --default wins over it, before it or after it; the published code "
+        "silently overrides such a flag.",
+        "Every on/off flag --x has an opposite, --no_x; that of --no_pretrained is --pretrained. "
+        "Dashes may stand for underscores: --batch-size is --batch_size.",
+    )
+    return "\n\n".join(textwrap.fill(text, 100, break_on_hyphens=False) for text in paragraphs)
+
+
+def _make_parser() -> _Parser:
+    parser = _Parser(
+        prog="run.py",
+        usage="run.py --name NAME --default [flags]",
+        description="Train and test PAnS: anomaly segmentation with class prototypes.",
+        epilog=_epilog(),
+        formatter_class=_help_format,
+        # Whatever was not typed stays out of the result, so that --default can fill it in.
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    groups = {title: parser.add_argument_group(title) for title in _GROUPS}
+    for flag in fields(Options):
+        _add_flag(groups[flag.metadata["group"]], flag)
+    return parser
+
+
+def _add_flag(group: argparse._ArgumentGroup, flag: Field[Any]) -> None:
+    kind, words = flag.metadata["kind"], flag.metadata["help"]
+    if kind is bool:
+        group.add_argument(f"--{flag.name}", action="store_true", help=words)
+        group.add_argument(
+            _opposite(flag.name), action="store_false", dest=flag.name, help=argparse.SUPPRESS
+        )
+    else:
+        reader = _names if kind is tuple else kind
+        metavar = "PATH" if flag.metadata["range"] is _PATH else _METAVARS[kind]
+        group.add_argument(f"--{flag.name}", type=reader, metavar=metavar, help=words)
+
+
+def _opposite(name: str) -> str:
+    return f"--{name.removeprefix('no_')}" if name.startswith("no_") else f"--no_{name}"
+
+
+def _published_spelling(token: str) -> str:
+    """--multi-scale=x -> --multi_scala=x; values and words without dashes stay as they are."""
+    if not token.startswith("--"):
+        return token
+    flag, equals, value = token.partition("=")
+    flag = "--" + flag[2:].replace("-", "_")
+    return _ALIASES.get(flag, flag) + equals + value
+
+
+def _refuse_leftover(token: str, parser: _Parser) -> NoReturn:
+    """Explain the first word of the command line that argparse could not place."""
+    shown = repr(token.partition("=")[0])[1:-1]
+    if not token.startswith("-"):
+        raise OptionError(f"{shown!r} belongs to no flag; see --help")
+    near = difflib.get_close_matches(shown, parser._option_string_actions, n=1)
+    hint = f", did you mean {near[0]}?" if near else ""
+    raise OptionError(f"argument {shown}: no such flag{hint}; see --help")
+
+
+def _typed_options(argv: Sequence[str]) -> dict[str, Any]:
+    parser = _make_parser()
+    typed, leftovers = parser.parse_known_args([_published_spelling(token) for token in argv])
+    if leftovers:
+        _refuse_leftover(leftovers[0], parser)
+    return vars(typed)
+
+
+def parse_options(argv: Sequence[str] | None = None) -> Options:
+    """Read the command line: published defaults, over them --default's values, then typed flags.
+
+    Args:
+        argv: the words after the program's name; those of this process if None.
+
+    Raises:
+        OptionError: one line that names the flag and the reason.
+        SystemExit: after --help.
+    """
+    typed = _typed_options(sys.argv[1:] if argv is None else argv)
+    values = {**(RECIPE if typed.get("default") else {}), **typed}
+    if values.get("classifier") == "standard" and "cosine_scores" not in typed:
+        values["cosine_scores"] = False
+    if "precision" not in typed:
+        if "opt_level" in typed:
+            values["precision"] = _PRECISION_OF_OPT_LEVEL.get(typed["opt_level"])
+        elif "plain" in typed:
+            values["precision"] = "fp32"
+    return Options(**values)

@@ -1,0 +1,208 @@
+"""Loaders for training and evaluation, the same samples on any number of processes and workers."""
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dataset.streethazards import Split, StreetHazards
+from dataset.transforms import (
+    LARGEST_SCALE,
+    TEST_SCALES,
+    Sample,
+    byte_tensor,
+    full_sample,
+    scaled_images,
+    training_sample,
+)
+from errors import PansError
+
+
+class TooFewImages(PansError):
+    """The training split does not fill one batch on every process."""
+
+
+class TestSample(NamedTuple):
+    """One test image at every scale.
+
+    Attributes:
+        images: one (3, h, w) float32 tensor a scale, normalised.
+        label: (H, W) uint8, class indices at the size of the file.
+        index: position in the split.
+        name: path of the image, relative to the folder of the odgt file.
+        thumbnail: (H, W, 3) uint8, the picture as it is in the file.
+    """
+
+    images: list[Tensor]
+    label: Tensor
+    index: int  # type: ignore[assignment]  # hides tuple.index, which no one needs here
+    name: str
+    thumbnail: Tensor
+
+
+def random_stream(*key: int) -> random.Random:
+    """Make a generator that depends on `key` alone, such as (seed, epoch, index)."""
+    # A string is hashed in whole, where arithmetic on the parts would let keys collide.
+    return random.Random("/".join(map(str, key)))
+
+
+def worker_count(requested: int) -> int:
+    """Limit `requested` loader workers to this process's share of the CPUs it may use.
+
+    The processes of one machine (LOCAL_WORLD_SIZE, set by torchrun) share them evenly.
+    """
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux tells which CPUs a process may use
+        cpus = os.cpu_count() or 1
+    return min(requested, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, index) keys of one rank in an order drawn from (seed, epoch).
+
+    The key carries the epoch because persistent workers keep a copy of the data set and would
+    not see it change there. Ranks get disjoint shares of equal length; the tail that does not
+    share out is left to chance in the next epoch. The length is that of a whole epoch.
+    """
+
+    def __init__(
+        self, images: int, *, batch_size: int, seed: int, rank: int, world_size: int
+    ) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the next epoch, and how many of its batches were already trained on."""
+        self.epoch = epoch
+        self.start_batch = start_batch
+
+    def __len__(self) -> int:
+        return self.images // self.world_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = list(range(self.images))
+        random_stream(self.seed, self.epoch).shuffle(order)
+        share = order[self.rank :: self.world_size][: len(self)]
+        for index in share[self.start_batch * self.batch_size :]:
+            yield self.epoch, index
+
+
+class TrainingSamples(Dataset[Sample]):
+    """Random crops; item (epoch, index) is a function of that key and the seed alone."""
+
+    def __init__(self, pictures: StreetHazards, crop_size: int, seed: int) -> None:
+        self.pictures = pictures
+        self.crop_size = crop_size
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        image, label = self.pictures[index]
+        return training_sample(image, label, random_stream(self.seed, epoch, index), self.crop_size)
+
+
+class TestSamples(Dataset[TestSample]):
+    """Whole images at the given scales, each decoded once."""
+
+    def __init__(self, pictures: StreetHazards, scales: Sequence[float]) -> None:
+        self.pictures = pictures
+        self.scales = scales
+
+    def __getitem__(self, index: int) -> TestSample:
+        image, label = self.pictures[index]
+        return TestSample(
+            images=scaled_images(image, self.scales),
+            label=byte_tensor(label),
+            index=index,
+            name=self.pictures.names[index],
+            thumbnail=byte_tensor(image),
+        )
+
+
+def training_loader(
+    root: str | Path,
+    *,
+    batch_size: int,
+    crop_size: int,
+    seed: int,
+    num_workers: int,
+    rank: int,
+    world_size: int,
+) -> DataLoader[Sample]:
+    """Load the train split in shuffled, whole batches.
+
+    Yields:
+        Sample of image (batch_size, 3, crop_size, crop_size) and label (batch_size, crop_size,
+        crop_size). Call `loader.sampler.set_epoch(epoch)` before every epoch.
+
+    Raises:
+        TooFewImages: the split has fewer images than `batch_size * world_size`.
+    """
+    pictures = StreetHazards(root, "train")
+    if len(pictures) < batch_size * world_size:
+        raise TooFewImages(
+            f"{pictures.list_path} lists {len(pictures)} images, fewer than one batch of "
+            f"{batch_size} on each of {world_size} processes; lower --batch_size or --nproc"
+        )
+    sampler = EpochSampler(
+        len(pictures), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size
+    )
+    return DataLoader(
+        TrainingSamples(pictures, crop_size, seed),
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=True,
+        **_worker_options(num_workers),
+    )
+
+
+def evaluation_loader(
+    root: str | Path,
+    split: Split,
+    *,
+    multi_scale: bool | None,
+    num_workers: int,
+    rank: int,
+    world_size: int,
+) -> DataLoader[Any]:
+    """Load whole images one at a time, without a batch dimension, each on one rank only.
+
+    Args:
+        multi_scale: True for the five test scales, False for the largest of them; None for
+            validation, at full size.
+
+    Yields:
+        TestSample, or for validation Sample of image (3, H, W) and label (H, W). Sizes may
+        differ between images, and the number of images between ranks by one.
+    """
+    dataset: Dataset[Any]
+    if multi_scale is None:
+        dataset = pictures = StreetHazards(root, split, full_sample)
+    else:
+        pictures = StreetHazards(root, split)
+        dataset = TestSamples(pictures, TEST_SCALES if multi_scale else (LARGEST_SCALE,))
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(rank, len(pictures), world_size),
+        **_worker_options(num_workers),
+    )
+
+
+def _worker_options(num_workers: int) -> dict[str, Any]:
+    workers = worker_count(num_workers)
+    return {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+    }

@@ -1,0 +1,124 @@
+"""From a decoded picture and its label map to the tensors of the network.
+
+Random transforms are called as `transform(image, label, rng)`: all chance comes from `rng`, so
+that a sample can be drawn again anywhere from the state of one generator.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import functional
+from torchvision.transforms.functional import InterpolationMode
+
+from dataset.streethazards import IGNORE_INDEX
+
+Pair = tuple[Image.Image, Image.Image]
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+SMALLEST_SCALE, LARGEST_SCALE = 300 / 720, 1000 / 1280
+TEST_SCALES = (SMALLEST_SCALE, 375 / 720, 450 / 720, 525 / 720, LARGEST_SCALE)
+SIZE_MULTIPLE = 8
+
+
+class Sample(NamedTuple):
+    """An input of the network and its truth.
+
+    Attributes:
+        image: (3, H, W) float32, normalised.
+        label: (H, W) uint8, class indices, 255 to ignore.
+    """
+
+    image: Tensor
+    label: Tensor
+
+
+def random_scale(image: Image.Image, label: Image.Image, rng: random.Random) -> Pair:
+    """Resize both by a factor drawn uniformly from [300/720, 1000/1280]."""
+    scale = rng.uniform(SMALLEST_SCALE, LARGEST_SCALE)
+    size = [int(image.height * scale), int(image.width * scale)]
+    return (
+        functional.resize(image, size, InterpolationMode.BILINEAR),
+        functional.resize(label, size, InterpolationMode.NEAREST),
+    )
+
+
+def random_crop(image: Image.Image, label: Image.Image, rng: random.Random, size: int) -> Pair:
+    """Cut a square of `size` pixels at a random place, padding what is too small before.
+
+    A side shorter than `size` pads all four sides by half of what it lacks, the width first.
+    """
+    for side in (0, 1):
+        if image.size[side] < size:
+            padding = (1 + size - image.size[side]) // 2
+            image = functional.pad(image, padding, fill=0)
+            label = functional.pad(label, padding, fill=IGNORE_INDEX)
+    top = rng.randint(0, image.height - size)
+    left = rng.randint(0, image.width - size)
+    return (
+        functional.crop(image, top, left, size, size),
+        functional.crop(label, top, left, size, size),
+    )
+
+
+def random_flip(image: Image.Image, label: Image.Image, rng: random.Random) -> Pair:
+    """Mirror both left to right, one time in two."""
+    if rng.random() < 0.5:
+        return functional.hflip(image), functional.hflip(label)
+    return image, label
+
+
+def training_sample(
+    image: Image.Image, label: Image.Image, rng: random.Random, crop_size: int
+) -> Sample:
+    """Draw a training input: scale, crop, flip, normalise.
+
+    Returns:
+        A sample of (3, crop_size, crop_size) and (crop_size, crop_size).
+    """
+    image, label = random_scale(image, label, rng)
+    image, label = random_crop(image, label, rng, crop_size)
+    image, label = random_flip(image, label, rng)
+    return full_sample(image, label)
+
+
+def full_sample(image: Image.Image, label: Image.Image) -> Sample:
+    """Turn both into tensors at their own size."""
+    return Sample(normalised(image), byte_tensor(label))
+
+
+def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """Size (h, w) at a test scale: int(side * scale), rounded up to a multiple of 8."""
+    return _rounded_up(int(height * scale)), _rounded_up(int(width * scale))
+
+
+def _rounded_up(length: int) -> int:
+    return -(-length // SIZE_MULTIPLE) * SIZE_MULTIPLE
+
+
+def scaled_images(image: Image.Image, scales: Sequence[float]) -> list[Tensor]:
+    """Resize one decoded image to each test scale.
+
+    Returns:
+        One (3, h, w) float32 tensor a scale, normalised.
+    """
+    sizes = [scaled_size(image.height, image.width, scale) for scale in scales]
+    return [
+        normalised(functional.resize(image, list(size), InterpolationMode.BILINEAR))
+        for size in sizes
+    ]
+
+
+def normalised(image: Image.Image) -> Tensor:
+    """Turn an RGB picture into (3, H, W) float32 with ImageNet's mean and deviation taken out."""
+    return functional.normalize(functional.to_tensor(image), list(MEAN), list(STD), inplace=True)
+
+
+def byte_tensor(picture: Image.Image) -> Tensor:
+    """Copy a picture to uint8: (H, W) for a label map, (H, W, 3) for an image."""
+    return torch.from_numpy(np.array(picture))

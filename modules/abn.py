@@ -1,0 +1,291 @@
+"""Activated batch normalisation: in place, saving only its output, and its plain counterpart.
+
+In-place ABN (Rota Bulo, Porzi, Kontschieder, "In-Place Activated BatchNorm for Memory-Optimized
+Training of DNNs", CVPR 2018) computes, for every channel of x,
+
+    y = leaky_relu(xhat * (|weight| + eps) + bias, slope),    xhat = (x - mean) / sqrt(var + eps)
+
+and writes y over x. Both the scale and the activation are invertible, so backward recovers xhat
+from y and nothing else of the size of x is kept.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+try:  # a package that was built for another torch fails to import: the fall-back serves then too
+    from inplace_abn.functions import inplace_abn_sync as package_function
+except ImportError:
+    package_function = None
+
+EPS = 1e-5
+MOMENTUM = 0.1
+LEAKY_SLOPE = 0.01
+IDENTITY_SLOPE = 1.0
+NORMS = ("iabn_sync", "iabn", "abn", "std")
+
+
+class ActivatedNorm(nn.BatchNorm2d):
+    """What both norms have: parameters and statistics of BatchNorm2d, and an activation."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, channels: int, slope: float) -> None:
+        super().__init__(channels, eps=EPS, momentum=MOMENTUM)
+        self.slope = slope
+
+    def effective_weight(self) -> Tensor:
+        """The (C,) scale of xhat."""
+        return self.weight
+
+
+NormFactory = Callable[..., ActivatedNorm]
+
+
+def _per_channel(vector: Tensor, like: Tensor) -> Tensor:
+    return vector.view(1, -1, *[1] * (like.dim() - 2))
+
+
+def _sum_per_channel(x: Tensor) -> Tensor:
+    return x.sum(dim=[d for d in range(x.dim()) if d != 1])
+
+
+def _centre_and_measure(
+    x: Tensor, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Subtract this process's channel means from x, in place.
+
+    Returns (C,) tensors: the subtracted means, then mean and biased variance over the whole
+    group, then the 0-d number of values a channel in the whole group.
+    """
+    values = x.numel() // x.shape[1]
+    if values * (1 if group is None else dist.get_world_size(group)) < 2:
+        raise ValueError(
+            f"batch statistics need more than one value a channel, got a {tuple(x.shape)} input: "
+            "use a larger batch, or model.eval()"
+        )
+    own_mean = _sum_per_channel(x) / values
+    x.sub_(_per_channel(own_mean, x))
+    dims = [d for d in range(x.dim()) if d != 1]
+    own_var = torch.linalg.vector_norm(x, dim=dims).square() / values
+    count = own_mean.new_tensor(values, dtype=torch.float64)
+    if group is None:
+        return own_mean, own_mean, own_var, count
+    # Float64 keeps E[x^2] - E[x]^2 exact enough; the vector is short, so it costs nothing.
+    mean64, var64 = own_mean.double(), own_var.double()
+    sums = torch.cat([mean64 * count, (var64 + mean64.square()) * count, count.view(1)])
+    dist.all_reduce(sums, group=group)
+    total, channels = sums[-1], own_mean.numel()
+    mean64 = sums[:channels] / total
+    var64 = (sums[channels:-1] / total - mean64.square()).clamp_min(0)
+    return own_mean, mean64.to(own_mean.dtype), var64.to(own_mean.dtype), total
+
+
+class _InPlaceABN(torch.autograd.Function):
+    """Forward overwrites its input; backward needs only the output and (C,) vectors.
+
+    Reduced-precision inputs are computed in float32 and rounded once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        training: bool,
+        momentum: float,
+        eps: float,
+        slope: float,
+        group: dist.ProcessGroup | None,
+    ) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # x itself unless bf16 or half
+        if training:
+            own_mean, mean, var, count = _centre_and_measure(wide, group)
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            unbiased = (var * (count / (count - 1))).to(running_var.dtype)
+            running_var.lerp_(unbiased, momentum)
+        else:
+            own_mean, mean, var = torch.zeros_like(running_mean), running_mean, running_var
+            count = None
+        inv_std = torch.rsqrt(var + eps)
+        scale = (weight.abs() + eps) * inv_std
+        shift = bias + (own_mean - mean) * scale
+        wide.mul_(_per_channel(scale, x)).add_(_per_channel(shift, x))
+        if slope != IDENTITY_SLOPE:
+            F.leaky_relu_(wide, slope)
+        if wide is not x:
+            x.copy_(wide)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x, weight, bias, inv_std, count)
+        ctx.eps, ctx.slope, ctx.group = eps, slope, group
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        y, weight, bias, inv_std, count = ctx.saved_tensors
+        wide_dtype = torch.promote_types(y.dtype, torch.float32)
+        z, grad_z = y.to(wide_dtype), grad_y.to(wide_dtype)
+        if ctx.slope != IDENTITY_SLOPE:
+            grad_z = torch.ops.aten.leaky_relu_backward(grad_z, z, ctx.slope, True)
+            z = F.leaky_relu(z, 1 / ctx.slope)  # the inverse of the activation
+        gamma = weight.abs() + ctx.eps
+        grad_bias = _sum_per_channel(grad_z)
+        grad_gamma = (_sum_per_channel(grad_z * z) - bias * grad_bias) / gamma  # sum grad_z * xhat
+        scale = gamma * inv_std
+        if count is None:
+            grad_x = grad_z * _per_channel(scale, y)
+        else:
+            sums = torch.stack([grad_bias, grad_gamma])
+            if ctx.group is not None:
+                dist.all_reduce(sums, group=ctx.group)
+            mean_grad, mean_grad_xhat = sums / count.to(sums.dtype)
+            # scale * (grad_z - mean_grad - xhat * mean_grad_xhat) with xhat = (z - bias) / gamma
+            slope_z = -inv_std * mean_grad_xhat
+            constant = -scale * mean_grad - slope_z * bias
+            grad_x = (z * _per_channel(slope_z, y)).add_(_per_channel(constant, y))
+            grad_x.addcmul_(grad_z, _per_channel(scale, y))
+        grad_weight = torch.where(weight < 0, -grad_gamma, grad_gamma)
+        return grad_x.to(y.dtype), grad_weight, grad_bias, *[None] * 7
+
+
+def inplace_abn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    training: bool,
+    momentum: float = MOMENTUM,
+    eps: float = EPS,
+    slope: float = LEAKY_SLOPE,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Normalise, scale, shift and activate x in place.
+
+    Args:
+        x: (N, C, ...) of any floating type; overwritten with the result.
+        weight, bias, running_mean, running_var: (C,). |weight| + eps is the scale.
+        training: use the batch's statistics and update the running ones (running <- running +
+            momentum * (batch - running), with the unbiased variance); else use the running ones.
+        slope: of the leaky ReLU for negative values; 1 means no activation.
+        group: the processes whose batches count as one; None means this process alone. Batches
+            may differ in size: every value weighs the same.
+
+    Returns:
+        x, overwritten.
+
+    Raises:
+        ValueError: training with a single value a channel.
+    """
+    if package_function is not None and x.is_cuda:
+        # inplace_abn_sync without `group` silently does not synchronise: pass it always.
+        activation = "identity" if slope == IDENTITY_SLOPE else "leaky_relu"
+        arguments = (x, weight, bias, running_mean, running_var, training, momentum, eps)
+        return package_function(*arguments, activation, slope, group)
+    return _InPlaceABN.apply(
+        x, weight, bias, running_mean, running_var, training, momentum, eps, slope, group
+    )
+
+
+class InPlaceABN(ActivatedNorm):
+    """In-place activated batch norm; forward overwrites its input (N, C, H, W).
+
+    Args:
+        channels: C.
+        slope: of the leaky ReLU; 1 means no activation.
+        synchronised: in training, take the statistics over all processes of `group`.
+        group: None means all processes, if torch.distributed runs at all.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        slope: float = LEAKY_SLOPE,
+        *,
+        synchronised: bool = False,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(channels, slope)
+        self.synchronised, self.group = synchronised, group
+
+    def _active_group(self) -> dist.ProcessGroup | None:
+        if not (self.synchronised and self.training and dist.is_initialized()):
+            return None
+        return self.group if self.group is not None else dist.group.WORLD
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        return inplace_abn(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            training=self.training,
+            slope=self.slope,
+            group=self._active_group(),
+        )
+
+    def effective_weight(self) -> Tensor:
+        return self.weight.abs() + self.eps
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, slope={self.slope}, synchronised={self.synchronised}"
+
+
+class ABN(ActivatedNorm):
+    """Batch norm, then leaky ReLU (slope 1: none): y = leaky_relu(xhat * weight + bias).
+
+    `overwrite` activates in place; without it this is BatchNorm2d and LeakyReLU as everybody
+    writes them, the reference for memory.
+    """
+
+    def __init__(
+        self, channels: int, slope: float = LEAKY_SLOPE, *, overwrite: bool = False
+    ) -> None:
+        super().__init__(channels, slope)
+        self.overwrite = overwrite
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.slope == IDENTITY_SLOPE:
+            return y
+        return F.leaky_relu(y, self.slope, inplace=self.overwrite)
+
+
+def norm_factory(norm_act: str, group: dist.ProcessGroup | None = None) -> NormFactory:
+    """The constructor `(channels, slope=0.01) -> norm` behind a name of `NORMS`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if norm_act == "iabn_sync":
+        return partial(InPlaceABN, synchronised=True, group=group)
+    if norm_act == "iabn":
+        return InPlaceABN
+    if norm_act in ("abn", "std"):
+        return partial(ABN, overwrite=norm_act == "abn")
+    raise ValueError(f"norm_act must be one of {', '.join(NORMS)}, got {norm_act!r}")
+
+
+def describe_norm(norm_act: str, device: torch.device) -> str:
+    """One line for start-up: which implementation of the norm runs on `device`."""
+    if norm_act not in ("iabn_sync", "iabn"):
+        return f"{norm_act}: torch BatchNorm2d and leaky ReLU"
+    if package_function is not None and device.type == "cuda":
+        return f"{norm_act}: kernels of the inplace-abn package"
+    return f"{norm_act}: in-place autograd function in plain PyTorch"

@@ -1,0 +1,118 @@
+"""The pyramid pooling head, its last convolution computed without ever building its input."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modules.abn import NormFactory
+from modules.resnet import MOD4_CHANNELS, MOD5_CHANNELS
+
+GRID_SIZES = (1, 2, 3, 6)
+HEAD_CHANNELS = 512
+DROPOUT = 0.1
+
+
+def upsampling_matrix(cells: int, size: int, like: Tensor) -> Tensor:
+    """(size, cells) weights of bilinear upsampling along one axis, align_corners=False.
+
+    On the device of `like`, in its dtype, but computed in float32 at least.
+    """
+    wide_dtype = torch.promote_types(like.dtype, torch.float32)
+    identity = torch.eye(cells, device=like.device, dtype=wide_dtype)
+    return F.interpolate(identity[None], size=size, mode="linear")[0].T.to(like.dtype)
+
+
+def shifted_taps(matrix: Tensor) -> Tensor:
+    """(size, cells) -> (size, 3, cells): row y of tap t is row y + t - 1, zero outside."""
+    padded = F.pad(matrix, (0, 0, 1, 1))
+    size = matrix.shape[0]
+    return torch.stack([padded[tap : tap + size] for tap in range(3)], dim=1)
+
+
+def convolve_upsampled(grids: list[Tensor], weights: list[Tensor], size: torch.Size) -> Tensor:
+    """The 3x3 convolution (zero padding 1) of bilinearly upsampled grids, summed over the grids.
+
+    Both steps are linear, so the order can change. With U (size, cells) the upsampling matrix of
+    an axis, and W[a, b] the weight of the tap at row a - 1, column b - 1,
+
+        out[y, x] = sum_{a,b} W[a, b] . sum_{i,j} U[y + a - 1, i] U'[x + b - 1, j] grid[i, j]
+                  = sum_{a,i} U[y + a - 1, i] sum_{b,j} U'[x + b - 1, j] (W[a, b] . grid[i, j])
+
+    The products with W now run over the k*k cells of a grid, not over all h*w pixels. Zero padding
+    is the zero rows of the shifted U.
+
+    Args:
+        grids: each (N, C, k, k).
+        weights: each (O, C, 3, 3).
+        size: (h, w) that the grids are upsampled to.
+
+    Returns:
+        (N, O, h, w), in the dtype that autocast gives products.
+    """
+    height, width = size
+    rows, columns = [], []
+    for grid, weight in zip(grids, weights, strict=True):
+        cells = grid.shape[-1]
+        products = torch.einsum("ocab,ncij->noaibj", weight, grid)
+        taps_x = shifted_taps(upsampling_matrix(cells, width, products))
+        # (N, O, 3 k, w): taps and cells of the vertical axis, columns already spread.
+        columns.append((products.flatten(4) @ taps_x.flatten(1).T).flatten(2, 3))
+        rows.append(shifted_taps(upsampling_matrix(cells, height, products)).flatten(1))
+    return torch.cat(rows, dim=1) @ torch.cat(columns, dim=2)
+
+
+class PyramidHead(nn.Module):
+    """Pyramid pooling (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017) to 512 channels.
+
+    mod5 (N, 2048, h, w) -> (N, 512, h, w): mod5 is averaged to 1, 2, 3 and 6 cells a side, each
+    grid brought to 512 channels, upsampled and put beside mod5; a 3x3 convolution with norm and
+    dropout follows.
+
+    `plain=True` concatenates all 4096 channels before that convolution, as published. Otherwise
+    the pyramid's half of it is computed on the grids (`convolve_upsampled`): the same numbers
+    up to rounding, the same parameters, half the work.
+    """
+
+    def __init__(self, norm: NormFactory, *, plain: bool = False) -> None:
+        super().__init__()
+        self.plain = plain
+        self.ppm = nn.ModuleList(
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(cells),
+                nn.Conv2d(MOD5_CHANNELS, HEAD_CHANNELS, 1, bias=False),
+                norm(HEAD_CHANNELS),
+            )
+            for cells in GRID_SIZES
+        )
+        concatenated = MOD5_CHANNELS + len(GRID_SIZES) * HEAD_CHANNELS
+        self.conv_last = nn.Sequential(
+            nn.Conv2d(concatenated, HEAD_CHANNELS, 3, padding=1, bias=False),
+            norm(HEAD_CHANNELS),
+            nn.Dropout2d(DROPOUT),
+        )
+        self.cbr_deepsup = nn.Sequential(
+            nn.Conv2d(MOD4_CHANNELS, HEAD_CHANNELS, 3, padding=1, bias=False),
+            norm(HEAD_CHANNELS),
+            nn.Dropout2d(DROPOUT),
+        )
+
+    def forward(self, mod5: Tensor) -> Tensor:
+        grids = [branch(mod5) for branch in self.ppm]
+        convolution, *norm_and_dropout = self.conv_last
+        assert isinstance(convolution, nn.Conv2d)
+        size = mod5.shape[2:]
+        if self.plain:
+            grids = [F.interpolate(grid, size=size, mode="bilinear") for grid in grids]
+            features = convolution(torch.cat([mod5, *grids], dim=1))
+        else:
+            sections = [MOD5_CHANNELS] + [HEAD_CHANNELS] * len(grids)
+            weight, *grid_weights = convolution.weight.split(sections, dim=1)
+            features = F.conv2d(mod5, weight, convolution.bias, padding=1)
+            features = features + convolve_upsampled(grids, grid_weights, size)
+        for layer in norm_and_dropout:
+            features = layer(features)
+        return features
+
+    def deep_supervision(self, mod4: Tensor) -> Tensor:
+        """mod4 (N, 1024, h, w) -> (N, 512, h, w), for the auxiliary loss in training."""
+        return self.cbr_deepsup(mod4)

@@ -1,0 +1,46 @@
+"""The bottleneck block of ResNet with activated norms."""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modules.abn import IDENTITY_SLOPE, LEAKY_SLOPE, NormFactory
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions beside a shortcut (He et al., CVPR 2016, figure 5, right).
+
+    (N, in_channels, H, W) -> (N, 4 * width, H / stride, W / stride). The stride sits on the 3x3
+    convolution; the sum goes through a leaky ReLU, so the last norms have no activation. The
+    shortcut is projected where the shape changes.
+    """
+
+    expansion = 4
+
+    def __init__(
+        self, in_channels: int, width: int, stride: int, dilation: int, norm: NormFactory
+    ) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        conv2 = nn.Conv2d(
+            width, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
+        )
+        self.convs = nn.Sequential(
+            OrderedDict(
+                conv1=nn.Conv2d(in_channels, width, 1, bias=False),
+                bn1=norm(width),
+                conv2=conv2,
+                bn2=norm(width),
+                conv3=nn.Conv2d(width, out_channels, 1, bias=False),
+                bn3=norm(out_channels, slope=IDENTITY_SLOPE),
+            )
+        )
+        self.projects = stride != 1 or in_channels != out_channels
+        if self.projects:
+            self.proj_conv = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+            self.proj_bn = norm(out_channels, slope=IDENTITY_SLOPE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.proj_bn(self.proj_conv(x)) if self.projects else x
+        return F.leaky_relu_(self.convs(x) + shortcut, LEAKY_SLOPE)

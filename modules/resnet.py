@@ -1,0 +1,57 @@
+"""The dilated ResNet body."""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from modules.abn import NormFactory
+from modules.residual import Bottleneck
+
+BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+# Output stride -> the (stride, dilation) of mod2 to mod5 (Yu et al., "Dilated Residual Networks").
+STRIDES_AND_DILATIONS = {
+    8: ((1, 1), (2, 1), (1, 2), (1, 4)),
+    16: ((1, 1), (2, 1), (2, 1), (1, 2)),
+}
+MOD4_CHANNELS = 1024
+MOD5_CHANNELS = 2048
+
+
+class ResNet(nn.Module):
+    """ResNet-50 or -101 whose last stages are dilated instead of strided.
+
+    images (N, 3, H, W) -> mod4's (N, 1024, h, w) and mod5's (N, 2048, h, w) output, where h and w
+    are H and W over the output stride, rounded up. At output stride 16, mod4 and mod5 have the
+    same size too: only mod5 is dilated.
+    """
+
+    mod2: nn.Sequential
+    mod3: nn.Sequential
+    mod4: nn.Sequential
+    mod5: nn.Sequential
+
+    def __init__(self, backbone: str, output_stride: int, norm: NormFactory) -> None:
+        super().__init__()
+        self.mod1 = nn.Sequential(
+            OrderedDict(
+                conv1=nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
+                bn1=norm(64),
+                pool1=nn.MaxPool2d(3, stride=2, padding=1),
+            )
+        )
+        in_channels, width = 64, 64
+        stages = zip(BLOCKS[backbone], STRIDES_AND_DILATIONS[output_stride], strict=True)
+        for number, (blocks, (stride, dilation)) in enumerate(stages, start=2):
+            stage: OrderedDict[str, nn.Module] = OrderedDict()
+            for block in range(1, blocks + 1):
+                block_stride = stride if block == 1 else 1
+                stage[f"block{block}"] = Bottleneck(
+                    in_channels, width, block_stride, dilation, norm
+                )
+                in_channels = width * Bottleneck.expansion
+            setattr(self, f"mod{number}", nn.Sequential(stage))
+            width *= 2
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mod4 = self.mod4(self.mod3(self.mod2(self.mod1(images))))
+        return mod4, self.mod5(mod4)

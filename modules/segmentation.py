@@ -1,0 +1,84 @@
+"""The network: body, head and classifier."""
+
+from typing import NamedTuple
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from modules.abn import LEAKY_SLOPE, norm_factory
+from modules.classifier import Classifier
+from modules.pyramid import HEAD_CHANNELS, PyramidHead
+from modules.resnet import BLOCKS, STRIDES_AND_DILATIONS, ResNet
+
+
+class TrainingLogits(NamedTuple):
+    """Both (N, num_classes, h, w), at the output stride."""
+
+    logits: Tensor
+    deepsup_logits: Tensor
+
+
+class SegmentationModel(nn.Module):
+    """images (N, 3, H, W), normalised -> low-resolution logits (N, num_classes, h, w).
+
+    h and w are H and W over the output stride, rounded up; upsampling is the caller's, since the
+    scores differ in where they do it. In training mode a `TrainingLogits` pair with the logits of
+    deep supervision, which evaluation never computes.
+    """
+
+    def __init__(self, body: ResNet, head: PyramidHead, classifier: Classifier) -> None:
+        super().__init__()
+        self.body, self.head, self.cls = body, head, classifier
+
+    def forward(self, images: Tensor) -> Tensor | TrainingLogits:
+        mod4, mod5 = self.body(images)
+        logits = self.cls(self.head(mod5))
+        if not self.training:
+            return logits
+        return TrainingLogits(logits, self.cls.deep_supervision(self.head.deep_supervision(mod4)))
+
+    def freeze_norms(self) -> None:
+        """Keep weight and bias of every norm as they are; running statistics go on."""
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.requires_grad_(False)
+                module.bias.requires_grad_(False)
+
+
+def build_model(
+    backbone: str = "resnet50",
+    classifier: str = "cosine",
+    norm_act: str = "iabn_sync",
+    num_classes: int = 13,
+    output_stride: int = 8,
+    *,
+    plain: bool = False,
+    group: dist.ProcessGroup | None = None,
+) -> SegmentationModel:
+    """The PAnS network with random weights; state dict keys are those of published checkpoints.
+
+    Args:
+        backbone: "resnet50" or "resnet101".
+        classifier: "cosine" (prototypes) or "standard".
+        norm_act: "iabn_sync", "iabn", "abn" or "std" (see `modules.abn`).
+        output_stride: 8 or 16.
+        plain: compute the head as published, over 4096 concatenated channels.
+        group: the processes that "iabn_sync" synchronises; None means all.
+
+    Raises:
+        ValueError: a value outside these.
+    """
+    if backbone not in BLOCKS:
+        raise ValueError(f"backbone must be one of {', '.join(BLOCKS)}, got {backbone!r}")
+    if output_stride not in STRIDES_AND_DILATIONS:
+        raise ValueError(f"output_stride must be 8 or 16, got {output_stride!r}")
+    norm = norm_factory(norm_act, group)
+    model = SegmentationModel(
+        ResNet(backbone, output_stride, norm),
+        PyramidHead(norm, plain=plain),
+        Classifier(classifier, HEAD_CHANNELS, num_classes),
+    )
+    for module in (*model.body.modules(), *model.head.modules()):
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE, mode="fan_out")
+    return model

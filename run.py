@@ -1,0 +1,51 @@
+"""PAnS from the command line: parse, launch, work. `python run.py --help` lists the flags."""
+
+import sys
+from collections.abc import Sequence
+
+from argparser import Options, parse_options
+from errors import PansError
+from modules.abn import describe_norm
+from train import Trainer
+from utils.distributed import (
+    USER_ERROR,
+    default_nproc,
+    end_process,
+    launch,
+    launched,
+    run_reporting,
+    start_process,
+)
+from utils.logger import Logger
+
+
+def work(options: Options) -> None:
+    """What one process does, from joining the others to leaving them."""
+    process = start_process(options.local_rank)
+    trainer = Trainer(options, process, Logger(options.log_folder if process.is_main else None))
+    if process.is_main:
+        print(f"{process.world_size} x {process.device.type}, {trainer.precision}")
+        print(describe_norm(options.norm_act, process.device))
+        print(*(f"note: {note}" for note in options.notes), sep="\n")
+    if not options.test:
+        trainer.fit()
+    trainer.test()
+    end_process()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 1 for a bug, 2 for an error that the user can mend."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        options = parse_options(argv)
+        nproc = options.nproc or default_nproc()
+        if nproc > 1 and not launched():
+            return launch([__file__, *argv], nproc)
+    except PansError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    return run_reporting(lambda: work(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,319 @@
+"""Training, validation and test: the loops, from top to bottom."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from argparser import Options
+from dataset import (
+    CLASS_NAMES,
+    IGNORE_INDEX,
+    EvaluationSample,
+    Sample,
+    Split,
+    evaluation_loader,
+    training_loader,
+)
+from metrics import AnomalyEvaluation, ConfusionMatrix
+from modules import build_model
+from modules.folding import fold_norms
+from modules.pretrained import load_backbone
+from modules.scores import cosine_score, mean_probabilities, msp_score, upsample
+from utils.checkpoint import load_checkpoint, load_model_state, model_state, save_checkpoint
+from utils.distributed import Process, sum_over_processes
+from utils.logger import Logger
+from utils.panels import Panels
+from utils.results import log_segmentation, report_results
+from utils.scheduler import make_scheduler
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, mean over the pixels that are not ignored; 0 where all of them are.
+
+    Args:
+        logits: (N, C, H, W).
+        labels: (N, H, W) uint8, class indices, 255 = ignore.
+    """
+    total = F.cross_entropy(
+        logits.float(), labels.long(), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
+    return total / (labels != IGNORE_INDEX).sum().clamp_min(1)
+
+
+class Trainer:
+    """One model in one process of a run: `fit` trains and validates it, `test` scores it."""
+
+    def __init__(self, options: Options, process: Process, logger: Logger) -> None:
+        self.options, self.process, self.logger = options, process, logger
+        self.precision = options.precision or default_precision(process.device)
+        self.epoch = self.iteration = 0  # done so far
+        self.best_score = -1.0  # validation mIoU
+        torch.manual_seed(options.random_seed)  # the same initial weights in every process
+        self.model = build_model(
+            options.backbone,
+            options.classifier,
+            options.norm_act,
+            options.num_classes,
+            options.output_stride,
+            plain=options.plain,
+        ).to(process.device)
+        torch.manual_seed(options.random_seed + process.rank)  # but not the same dropout
+
+    # Training
+
+    def fit(self) -> None:
+        """Train up to `epochs`, validating and saving as often as the options say."""
+        options = self.options
+        self._prepare_training()
+        while self.epoch < options.epochs:
+            self.train_epoch()
+            self.epoch += 1
+            last = self.epoch == options.epochs
+            if last or self.epoch % options.val_interval == 0:
+                score = self.validate()
+                if score > self.best_score:
+                    self.best_score = score
+                    self._save(options.best_checkpoint_path)
+            if last or self.epoch % options.ckpt_interval == 0:
+                self._save(options.checkpoint_path)
+
+    def train_epoch(self) -> None:
+        """One pass over the training set, with a report every `print_interval` steps."""
+        interval = self.options.print_interval
+        self.model.train()
+        self.loader.sampler.set_epoch(self.epoch)
+        batches = iter(self.loader)
+        bar = self._progress(range(self.steps_per_epoch), f"epoch {self.epoch + 1}")
+        losses = torch.zeros((), device=self.process.device)
+        start = time.perf_counter()
+        for step in bar:
+            losses += self.train_step(batches)
+            if (step + 1) % interval == 0:
+                report = self._training_report(losses / interval, time.perf_counter() - start)
+                self.logger.scalars(
+                    {f"train/{name}": value for name, value in report.items()}, self.iteration
+                )
+                bar.set_postfix({name: f"{value:.3g}" for name, value in report.items()})
+                losses.zero_()
+                start = time.perf_counter()
+
+    def train_step(self, batches: Iterator[Sample]) -> Tensor:
+        """One step of the optimizer on the next `accumulate` batches; returns their mean loss."""
+        accumulate = self.options.accumulate
+        step_loss = torch.zeros((), device=self.process.device)
+        for number in range(1, accumulate + 1):
+            images, labels = (self._to_device(tensor) for tensor in next(batches))
+            with self._exchanging_gradients(number == accumulate):
+                with self._autocast():
+                    output = self.network(images)
+                loss, deepsup_loss = (
+                    segmentation_loss(upsample(logits.float(), labels.shape[-2:]), labels)
+                    for logits in output
+                )
+                loss = (loss + self.options.deepsup * deepsup_loss) / accumulate
+                loss.backward()
+            step_loss += loss.detach()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        self.iteration += 1
+        return step_loss
+
+    def _training_report(self, loss: Tensor, seconds: float) -> dict[str, float]:
+        """Means over the last `print_interval` steps of all processes; waits for the device."""
+        options, processes = self.options, self.process.world_size
+        images = options.print_interval * options.accumulate * options.batch_size * processes
+        return {
+            "loss": sum_over_processes(loss).item() / processes,
+            "lr": self.scheduler.get_last_lr()[0],
+            "images_per_second": images / seconds,
+        }
+
+    # Validation
+
+    @torch.inference_mode()
+    def validate(self) -> float:
+        """Loss, IoU and accuracy on whole validation images; returns the mean IoU."""
+        options, device = self.options, self.process.device
+        loader = self._evaluation_loader("train" if options.val_on_trainset else "validation")
+        model = self._evaluation_model()
+        confusion = ConfusionMatrix(options.num_classes, device)
+        panels = Panels(len(loader.dataset), options.sample_num)
+        loss_and_images = torch.zeros(2, dtype=torch.float64, device=device)
+        for sample in self._progress(loader, "validation"):
+            label, size = self._to_device(sample.label), sample.label.shape
+            logits = self._logits(model, sample.images)
+            full_logits = upsample(logits[0], size)
+            prediction = full_logits.argmax(dim=1)[0]
+            confusion.update(prediction, label)
+            loss_and_images[0] += segmentation_loss(full_logits, label[None])
+            loss_and_images[1] += 1
+            if panels.wants(sample.index):
+                panels.add(sample, prediction, self._anomaly_score(logits, size))
+        confusion.all_reduce()
+        loss, images = sum_over_processes(loss_and_images).tolist()
+        scores = {"Loss": loss / images} | confusion.scores()
+        log_segmentation(self.logger, "validation", scores, confusion.matrix, self.iteration)
+        panels.log(self.logger, "validation", self.iteration)
+        return scores["Mean IoU"]
+
+    # Test
+
+    @torch.inference_mode()
+    def test(self) -> dict[str, Any]:
+        """Anomaly metrics and mean IoU on the test split, as in results.json."""
+        options = self.options
+        self._load_tested_weights()
+        loader = self._evaluation_loader("test")
+        model = self._evaluation_model()
+        evaluation = AnomalyEvaluation(options.num_classes, options.unk_class)
+        pictures = options.log_folder / "pictures" if options.visualize else None
+        panels = Panels(len(loader.dataset), options.sample_num, pictures)
+        for sample in self._progress(loader, "test"):
+            size = sample.label.shape
+            logits = self._logits(model, sample.images)
+            probabilities = mean_probabilities(logits, size)
+            prediction = probabilities.argmax(dim=1)[0]
+            score = self._anomaly_score(logits, size, probabilities)
+            evaluation.update(sample.index, sample.name, score, prediction, sample.label)
+            if panels.wants(sample.index):
+                panels.add(sample, prediction, score)
+        evaluation.all_reduce()
+        results = evaluation.results() | {"options": options.to_dict()}
+        panels.log(self.logger, "test", self.iteration)
+        if self.process.is_main:
+            report_results(self.logger, options.log_folder, results, self.iteration)
+        return results
+
+    def _logits(self, model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
+        """One image at every scale -> its (1, C, h, w) float32 logits at every scale."""
+        with self._autocast():
+            return [model(self._to_device(image)[None]).float() for image in images]
+
+    def _anomaly_score(
+        self, logits: Sequence[Tensor], size: torch.Size, probabilities: Tensor | None = None
+    ) -> Tensor:
+        """(H, W), higher is more anomalous, by the score that the options name."""
+        if self.options.score == "cosine":
+            return cosine_score(logits, size)[0]
+        if probabilities is None:
+            probabilities = mean_probabilities(logits, size)
+        return msp_score(probabilities)[0]
+
+    # Start and end
+
+    def _prepare_training(self) -> None:
+        """Loader, optimizer and scheduler; weights from --ckpt, from ImageNet or at random."""
+        options, process = self.options, self.process
+        self.loader = training_loader(
+            options.data_root,
+            batch_size=options.batch_size,
+            crop_size=options.crop_size,
+            seed=options.random_seed,
+            num_workers=options.num_workers,
+            rank=process.rank,
+            world_size=process.world_size,
+        )
+        self.steps_per_epoch = len(self.loader) // options.accumulate
+        if options.fix_bn:
+            self.model.freeze_norms()
+        self.optimizer = torch.optim.SGD(
+            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
+            lr=options.lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            nesterov=options.momentum > 0,
+        )
+        self.scheduler = make_scheduler(
+            self.optimizer,
+            options.lr_policy,
+            total_iterations=options.epochs * self.steps_per_epoch,
+            power=options.lr_power,
+            decay_step=options.lr_decay_step,
+            decay_factor=options.lr_decay_factor,
+        )
+        if options.ckpt is not None:
+            self._resume()
+        elif not options.no_pretrained:
+            load_backbone(
+                self.model.body,
+                options.pretrained_path,
+                plain_norms=options.norm_act in ("abn", "std"),
+            )
+        self.network: nn.Module = self.model
+        if dist.is_initialized():
+            self.network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+
+    def _resume(self) -> None:
+        """Go on from --ckpt: weights alone, or all of a checkpoint of ours."""
+        checkpoint = load_checkpoint(self.options.ckpt)
+        load_model_state(self.model, model_state(checkpoint), self.options.ckpt)
+        if "optimizer_state" in checkpoint:
+            self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+            self.scheduler.load_state_dict(checkpoint["scheduler_state"])
+            self.epoch, self.iteration = checkpoint["epoch"], checkpoint["iteration"]
+            self.best_score = checkpoint["best_score"]
+
+    def _save(self, path: Path) -> None:
+        if not self.process.is_main:
+            return
+        state = {
+            "model_state": self.model.state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "scheduler_state": self.scheduler.state_dict(),
+            "epoch": self.epoch,
+            "iteration": self.iteration,
+            "best_score": self.best_score,
+            "options": self.options.to_dict(),
+            "classes": list(CLASS_NAMES),
+        }
+        save_checkpoint(path, state)
+
+    def _load_tested_weights(self) -> None:
+        """--ckpt_test, or the run's best checkpoint, which the main process may just have written."""
+        if dist.is_initialized():
+            dist.barrier()
+        path = Path(self.options.ckpt_test or self.options.best_checkpoint_path)
+        load_model_state(self.model, model_state(load_checkpoint(path)), path)
+
+    def _evaluation_model(self) -> nn.Module:
+        if self.options.plain:
+            return self.model.eval()
+        return fold_norms(self.model)
+
+    def _evaluation_loader(self, split: Split) -> DataLoader[EvaluationSample]:
+        return evaluation_loader(
+            self.options.data_root,
+            split,
+            multi_scale=self.options.multi_scala if split == "test" else None,
+            num_workers=self.options.num_workers,
+            rank=self.process.rank,
+            world_size=self.process.world_size,
+        )
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.process.device.type, torch.bfloat16, enabled=self.precision == "bf16"
+        )
+
+    def _exchanging_gradients(self, exchange: bool) -> AbstractContextManager[None]:
+        """With `exchange` False, backward keeps this process's gradients to itself."""
+        if exchange or not isinstance(self.network, DistributedDataParallel):
+            return nullcontext()
+        return self.network.no_sync()
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.process.device, non_blocking=True)
+
+    def _progress(self, items: Iterable[Any], name: str) -> tqdm:
+        return tqdm(items, name, disable=not self.process.is_main, dynamic_ncols=True)
