@@ -224,9 +224,7 @@ class Options:
         shown_default="--precision's",
     )
     plain: bool = _flag("speed", False, "the published order of work in fp32, for comparison")
-    compile: bool = _flag("speed", False, "compile the network with torch.compile")
     accumulate: int = _flag("speed", 1, "batches whose gradients make one step", _COUNT)
-    checkpoint_activations: bool = _flag("speed", False, "compute activations twice to save memory")
 
     nproc: int | None = _flag(
         "launch", None, "processes on this machine", _COUNT, int, "one per GPU, one on a CPU"
@@ -258,9 +256,9 @@ class Options:
         return ("the anomaly score is msp: neither --msp nor --cosine_scores was given",)
 
     @property
-    def pretrained_path(self) -> Path:
-        """Where the backbone's ImageNet weights are looked for."""
-        return Path(self.pretrained_file or f"pretrained/{self.backbone}_iabn_sync.pth.tar")
+    def pretrained_path(self) -> Path | None:
+        """The file of ImageNet weights that was named, if one was."""
+        return None if self.pretrained_file is None else Path(self.pretrained_file)
 
     @property
     def log_folder(self) -> Path:
@@ -347,14 +345,8 @@ def _check_opt_level(options: Options) -> None:
 def _check_plain(options: Options) -> None:
     if not options.plain:
         return
-    clashes = {
-        "--precision bf16": options.precision == "bf16",
-        "--compile": options.compile,
-        "--checkpoint_activations": options.checkpoint_activations,
-    }
-    for other, given in clashes.items():
-        if given:
-            raise _refusal("plain", f"is the published order of work in fp32, without {other}")
+    if options.precision == "bf16":
+        raise _refusal("plain", "is the published order of work in fp32, without --precision bf16")
 
 
 class _Parser(argparse.ArgumentParser):

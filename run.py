@@ -22,19 +22,22 @@ from utils.logger import Logger
 def work(options: Options) -> None:
     """What one process does, from joining the others to leaving them."""
     process = start_process(options.local_rank)
-    trainer = Trainer(options, process, Logger(options.log_folder if process.is_main else None))
-    if process.is_main:
-        print(f"{process.world_size} x {process.device.type}, {trainer.precision}")
-        print(describe_norm(options.norm_act, process.device))
-        print(*(f"note: {note}" for note in options.notes), sep="\n")
-    if not options.test:
-        trainer.fit()
-    trainer.test()
+    with Logger(options.log_folder if process.is_main else None) as logger:
+        trainer = Trainer(options, process, logger)
+        logger.table("options", options.to_dict())
+        if process.is_main:
+            print(f"{process.world_size} x {process.device.type}, {trainer.precision}")
+            print(describe_norm(options.norm_act, process.device))
+            for note in options.notes:
+                print(f"note: {note}")
+        if not options.test:
+            trainer.fit()
+        trainer.test()
     end_process()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 for a bug, 2 for an error that the user can mend."""
+    """Run PAnS; returns the exit code: 0, 1 for a bug, 2 for an error that the user can mend."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         options = parse_options(argv)

@@ -18,16 +18,19 @@ from argparser import Options
 from dataset import (
     CLASS_NAMES,
     IGNORE_INDEX,
+    EpochSampler,
     EvaluationSample,
     Sample,
     Split,
+    class_indices,
     evaluation_loader,
     training_loader,
 )
-from metrics import AnomalyEvaluation, ConfusionMatrix
+from metrics.evaluation import AnomalyEvaluation
+from metrics.segmentation import ConfusionMatrix, segmentation_scores
 from modules import build_model
 from modules.folding import fold_norms
-from modules.pretrained import load_backbone
+from modules.pretrained import find_backbone_file, load_backbone
 from modules.scores import cosine_score, mean_probabilities, msp_score, upsample
 from utils.checkpoint import load_checkpoint, load_model_state, model_state, save_checkpoint
 from utils.distributed import Process, sum_over_processes
@@ -35,6 +38,8 @@ from utils.logger import Logger
 from utils.panels import Panels
 from utils.results import log_segmentation, report_results
 from utils.scheduler import make_scheduler
+
+BACKBONES = Path("pretrained")
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -48,6 +53,11 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits.float(), labels.long(), ignore_index=IGNORE_INDEX, reduction="sum"
     )
     return total / (labels != IGNORE_INDEX).sum().clamp_min(1)
+
+
+def default_precision(device: torch.device) -> str:
+    """bf16 on a GPU that has it, else fp32."""
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 class Trainer:
@@ -91,6 +101,7 @@ class Trainer:
         """One pass over the training set, with a report every `print_interval` steps."""
         interval = self.options.print_interval
         self.model.train()
+        assert isinstance(self.loader.sampler, EpochSampler)
         self.loader.sampler.set_epoch(self.epoch)
         batches = iter(self.loader)
         bar = self._progress(range(self.steps_per_epoch), f"epoch {self.epoch + 1}")
@@ -148,7 +159,7 @@ class Trainer:
         loader = self._evaluation_loader("train" if options.val_on_trainset else "validation")
         model = self._evaluation_model()
         confusion = ConfusionMatrix(options.num_classes, device)
-        panels = Panels(len(loader.dataset), options.sample_num)
+        panels = Panels(_images_of(loader), options.sample_num)
         loss_and_images = torch.zeros(2, dtype=torch.float64, device=device)
         for sample in self._progress(loader, "validation"):
             label, size = self._to_device(sample.label), sample.label.shape
@@ -162,7 +173,7 @@ class Trainer:
                 panels.add(sample, prediction, self._anomaly_score(logits, size))
         confusion.all_reduce()
         loss, images = sum_over_processes(loss_and_images).tolist()
-        scores = {"Loss": loss / images} | confusion.scores()
+        scores = segmentation_scores(confusion.matrix) | {"Loss": loss / images}
         log_segmentation(self.logger, "validation", scores, confusion.matrix, self.iteration)
         panels.log(self.logger, "validation", self.iteration)
         return scores["Mean IoU"]
@@ -176,9 +187,15 @@ class Trainer:
         self._load_tested_weights()
         loader = self._evaluation_loader("test")
         model = self._evaluation_model()
-        evaluation = AnomalyEvaluation(options.num_classes, options.unk_class)
+        evaluation = AnomalyEvaluation(
+            options.num_classes,
+            options.unk_class,
+            IGNORE_INDEX,
+            class_indices(options.ignore_classes),
+            self.process.device,
+        )
         pictures = options.log_folder / "pictures" if options.visualize else None
-        panels = Panels(len(loader.dataset), options.sample_num, pictures)
+        panels = Panels(_images_of(loader), options.sample_num, pictures)
         for sample in self._progress(loader, "test"):
             size = sample.label.shape
             logits = self._logits(model, sample.images)
@@ -192,7 +209,8 @@ class Trainer:
         results = evaluation.results() | {"options": options.to_dict()}
         panels.log(self.logger, "test", self.iteration)
         if self.process.is_main:
-            report_results(self.logger, options.log_folder, results, self.iteration)
+            matrix = evaluation.confusion.matrix
+            report_results(self.logger, options.log_folder, results, matrix, self.iteration)
         return results
 
     def _logits(self, model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
@@ -245,19 +263,19 @@ class Trainer:
         if options.ckpt is not None:
             self._resume()
         elif not options.no_pretrained:
-            load_backbone(
-                self.model.body,
-                options.pretrained_path,
-                plain_norms=options.norm_act in ("abn", "std"),
-            )
+            path = options.pretrained_path or find_backbone_file(BACKBONES, options.backbone)
+            plain_norms = options.norm_act in ("abn", "std")
+            load_backbone(self.model.body, load_checkpoint(path), path, plain_norms=plain_norms)
+        self.logger.start_at(self.iteration)
         self.network: nn.Module = self.model
         if dist.is_initialized():
             self.network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
 
     def _resume(self) -> None:
-        """Go on from --ckpt: weights alone, or all of a checkpoint of ours."""
-        checkpoint = load_checkpoint(self.options.ckpt)
-        load_model_state(self.model, model_state(checkpoint), self.options.ckpt)
+        """Go on from --ckpt: the weights alone, or all that a checkpoint of this code holds."""
+        path = Path(self.options.ckpt or "")
+        checkpoint = load_checkpoint(path)
+        load_model_state(self.model, model_state(checkpoint), path)
         if "optimizer_state" in checkpoint:
             self.optimizer.load_state_dict(checkpoint["optimizer_state"])
             self.scheduler.load_state_dict(checkpoint["scheduler_state"])
@@ -280,7 +298,7 @@ class Trainer:
         save_checkpoint(path, state)
 
     def _load_tested_weights(self) -> None:
-        """--ckpt_test, or the run's best checkpoint, which the main process may just have written."""
+        """Those of --ckpt_test, or of the run's best checkpoint, once it is written."""
         if dist.is_initialized():
             dist.barrier()
         path = Path(self.options.ckpt_test or self.options.best_checkpoint_path)
@@ -317,3 +335,8 @@ class Trainer:
 
     def _progress(self, items: Iterable[Any], name: str) -> tqdm:
         return tqdm(items, name, disable=not self.process.is_main, dynamic_ncols=True)
+
+
+def _images_of(loader: DataLoader[EvaluationSample]) -> int:
+    """How many images the split has, on all processes together."""
+    return len(loader.dataset)  # type: ignore[arg-type]

@@ -1,6 +1,12 @@
 """Files on disk to image and label tensors: StreetHazards, its transforms and its loaders."""
 
-from dataset.loaders import TestSample, evaluation_loader, training_loader, worker_count
+from dataset.loaders import (
+    EpochSampler,
+    EvaluationSample,
+    evaluation_loader,
+    training_loader,
+    worker_count,
+)
 from dataset.streethazards import (
     ANOMALY_INDEX,
     CLASS_NAMES,
@@ -8,8 +14,10 @@ from dataset.streethazards import (
     NUM_CLASSES,
     PALETTE,
     BadSample,
+    Split,
     StreetHazards,
     StreetHazardsNotFound,
+    class_indices,
 )
 from dataset.transforms import Sample
 
@@ -20,10 +28,13 @@ __all__ = [
     "NUM_CLASSES",
     "PALETTE",
     "BadSample",
+    "EpochSampler",
+    "EvaluationSample",
     "Sample",
+    "Split",
     "StreetHazards",
     "StreetHazardsNotFound",
-    "TestSample",
+    "class_indices",
     "evaluation_loader",
     "training_loader",
     "worker_count",

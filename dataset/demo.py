@@ -5,11 +5,12 @@ The pictures come from `dataset.scene`; scene i of a split is a function of (see
 
 import argparse
 import json
-import os
+import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +18,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dataset.loaders import worker_count
 from dataset.scene import draw_scene
 from errors import PansError
 
 FOLDER = "StreetHazards"
 STAMP = "demo.json"
-# Part of the stamp: to be raised when the drawing changes, so that older pictures are drawn anew
-DRAWING = 2
-# Archive folder, folder of the pictures and towns of each split, as in the published archives
+SMALLEST_SIDE = 32
+# Part of the stamp: raise it when the drawing changes, so that older pictures are drawn anew.
+DRAWING = 1
+# Archive, folder of the pictures and towns of each split, as in the published archives.
 LAYOUT = {
     "train": ("train", "training", ("t1", "t2", "t3")),
     "validation": ("train", "validation", ("t4",)),
@@ -69,7 +72,7 @@ def write_scene(scene: Scene) -> None:
     for name, pixels in ((scene.image, image), (scene.label, label)):
         path = scene.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path, compress_level=3)
+        Image.fromarray(pixels).save(path, compress_level=1)
 
 
 def write_odgt(path: Path, scenes: list[Scene]) -> None:
@@ -88,30 +91,31 @@ def write_odgt(path: Path, scenes: list[Scene]) -> None:
     path.write_text(json.dumps(records) + "\n")
 
 
-def draw_all(scenes: list[Scene]) -> Iterator[None]:
-    workers = min(len(os.sched_getaffinity(0)), len(scenes) // 8)
-    if workers < 2:
-        yield from map(write_scene, scenes)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(write_scene, scenes, chunksize=4)
+def draw_all(scenes: list[Scene]) -> None:
+    workers = worker_count(len(scenes) // 8)
+    with ExitStack() as stack:
+        drawn: Iterator[None] = map(write_scene, scenes)
+        if workers > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(workers))
+            drawn = pool.map(write_scene, scenes, chunksize=4)
+        for _ in tqdm(drawn, total=len(scenes), desc="drawing", unit="scene"):
+            pass
 
 
-def read_stamp(folder: Path) -> dict[str, object] | None:
-    """What an earlier run wrote there, None where nothing lies yet.
+def is_there(folder: Path, stamp: str) -> bool:
+    """Whether an earlier run has finished this very data set.
 
     Raises:
         NotDemoData: the folder holds files but no stamp.
     """
-    stamp = folder / STAMP
-    if stamp.is_file():
-        return dict(json.loads(stamp.read_text()))
+    if (folder / STAMP).is_file():
+        return (folder / STAMP).read_text() == stamp
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise NotDemoData(
-            f"{folder} holds files but no {STAMP}, so it is not demo data; "
+            f"{folder} holds no {STAMP}, so it is not demo data and stays as it is; "
             "choose another folder with --root"
         )
-    return None
+    return False
 
 
 def write_demo(
@@ -139,45 +143,63 @@ def write_demo(
     """
     folder = Path(root) / FOLDER
     counts = {"train": train, "validation": validation, "test": test}
-    wanted = {"drawing": DRAWING, "seed": seed, "size": list(size), **counts}
-    found = read_stamp(folder)
-    if found == {**wanted, "complete": True}:
+    stamp = json.dumps({"drawing": DRAWING, "seed": seed, "size": size, **counts})
+    if is_there(folder, stamp):
         return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STAMP).write_text("unfinished")
     for archive in ("train", "test"):
         shutil.rmtree(folder / archive, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / STAMP).write_text(json.dumps({**wanted, "complete": False}))
     splits = {split: scenes_of(folder, split, count, size, seed) for split, count in counts.items()}
-    scenes = [scene for split in splits.values() for scene in split]
-    for _ in tqdm(draw_all(scenes), total=len(scenes), desc="drawing", unit="scene"):
-        pass
-    for split, chosen in splits.items():
-        write_odgt(folder / LAYOUT[split][0] / f"{split}.odgt", chosen)
-    (folder / STAMP).write_text(json.dumps({**wanted, "complete": True}))
+    draw_all([scene for scenes in splits.values() for scene in scenes])
+    for split, scenes in splits.items():
+        write_odgt(folder / LAYOUT[split][0] / f"{split}.odgt", scenes)
+    (folder / STAMP).write_text(stamp)
     return folder
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    return int(width), int(height)
+def natural_number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.demo", description=__doc__)
-    parser.add_argument("--root", type=Path, default=Path("data/demo"))
-    parser.add_argument("--train", type=int, default=240)
-    parser.add_argument("--validation", type=int, default=16)
-    parser.add_argument("--test", type=int, default=32)
-    parser.add_argument("--size", type=parse_size, default=(384, 216))
-    parser.add_argument("--seed", type=int, default=0)
-    options = vars(parser.parse_args())
+def picture_size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None or min(size := (int(match[1]), int(match[2]))) < SMALLEST_SIDE:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no picture size: type WIDTHxHEIGHT, each at least {SMALLEST_SIDE} pixels"
+        )
+    return size
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m dataset.demo",
+        description="Draw a small data set of street scenes in the layout of StreetHazards.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--root", type=Path, default=Path("data/demo"), help="folder to write to")
+    for split, count in (("train", 240), ("validation", 16), ("test", 32)):
+        parser.add_argument(
+            f"--{split}", type=natural_number, default=count, help=f"scenes in the {split} split"
+        )
+    parser.add_argument(
+        "--size", type=picture_size, default="384x216", help="width and height of the pictures"
+    )
+    parser.add_argument("--seed", type=natural_number, default=0, help="other seed, other pictures")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     try:
-        folder = write_demo(options.pop("root"), **options)
-    except PansError as error:
+        print(f"demo data: {write_demo(**vars(parse_arguments(arguments)))}")
+    except (PansError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"demo data: {folder}")
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,7 @@ from dataset.transforms import (
     TEST_SCALES,
     Sample,
     byte_tensor,
-    full_sample,
+    normalised,
     scaled_images,
     training_sample,
 )
@@ -27,22 +27,22 @@ class TooFewImages(PansError):
     """The training split does not fill one batch on every process."""
 
 
-class TestSample(NamedTuple):
-    """One test image at every scale.
+class EvaluationSample(NamedTuple):
+    """One validation or test image at every scale it is looked at.
 
     Attributes:
         images: one (3, h, w) float32 tensor a scale, normalised.
         label: (H, W) uint8, class indices at the size of the file.
         index: position in the split.
         name: path of the image, relative to the folder of the odgt file.
-        thumbnail: (H, W, 3) uint8, the picture as it is in the file.
+        picture: (H, W, 3) uint8, the picture as it is in the file.
     """
 
     images: list[Tensor]
     label: Tensor
     index: int  # type: ignore[assignment]  # hides tuple.index, which no one needs here
     name: str
-    thumbnail: Tensor
+    picture: Tensor
 
 
 def random_stream(*key: int) -> random.Random:
@@ -111,21 +111,24 @@ class TrainingSamples(Dataset[Sample]):
         return training_sample(image, label, random_stream(self.seed, epoch, index), self.crop_size)
 
 
-class TestSamples(Dataset[TestSample]):
-    """Whole images at the given scales, each decoded once."""
+class EvaluationSamples(Dataset[EvaluationSample]):
+    """Whole images at the given scales, each decoded once; no scales means their own size."""
 
-    def __init__(self, pictures: StreetHazards, scales: Sequence[float]) -> None:
+    def __init__(self, pictures: StreetHazards, scales: Sequence[float] = ()) -> None:
         self.pictures = pictures
         self.scales = scales
 
-    def __getitem__(self, index: int) -> TestSample:
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> EvaluationSample:
         image, label = self.pictures[index]
-        return TestSample(
-            images=scaled_images(image, self.scales),
+        return EvaluationSample(
+            images=scaled_images(image, self.scales) if self.scales else [normalised(image)],
             label=byte_tensor(label),
             index=index,
             name=self.pictures.names[index],
-            thumbnail=byte_tensor(image),
+            picture=byte_tensor(image),
         )
 
 
@@ -174,7 +177,7 @@ def evaluation_loader(
     num_workers: int,
     rank: int,
     world_size: int,
-) -> DataLoader[Any]:
+) -> DataLoader[EvaluationSample]:
     """Load whole images one at a time, without a batch dimension, each on one rank only.
 
     Args:
@@ -182,19 +185,15 @@ def evaluation_loader(
             validation, at full size.
 
     Yields:
-        TestSample, or for validation Sample of image (3, H, W) and label (H, W). Sizes may
-        differ between images, and the number of images between ranks by one.
+        EvaluationSample. Sizes may differ between images, and the number of images between ranks
+        by one.
     """
-    dataset: Dataset[Any]
-    if multi_scale is None:
-        dataset = pictures = StreetHazards(root, split, full_sample)
-    else:
-        pictures = StreetHazards(root, split)
-        dataset = TestSamples(pictures, TEST_SCALES if multi_scale else (LARGEST_SCALE,))
+    scales = {None: (), True: TEST_SCALES, False: (LARGEST_SCALE,)}[multi_scale]
+    samples = EvaluationSamples(StreetHazards(root, split), scales)
     return DataLoader(
-        dataset,
+        samples,
         batch_size=None,
-        sampler=range(rank, len(pictures), world_size),
+        sampler=range(rank, len(samples), world_size),
         **_worker_options(num_workers),
     )
 

@@ -54,7 +54,7 @@ class Light:
     haze_range: float
     shadow: float
     lit_windows: float
-    sunny_side: int
+    sunny_side: int = 1
 
     def on_plane(self, side: int) -> float:
         """Brightness of a wall on this side of the street, which looks across it."""
@@ -123,9 +123,9 @@ class Painter:
 
     def bounds(self, outline: NDArray[np.float64]) -> tuple[int, int, int, int]:
         """Left, top, right, bottom of the part of a pixel polygon that lies on the canvas."""
-        left, top = np.maximum(np.floor(outline.min(0)), 0).astype(int)
-        right, bottom = np.ceil(outline.max(0)).astype(int) + 1
-        return left, top, min(right, self.columns), min(bottom, self.rows)
+        left, top = np.floor(outline.min(0)).astype(int).tolist()
+        right, bottom = np.ceil(outline.max(0)).astype(int).tolist()
+        return max(left, 0), max(top, 0), min(right + 1, self.columns), min(bottom + 1, self.rows)
 
     def hazed(self, colours: Array, depth: Array | float) -> Array:
         amount = 1 - np.exp(-np.asarray(depth, np.float32) / self.light.haze_range)
@@ -160,8 +160,8 @@ class Painter:
         view, pixel = self.view, z / self.view.focal
 
         def shader(columns: Array, rows: Array) -> tuple[Array, float]:
-            x = view.x + (columns - np.float32(view.column)) * np.float32(pixel)
-            y = view.height - (rows - np.float32(view.row)) * np.float32(pixel)
+            x = view.x + (columns - view.column) * pixel
+            y = view.height - (rows - view.row) * pixel
             return material(x, y, np.full_like(x, pixel)), z
 
         self.fill([view.project(x, y, z) for x, y in outline], name, shader)
@@ -171,13 +171,13 @@ class Painter:
     ) -> None:
         """A wall that runs with the street at `x` from depth `near` to `far`, u being z."""
         view, side = self.view, 1 if x > self.view.x else -1
-        brightness = np.float32(self.light.on_plane(side))
+        brightness = self.light.on_plane(side)
 
         def shader(columns: Array, rows: Array) -> tuple[Array, Array]:
-            offset = side * np.maximum(side * (columns - np.float32(view.column)), 0.5)
-            z = np.clip(np.float32(view.focal * (x - view.x)) / offset, near, far)
-            y = view.height - (rows - np.float32(view.row)) * z / np.float32(view.focal)
-            return material(z, y, z / np.float32(view.focal)) * brightness, z
+            offset = side * np.maximum(side * (columns - view.column), 0.5)
+            z = np.clip(view.focal * (x - view.x) / offset, near, far)
+            y = view.height - (rows - view.row) * z / view.focal
+            return material(z, y, z / view.focal) * brightness, z
 
         ends = [(near, 0.0), (far, 0.0), (far, top), (near, top)]
         self.fill([view.project(x, y, z) for z, y in ends], name, shader)
@@ -186,9 +186,9 @@ class Painter:
         """The first row below the horizon, and x and z where the rays from there on land."""
         view, top = self.view, int(self.view.row) + 1
         rows = np.arange(top, self.rows, dtype=np.float32)[:, None]
-        z = np.float32(view.focal * view.height) / np.maximum(rows - np.float32(view.row), 0.5)
-        across = np.arange(self.columns, dtype=np.float32) - np.float32(view.column)
-        x = np.float32(view.x) + across * z / np.float32(view.focal)
+        z = view.focal * view.height / np.maximum(rows - view.row, 0.5)
+        across = np.arange(self.columns, dtype=np.float32) - view.column
+        x = view.x + across * z / view.focal
         return top, x, np.ascontiguousarray(np.broadcast_to(z, x.shape))
 
     def shadow(self, x: float, z: float, half_width: float, half_length: float) -> None:

@@ -1,7 +1,7 @@
 """Composition of a procedural street scene: camera, light, ground, plots and things."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +12,7 @@ from dataset.painter import (
     SUPERSAMPLING,
     Array,
     Light,
+    Material,
     Noise,
     Painter,
     Pixels,
@@ -47,13 +48,33 @@ from dataset.things import (
 
 Paint = Callable[[Painter, np.random.Generator, float, float], None]
 ASPHALTS = (rgb(0.27, 0.27, 0.28), rgb(0.33, 0.32, 0.32), rgb(0.22, 0.22, 0.24))
-SLABS = (rgb(0.74, 0.69, 0.62), rgb(0.70, 0.66, 0.62), rgb(0.78, 0.70, 0.60))
-OTHERS: tuple[Paint, ...] = (
-    paint_barrel,
-    paint_hydrant,
-    paint_bin,
-    paint_bench,
-    paint_shelter,
+SLABS = (rgb(0.74, 0.73, 0.71), rgb(0.70, 0.70, 0.69), rgb(0.78, 0.76, 0.73))
+DAY = Light(
+    zenith=rgb(0.24, 0.50, 0.90),
+    horizon=rgb(0.76, 0.87, 0.96),
+    cloud=rgb(0.98, 0.98, 0.99),
+    tint=rgb(1.04, 1.02, 0.97),
+    haze_range=140,
+    shadow=0.28,
+    lit_windows=0,
+)
+DUSK = Light(
+    zenith=rgb(0.36, 0.42, 0.74),
+    horizon=rgb(0.98, 0.78, 0.62),
+    cloud=rgb(0.97, 0.68, 0.62),
+    tint=rgb(0.96, 0.87, 0.82),
+    haze_range=110,
+    shadow=0.32,
+    lit_windows=0.35,
+)
+OVERCAST = Light(
+    zenith=rgb(0.60, 0.67, 0.76),
+    horizon=rgb(0.84, 0.88, 0.92),
+    cloud=rgb(0.93, 0.94, 0.96),
+    tint=rgb(0.93, 0.95, 0.98),
+    haze_range=80,
+    shadow=0.08,
+    lit_windows=0.08,
 )
 
 
@@ -82,39 +103,8 @@ def random_view(rng: np.random.Generator, columns: int, rows: int) -> View:
 
 
 def random_light(rng: np.random.Generator) -> Light:
-    """Day, dusk or an overcast sky, with the sun on either side."""
-    sunny_side = int(rng.choice((-1, 1)))
-    day = Light(
-        zenith=rgb(0.24, 0.50, 0.90),
-        horizon=rgb(0.76, 0.87, 0.96),
-        cloud=rgb(0.98, 0.98, 0.99),
-        tint=rgb(1.04, 1.02, 0.97),
-        haze_range=140,
-        shadow=0.28,
-        lit_windows=0,
-        sunny_side=sunny_side,
-    )
-    dusk = Light(
-        zenith=rgb(0.36, 0.42, 0.74),
-        horizon=rgb(0.98, 0.78, 0.62),
-        cloud=rgb(0.97, 0.68, 0.62),
-        tint=rgb(0.96, 0.87, 0.82),
-        haze_range=110,
-        shadow=0.32,
-        lit_windows=0.35,
-        sunny_side=sunny_side,
-    )
-    overcast = Light(
-        zenith=rgb(0.60, 0.67, 0.76),
-        horizon=rgb(0.84, 0.88, 0.92),
-        cloud=rgb(0.93, 0.94, 0.96),
-        tint=rgb(0.93, 0.95, 0.98),
-        haze_range=80,
-        shadow=0.08,
-        lit_windows=0.08,
-        sunny_side=sunny_side,
-    )
-    return (day, dusk, overcast)[rng.choice(3, p=(0.5, 0.2, 0.3))]
+    light = (DAY, DUSK, OVERCAST)[rng.choice(3, p=(0.5, 0.2, 0.3))]
+    return replace(light, sunny_side=int(rng.choice((-1, 1))))
 
 
 # -- Background ------------------------------------------------------------------------------
@@ -133,10 +123,9 @@ def paint_sky(painter: Painter, rng: np.random.Generator) -> None:
 def paint_skyline(painter: Painter, rng: np.random.Generator, street: Street) -> None:
     """Far blocks, and a ridge of trees before them."""
     noise, x = painter.noise, painter.view.x
-    for left in range(-120, 120, 15):
-        block = rectangle(
-            left, 0, left + rng.uniform(8, 14), street.house_height * rng.uniform(0.6, 2)
-        )
+    for left in range(-120, 120, 20):
+        height = street.house_height * rng.uniform(0.6, 2)
+        block = rectangle(left, 0, left + rng.uniform(12, 19), height)
         painter.upright(block, 150, "building", facade(rng, noise, 0))
     crest = 3 + 5 * rng.random(45)
     ridge = list(zip(np.linspace(x - 110, x + 110, 45), crest, strict=True))
@@ -146,14 +135,13 @@ def paint_skyline(painter: Painter, rng: np.random.Generator, street: Street) ->
 
 def paint_ground(painter: Painter, rng: np.random.Generator, street: Street) -> None:
     top, x, z = painter.ground()
-    pixel, aside = z / np.float32(painter.view.focal), np.abs(x)
+    pixel, aside = z / painter.view.focal, np.abs(x)
     lines = road_lines(rng, street, x, z)
-    verge = street.road + rng.uniform(0.3, 0.8) * (rng.random() < street.greenery)
     areas = {
         "road": (aside < street.road) & ~lines,
         "road line": lines,
         "sidewalk": (aside >= street.road) & (aside < street.edge),
-        "vegetation": (aside >= street.edge) | ((aside > street.road + 0.25) & (aside < verge)),
+        "vegetation": aside >= street.edge,
     }
     surfaces = {
         "road": asphalt(rng, painter.noise, street),
@@ -173,43 +161,42 @@ def cast_shadows(
 ) -> Array:
     """Brightness of the ground: the houses on the sunny side throw their shadow over it."""
     reach = street.edge - painter.light.sunny_side * x
-    longest = (
-        rng.uniform(0.3, 0.9) * street.edge * (0.6 + 0.7 * painter.noise.of_cell(z / 9, z * 0))
-    )
-    return 1 - np.float32(1.2 * painter.light.shadow) * np.clip((longest - reach) * 3, 0, 1)
+    ragged = 0.6 + 0.7 * painter.noise.of_cell(z / 9, z * 0)
+    longest = rng.uniform(0.3, 0.9) * street.edge * ragged
+    return 1 - 1.2 * painter.light.shadow * np.clip((longest - reach) * 3, 0, 1)
 
 
-def asphalt(rng: np.random.Generator, noise: Noise, street: Street) -> Callable[..., Array]:
+def asphalt(rng: np.random.Generator, noise: Noise, street: Street) -> Material:
     colour = jitter(rng, ASPHALTS, 0.02)
 
     def material(u: Array, v: Array, pixel: Array) -> Array:
-        ruts = 0.05 * np.cos(u * np.float32(4 * np.pi / street.road))
+        ruts = 0.05 * np.cos(u * (4 * np.pi / street.road))
         grain = 0.35 * (noise(u, v, 40) - 0.5) * crispness(pixel, 0.1)
         return colour * (1 + ruts + grain + 0.25 * (noise(u, v, 4) - 0.5))[:, None]
 
     return material
 
 
-def road_paint(rng: np.random.Generator, noise: Noise) -> Callable[..., Array]:
+def road_paint(rng: np.random.Generator, noise: Noise) -> Material:
     colour = jitter(rng, (rgb(0.97, 0.97, 0.95), rgb(0.97, 0.95, 0.88)), 0.02)
     return lambda u, v, _: colour * (0.92 + 0.12 * noise(u, v, 30))[:, None]
 
 
-def paving(rng: np.random.Generator, noise: Noise, street: Street) -> Callable[..., Array]:
+def paving(rng: np.random.Generator, noise: Noise, street: Street) -> Material:
     """Slabs behind a bright kerb."""
-    colour, tile = jitter(rng, SLABS, 0.02), np.float32(rng.uniform(0.7, 1.1))
+    colour, tile = jitter(rng, SLABS, 0.02), rng.uniform(0.7, 1.1)
 
     def material(u: Array, v: Array, pixel: Array) -> Array:
-        across, ahead = (np.abs(u) - np.float32(street.road)) / tile, v / tile
+        across, ahead = (np.abs(u) - street.road) / tile, v / tile
         tone = 0.86 + 0.14 * noise.of_cell(across, ahead) + 0.14 * noise(u, v, 40)
         joint = ((across % 1 < 0.09) | (ahead % 1 < 0.09)) * crispness(pixel, 0.3)
-        slabs = mix(colour * tone[:, None], colour * 0.6, joint)
+        slabs = colour * (tone * (1 - 0.4 * joint))[:, None]
         return np.where((across * tile < 0.22)[:, None], rgb(0.88, 0.86, 0.82), slabs)
 
     return material
 
 
-def lawn(rng: np.random.Generator, noise: Noise) -> Callable[..., Array]:
+def lawn(rng: np.random.Generator, noise: Noise) -> Material:
     colour = jitter(rng, LEAVES) * 1.15
     return lambda u, v, _: colour * (0.6 + 0.8 * noise(u, v, 30))[:, None]
 
@@ -224,13 +211,12 @@ def road_lines(rng: np.random.Generator, street: Street, x: Array, z: Array) -> 
         middle = (np.abs(x) < 0.2) & ((z + rng.uniform(0, 6)) % (1.6 * dash) < dash)
     lines = edges | middle
     near = rng.uniform(6, 11)
-    clear, kind = (z > near - 1.2) & (z < near + 4.5), rng.random()
+    kind = rng.random()
     if kind < 0.6:
         stripes = (x % 1.2 < 0.68) & (z > near) & (z < near + rng.uniform(2.6, 3.6))
-        lines = np.where(clear, stripes, lines)
+        lines = np.where((z > near - 1.2) & (z < near + 4.5), stripes, lines)
     elif kind < 0.8:
-        stop = (z > near) & (z < near + 0.9) & (x > 0.2)
-        lines |= stop
+        lines |= (z > near) & (z < near + 0.9) & (x > 0.2)
     return lines & (np.abs(x) < street.road)
 
 
@@ -248,7 +234,7 @@ def paint_plots(
     if rng.random() < 0.3:
         bounds = [1.0, in_sight + rng.uniform(0.5, 2), in_sight + rng.uniform(8, 12)]
         plots = ["building", first]
-    while bounds[-1] < 95:
+    while bounds[-1] < 75:
         bounds.append(bounds[-1] + rng.uniform(8, 16))
         garden = str(rng.choice(("fence", "wall", "vegetation")))
         plots.append(garden if rng.random() < street.greenery else "building")
@@ -267,7 +253,10 @@ def paint_garden(
     kind: str,
     house_height: float,
 ) -> None:
-    """Trees and perhaps a house behind an enclosure; `plot`: x of its front, near and far end."""
+    """Trees behind an enclosure, and a house unless its height is 0.
+
+    `plot`: x of its front, its near and its far end.
+    """
     x, near, far = plot
     side = 1 if x > 0 else -1
     if house_height:
@@ -287,6 +276,15 @@ class Extent:
     half_width: float
     bottom: float
     top: float
+
+
+OTHERS = (
+    (paint_barrel, Extent(0.6, 0, 1.3)),
+    (paint_hydrant, Extent(0.6, 0, 1.3)),
+    (paint_bin, Extent(0.6, 0, 1.3)),
+    (paint_bench, Extent(0.9, 0, 1.2)),
+    (paint_shelter, Extent(1.0, 0, 2.5)),
+)
 
 
 class Stage:
@@ -320,11 +318,10 @@ class Stage:
             z = float(in_sight * rng.uniform(*nearness))
             left, bottom = view.project(x - half, extent.bottom, z)
             right, top = view.project(x + half, extent.top, z)
-            spots.append(
-                (self.hidden((left, top, right, bottom)), x, z, (left, top, right, bottom))
-            )
-        hidden, x, z, box = min(spots)
-        if hidden < 0.4:
+            box = left, top, right, bottom
+            spots.append((self.hidden(box), x, z, box))
+        hidden, x, z, box = min(spots, key=lambda spot: spot[0])
+        if hidden < 0.3:
             self.taken.append(box)
             self.cast.append((z, x, paint))
 
@@ -347,8 +344,8 @@ class Stage:
 
 def place_anomalies(stage: Stage, rng: np.random.Generator, street: Street) -> None:
     """One or two anomalies that cover 1 to 4 % of the picture together."""
-    painter, count = stage.painter, int(rng.integers(1, 3))
-    for share in rng.uniform(0.016, 0.028, count) / (1 if count == 1 else 1.4):
+    painter, count = stage.painter, 1 if rng.random() < 0.6 else 2
+    for share in rng.uniform(0.018, 0.032, count) / (1 if count == 1 else 1.5):
         reach = float(share * painter.columns * painter.rows / 3) ** 0.5
 
         def paint(
@@ -356,26 +353,25 @@ def place_anomalies(stage: Stage, rng: np.random.Generator, street: Street) -> N
         ) -> None:
             paint_anomaly(painter, rng, x, z, reach * z / painter.view.focal)
 
-        stage.place(rng, paint, Extent(0.8, 0, 1.6), (0, street.edge - 1.2), (1.0, 1.5))
+        beside = (street.road - 0.8, street.edge - 0.8)
+        stage.place(rng, paint, Extent(1, 0, 2), beside, (1.0, 1.5))
 
 
 def place_things(stage: Stage, rng: np.random.Generator, street: Street) -> None:
     kerb, inner = street.kerb, street.edge - 0.5
     for _ in range(rng.integers(2, 4)):
         stage.place(rng, paint_sign, Extent(0.75, 1.6, 3.4), (kerb, kerb + 0.3), (1.0, 1.6))
-    for _ in range(rng.integers(3, 5)):
-        other = OTHERS[rng.integers(len(OTHERS))]
-        extent = Extent(1, 0, 2.5) if other is paint_shelter else Extent(0.6, 0, 1.3)
-        stage.place(rng, other, extent, (kerb, inner), (1.0, 1.7))
-    for _ in range(rng.integers(3, 5)):
-        stage.place(
-            rng, paint_pedestrian, Extent(0.4, 0, 1.8), (street.road - 0.8, inner), (1.0, 1.8)
-        )
+    for _ in range(rng.integers(2, 4)):
+        other, extent = OTHERS[rng.integers(len(OTHERS))]
+        stage.place(rng, other, extent, (kerb, inner), (1.0, 1.6))
     for _ in range(rng.integers(2, 5)):
-        stage.place(rng, paint_lamp_post, Extent(0.3, 0, 6), (kerb, kerb), (1.05, 2.0))
+        beside = (street.road - 0.8, inner)
+        stage.place(rng, paint_pedestrian, Extent(0.4, 0, 1.8), beside, (1.0, 1.6))
+    for _ in range(rng.integers(2, 4)):
+        stage.place(rng, paint_lamp_post, Extent(0.3, 0, 6), (kerb, kerb), (1.05, 1.8))
     for _ in range(rng.integers(2, 5)):
         lane = street.road / 2 if rng.random() < 0.5 else street.road - 1.1
-        stage.place(rng, paint_car, Extent(1, 0, 1.6), (lane, lane), (1.3, 2.8))
+        stage.place(rng, paint_car, Extent(1, 0, 1.6), (lane, lane), (1.3, 2.6))
     for _ in range(rng.integers(1, 3)):
         stage.place(rng, paint_tree, Extent(1.2, 2, 5), (kerb + 0.3, kerb + 0.5), (1.8, 3.5))
 
@@ -387,7 +383,7 @@ def paint_bonnet(painter: Painter, rng: np.random.Generator) -> None:
     colour = jitter(rng, (rgb(0.10, 0.11, 0.13), rgb(0.24, 0.05, 0.06), WHITE * 0.7), 0.02)
 
     def shader(columns: Array, rows: Array) -> tuple[Array, float]:
-        gloss = np.clip((painter.rows - rows) / np.float32(rise), 0, 1)
+        gloss = np.clip((painter.rows - rows) / rise, 0, 1)
         return mix(colour, colour + 0.3, gloss), 0.0
 
     painter.fill(crest, "nothing", shader)
@@ -407,7 +403,7 @@ def draw_scene(
     road = float(rng.uniform(3.2, 4.3))
     street = Street(
         road=road,
-        edge=road + float(rng.uniform(1.9, 2.8)),
+        edge=road + float(rng.uniform(2.4, 3.3)),
         house_height=float(rng.uniform(5, 12)),
         greenery=float(rng.uniform(0.2, 0.7)),
     )

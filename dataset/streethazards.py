@@ -1,7 +1,7 @@
 """StreetHazards: its classes and colours, and a reader of its files."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -65,6 +65,23 @@ class BadSample(PansError):
     def __init__(self, message: str) -> None:
         own_words = message.rpartition(f"{type(self).__name__}: ")[2]
         super().__init__(" ".join(own_words.split()))
+
+
+class UnknownClass(PansError):
+    """A class name that the data set does not have."""
+
+
+def class_indices(names: Iterable[str]) -> tuple[int, ...]:
+    """Class names, such as "traffic sign" -> their indices.
+
+    Raises:
+        UnknownClass: a name outside `CLASS_NAMES`.
+    """
+    names = list(names)
+    for name in names:
+        if name not in CLASS_NAMES:
+            raise UnknownClass(f"there is no class {name!r}; the classes: {', '.join(CLASS_NAMES)}")
+    return tuple(CLASS_NAMES.index(name) for name in names)
 
 
 class StreetHazards(Dataset[Any]):

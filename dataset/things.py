@@ -24,14 +24,14 @@ from dataset.painter import (
 )
 
 FACADES = (
-    rgb(0.66, 0.33, 0.26),
-    rgb(0.82, 0.69, 0.50),
-    rgb(0.88, 0.81, 0.69),
-    rgb(0.73, 0.48, 0.37),
-    rgb(0.80, 0.60, 0.52),
+    rgb(0.70, 0.32, 0.25),
+    rgb(0.84, 0.70, 0.48),
+    rgb(0.89, 0.80, 0.62),
+    rgb(0.78, 0.46, 0.38),
+    rgb(0.84, 0.60, 0.50),
 )
 ROOFS = (rgb(0.50, 0.22, 0.17), rgb(0.38, 0.24, 0.22), rgb(0.57, 0.30, 0.21))
-WOODS = (rgb(0.56, 0.35, 0.16), rgb(0.63, 0.42, 0.19), rgb(0.47, 0.28, 0.12))
+WOODS = (rgb(0.58, 0.40, 0.16), rgb(0.64, 0.45, 0.19), rgb(0.52, 0.35, 0.12))
 STONES = (rgb(0.50, 0.54, 0.65), rgb(0.58, 0.61, 0.71), rgb(0.45, 0.49, 0.61))
 LEAVES = (rgb(0.17, 0.41, 0.10), rgb(0.25, 0.46, 0.12), rgb(0.33, 0.50, 0.14))
 IRONS = (rgb(0.20, 0.24, 0.28), rgb(0.26, 0.29, 0.33), rgb(0.16, 0.20, 0.22))
@@ -56,14 +56,14 @@ LAMPLIGHT = rgb(0.99, 0.85, 0.50)
 # -- Materials -------------------------------------------------------------------------------
 
 
-def crispness(pixel: Array, size: float | np.float32) -> Array:
+def crispness(pixel: Array, size: float) -> Array:
     """How much of a pattern of this size shows where pixels are `pixel` metres wide."""
-    return np.clip(1.5 - 2 * pixel / np.float32(size), 0, 1)
+    return np.clip(1.5 - 2 * pixel / size, 0, 1)
 
 
 def grime(v: Array) -> Array:
     """Darkening towards the ground."""
-    return (1 - 0.28 * np.exp(-np.maximum(v, 0) * 2))[:, None]
+    return 1 - 0.28 * np.exp(-2 * np.maximum(v, 0))
 
 
 def plain(colour: Array, noise: Noise, grain: float = 0.2) -> Material:
@@ -78,7 +78,7 @@ def tube(colour: Array, x: float, radius: float) -> Material:
     """A cylinder's shading, lit from the left."""
 
     def material(u: Array, v: Array, pixel: Array) -> Array:
-        across = np.clip((u - np.float32(x)) / np.float32(radius), -1, 1)
+        across = np.clip((u - x) / radius, -1, 1)
         return colour * (0.45 + 0.75 * np.exp(-((across + 0.3) ** 2) * 5))[:, None]
 
     return material
@@ -87,39 +87,40 @@ def tube(colour: Array, x: float, radius: float) -> Material:
 def facade(rng: np.random.Generator, noise: Noise, lit_windows: float) -> Material:
     """Plaster or brick with rows of windows, some of them lit."""
     wall, trim = jitter(rng, FACADES, 0.05), jitter(rng, (WHITE, rgb(0.42, 0.31, 0.26)), 0.05)
+    glass = jitter(rng, (rgb(0.22, 0.28, 0.37), rgb(0.36, 0.44, 0.52)))
+    colours = np.stack((wall, trim, glass, LAMPLIGHT))
     storey, bay = rng.uniform(2.7, 3.3), rng.uniform(1.8, 2.8)
     half_width, half_height = rng.uniform(0.22, 0.32), rng.uniform(0.26, 0.34)
-    glass = jitter(rng, (rgb(0.20, 0.26, 0.34), rgb(0.32, 0.40, 0.48)))
     of_brick = rng.random() < 0.5
 
     def material(u: Array, v: Array, pixel: Array) -> Array:
-        column, row = u / np.float32(bay), v / np.float32(storey)
+        column, row = u / bay, v / storey
         across, up = np.abs(column % 1 - 0.5), np.abs(row % 1 - 0.52)
-        colours = wall * (0.86 + 0.28 * noise(u, v, 20))[:, None]
-        if of_brick:
-            course = v / np.float32(0.3)
-            joint = (course % 1 < 0.2) | ((u / np.float32(0.7) + 0.5 * np.floor(course)) % 1 < 0.1)
-            colours = mix(colours, wall * 0.7, joint * crispness(pixel, 0.3))
         framed = (across < half_width + 0.05) & (up < half_height + 0.05)
-        colours = np.where(framed[:, None], trim, colours)
-        chance = noise.of_cell(column, row)
-        pane = np.where((chance < lit_windows)[:, None], LAMPLIGHT, glass + 0.22 * chance[:, None])
         glazed = (across > 0.02) & (across < half_width) & (up < half_height)
-        return np.where(glazed[:, None], pane * (1.1 - 0.5 * up)[:, None], colours) * grime(v)
+        chance = noise.of_cell(column, row)
+        tone = 0.86 + 0.28 * noise(u, v, 20)
+        if of_brick:
+            course = v / 0.3
+            joint = (course % 1 < 0.2) | ((u / 0.7 + 0.5 * np.floor(course)) % 1 < 0.1)
+            tone = tone * (1 - joint * crispness(pixel, 0.3) * 0.3)
+        tone = np.where(framed, np.where(glazed, 0.9 + 0.5 * chance - 0.5 * up, 1), tone)
+        kind = framed * 1 + (framed & glazed) * (1 + (chance < lit_windows))
+        return colours[kind] * (tone * grime(v))[:, None]
 
     return material
 
 
 def planks(rng: np.random.Generator, noise: Noise) -> Material:
     """Upright wooden slats on two rails."""
-    wood, pitch = jitter(rng, WOODS), np.float32(rng.uniform(0.30, 0.42))
+    wood, pitch = jitter(rng, WOODS), rng.uniform(0.30, 0.42)
 
     def material(u: Array, v: Array, pixel: Array) -> Array:
         slat = u / pitch
         tone = 0.80 + 0.45 * noise.of_cell(slat, slat * 0) + 0.25 * (noise(u * 4, v, 20) - 0.5)
         railed = (v % 1.1 > 0.3) & (v % 1.1 < 0.5)
         gap = (slat % 1 > 0.74) & ~railed
-        return mix(wood * tone[:, None], wood * 0.22, gap * crispness(pixel, pitch)) * grime(v)
+        return wood * (tone * (1 - gap * crispness(pixel, pitch) * 0.75) * grime(v))[:, None]
 
     return material
 
@@ -127,14 +128,14 @@ def planks(rng: np.random.Generator, noise: Noise) -> Material:
 def masonry(rng: np.random.Generator, noise: Noise) -> Material:
     """Large hewn blocks."""
     stone = jitter(rng, STONES, 0.02)
-    tall, wide = np.float32(rng.uniform(0.35, 0.5)), np.float32(rng.uniform(0.8, 1.2))
+    tall, wide = rng.uniform(0.35, 0.5), rng.uniform(0.8, 1.2)
 
     def material(u: Array, v: Array, pixel: Array) -> Array:
         course = v / tall
         block = u / wide + 0.5 * (np.floor(course) % 2)
         tone = 0.78 + 0.26 * noise.of_cell(block, course) + 0.24 * (noise(u, v, 25) - 0.3)
         joint = (course % 1 < 0.12) | (block % 1 < 0.06)
-        return mix(stone * tone[:, None], stone * 0.55, joint * crispness(pixel, tall)) * grime(v)
+        return stone * (tone * (1 - joint * crispness(pixel, tall) * 0.4) * grime(v))[:, None]
 
     return material
 
@@ -145,7 +146,7 @@ def leaves(rng: np.random.Generator, noise: Noise, bottom: float, top: float) ->
 
     def material(u: Array, v: Array, pixel: Array) -> Array:
         clump = 0.6 * noise(u, v, 9) + 0.4 * noise(u, v, 31)
-        height = np.clip((v - np.float32(bottom)) / np.float32(top - bottom), 0, 1)
+        height = np.clip((v - bottom) / (top - bottom), 0, 1)
         tone = np.clip(0.45 + 0.55 * height + 1.4 * (clump - 0.5), 0.25, 1.6)
         return green * tone[:, None] + rgb(0.07, 0.06, 0) * (clump > 0.6)[:, None]
 
@@ -163,12 +164,10 @@ def paint_house(
     back = x + side * rng.uniform(6, 10)
     material = facade(rng, painter.noise, painter.light.lit_windows)
     if height < 8:
-        eaves, ridge, top = x - side * 0.4, (x + back) / 2, height + rng.uniform(2, 3)
-        tiles = jitter(rng, ROOFS) * np.float32(painter.light.on_plane(side))
-        slope = [(eaves, height), (ridge, top)]
-        painter.flat(
-            [(*p, near) for p in slope] + [(*p, far) for p in slope[::-1]], "building", tiles
-        )
+        ridge, top = (x + back) / 2, height + rng.uniform(2, 3)
+        tiles = jitter(rng, ROOFS) * painter.light.on_plane(side)
+        slope = [(x, height, near), (ridge, top, near), (ridge, top, far), (x, height, far)]
+        painter.flat(slope, "building", tiles)
         painter.upright([(x, height), (ridge, top), (back, height)], near, "building", material)
     painter.along(x, near, far, height, "building", material)
     painter.upright(rectangle(min(x, back), 0, max(x, back), height), near, "building", material)
@@ -265,17 +264,12 @@ def paint_pedestrian(painter: Painter, rng: np.random.Generator, x: float, z: fl
         hand = x + arm * rng.uniform(0.32, 0.46)
         sleeve = [(x + arm * 0.14, shoulder), (x + arm * 0.30, shoulder - 0.05)]
         limb([*sleeve, (hand, hip), (hand - arm * 0.13, hip)], shirt * 0.8)
-    torso = [
-        (x - 0.21, hip - 0.06),
-        (x + 0.21, hip - 0.06),
-        (x + 0.28, shoulder),
-        (x - 0.28, shoulder),
-    ]
+    waist = hip - 0.06
+    torso = [(x - 0.21, waist), (x + 0.21, waist), (x + 0.28, shoulder), (x - 0.28, shoulder)]
     painter.upright(torso, z, "pedestrian", tube(shirt * 1.1, x, 0.4))
     limb(ellipse(x, head, 0.15, 0.18), jitter(rng, SKINS))
-    limb(
-        [p for p in ellipse(x, head + 0.02, 0.16, 0.18) if p[1] >= head + 0.03], jitter(rng, HAIRS)
-    )
+    hair = [point for point in ellipse(x, head + 0.02, 0.16, 0.18) if point[1] > head + 0.03]
+    limb(hair, jitter(rng, HAIRS))
 
 
 def paint_barrel(painter: Painter, rng: np.random.Generator, x: float, z: float) -> None:
@@ -316,10 +310,10 @@ def paint_shelter(painter: Painter, rng: np.random.Generator, x: float, z: float
     """A bus shelter: two panes in orange frames under a roof."""
     side, colour, length = 1 if x > 0 else -1, jitter(rng, ORANGES, 0.02), rng.uniform(2.6, 3.4)
     back, front = x + side * 0.55, x - side * 0.55
-    pitch = np.float32(length / 3)
+    pitch = length / 3
 
     def panes(u: Array, v: Array, pixel: Array) -> Array:
-        framed = ((u - np.float32(z)) % pitch < 0.22) | (v < 0.5) | (v > 1.9)
+        framed = ((u - z) % pitch < 0.22) | (v < 0.5) | (v > 1.9)
         return mix(rgb(0.92, 0.72, 0.48) * (0.7 + 0.15 * v)[:, None], colour, framed)
 
     painter.shadow(x, z + length / 2, 0.9, 2.2)
@@ -358,21 +352,15 @@ def paint_car(painter: Painter, rng: np.random.Generator, x: float, z: float) ->
     for side in (-1, 1):
         tyre = ellipse(x + side * half * 0.78, 0.3, half * 0.2, 0.3)
         painter.upright(tyre, z + 0.3, "car", plain(BLACK, painter.noise))
-    panels = sorted(
-        enumerate(pairwise(profile)), key=lambda panel: -panel[1][0][0] - panel[1][1][0]
-    )
-    for index, ((z0, y0), (z1, y1)) in panels:
+    panels = enumerate(pairwise(profile))
+    for index, ((z0, y0), (z1, y1)) in sorted(panels, key=lambda p: -p[1][0][0] - p[1][1][0]):
         level = abs(z1 - z0) / (abs(z1 - z0) + abs(y1 - y0))
-        spans = [(half, colour * np.float32(0.75 + 0.5 * level))]
+        spans = [(half, colour * (0.75 + 0.5 * level))]
         if index in GLAZED:
             spans.append((0.86 * half, GLASS))
         for reach, tone in spans:
-            quad = [
-                (x - reach, y0, z0),
-                (x + reach, y0, z0),
-                (x + reach, y1, z1),
-                (x - reach, y1, z1),
-            ]
+            left, right = x - reach, x + reach
+            quad = [(left, y0, z0), (right, y0, z0), (right, y1, z1), (left, y1, z1)]
             painter.flat(quad, "car", tone)
     paint_lamps(painter, x, z, half, height, oncoming)
     if abs(x - painter.view.x) > half:
@@ -393,7 +381,7 @@ def paint_lamps(
 
 def paint_flank(painter: Painter, x: float, profile: list[Point], colour: Array) -> None:
     """The side of a car that the camera sees: body, windows and wheels."""
-    tone = np.float32(painter.light.on_plane(1 if x > painter.view.x else -1))
+    tone = painter.light.on_plane(1 if x > painter.view.x else -1)
     painter.flat([(x, y, z) for z, y in profile], "car", colour * tone)
     cabin = np.array(profile[2:6])
     windows = cabin.mean(0) + 0.78 * (cabin - cabin.mean(0))
@@ -408,14 +396,14 @@ def paint_flank(painter: Painter, x: float, profile: list[Point], colour: Array)
 # -- Anomalies -------------------------------------------------------------------------------
 
 MAGENTA, CYAN, VIOLET = rgb(1.0, 0.05, 0.85), rgb(0.08, 0.95, 1.0), rgb(0.50, 0.05, 1.0)
-LIME, PINK = rgb(0.60, 1.0, 0.05), rgb(1.0, 0.55, 0.95)
+LIME = rgb(0.60, 1.0, 0.05)
 NEONS = (
     (MAGENTA, CYAN),
-    (VIOLET, CYAN),
-    (MAGENTA, VIOLET),
-    (MAGENTA, WHITE),
+    (VIOLET, LIME),
+    (CYAN, BLACK),
+    (VIOLET, WHITE),
     (LIME, CYAN),
-    (PINK, VIOLET),
+    (MAGENTA, LIME),
 )
 # Where the second colour lies, of (right, up) from the middle in half widths
 PATTERNS: tuple[Callable[[Array, Array], Array], ...] = (
@@ -466,7 +454,7 @@ def paint_anomaly(
     outlines = anomaly_outlines(rng)
 
     def material(u: Array, v: Array, pixel: Array) -> Array:
-        s, t = (u - np.float32(x)) / np.float32(half), v / np.float32(half) - 1
+        s, t = (u - x) / half, v / half - 1
         bulge = 1 + 0.5 * np.minimum(s**2 + t**2, 1)
         light = np.clip(1.1 - 0.2 * np.hypot(s + 0.4, t - 0.4) ** 2, 0.55, 1.05)
         return mix(first, second, pattern(s * bulge, t * bulge) > 0) * light[:, None]

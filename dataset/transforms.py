@@ -84,11 +84,6 @@ def training_sample(
     image, label = random_scale(image, label, rng)
     image, label = random_crop(image, label, rng, crop_size)
     image, label = random_flip(image, label, rng)
-    return full_sample(image, label)
-
-
-def full_sample(image: Image.Image, label: Image.Image) -> Sample:
-    """Turn both into tensors at their own size."""
     return Sample(normalised(image), byte_tensor(label))
 
 

@@ -1,56 +1,18 @@
-"""Weight files -> state dicts, and the ImageNet backbone."""
+"""ImageNet weights of the backbone."""
 
-import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from errors import PansError
 from modules.abn import EPS
 from modules.resnet import ResNet
 
-# Published files hold their best score as a numpy scalar; nothing else is let through.
-SAFE_TYPES = [
-    np._core.multiarray.scalar,  # type: ignore[attr-defined]
-    np.dtype,
-    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"},
-]
-
 
 class WeightsError(PansError):
-    """A weight file is missing, unreadable, unsafe, or does not fit the network."""
-
-
-def read_weights_file(path: Path) -> Any:
-    """What torch.save wrote into `path`, on the CPU, without running any code from it.
-
-    Raises:
-        WeightsError: missing, not a file of torch.save, or a pickle that wants to run code.
-    """
-    if not path.is_file():
-        raise WeightsError(f"{path} is missing: check the path")
-    try:
-        with torch.serialization.safe_globals(SAFE_TYPES):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error):
-            reason = "it holds more than tensors and numbers and could run code"
-        else:
-            reason = "it is not a file of torch.save, or is damaged"
-        raise WeightsError(f"{path} is refused: {reason}; download or save it again") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"{path} cannot be read: it is truncated or not a file of torch.save; "
-            "download or save it again"
-        ) from error
-
-
-def strip_module_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the `module.` that DistributedDataParallel puts before every key."""
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    """ImageNet weights are missing or do not fit the backbone."""
 
 
 def to_plain_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -76,22 +38,26 @@ def find_backbone_file(folder: Path, backbone: str) -> Path:
     )
 
 
-def load_backbone(body: ResNet, path: Path, *, plain_norms: bool) -> None:
-    """Fill `body` from an ImageNet file {"state_dict": {"module.mod1...": ...}, ...}.
+def load_backbone(
+    body: ResNet, content: Mapping[str, Any], source: Path, *, plain_norms: bool
+) -> None:
+    """Fill `body` from the content of an ImageNet file, {"state_dict": {"module.mod1...": ...}}.
 
-    The ImageNet classifier is dropped; `num_batches_tracked` may be absent.
+    The `module.` prefix is stripped and the ImageNet classifier dropped; `num_batches_tracked` may
+    be absent.
 
     Args:
+        source: where the content comes from, for the error.
         plain_norms: the body's norms are BatchNorm2d (`abn`, `std`): convert the weights.
 
     Raises:
-        WeightsError: the file is unreadable or of another network.
+        WeightsError: these are the weights of another network.
     """
-    content = read_weights_file(path)
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
-    state = strip_module_prefix(content.get("state_dict", content))
-    state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
+    state = {
+        key.removeprefix("module."): value
+        for key, value in content.get("state_dict", content).items()
+        if not key.removeprefix("module.").startswith("classifier.")
+    }
     if plain_norms:
         state = to_plain_norms(state)
     expected = body.state_dict()
@@ -101,7 +67,7 @@ def load_backbone(body: ResNet, path: Path, *, plain_norms: bool) -> None:
     ]
     if wrong or missing:
         raise WeightsError(
-            f"{path} is not the ImageNet file of this backbone: {len(missing)} tensors missing, "
+            f"{source} is not the ImageNet file of this backbone: {len(missing)} tensors missing, "
             f"{len(wrong)} that do not fit, such as {(missing + wrong)[0]}; check --backbone"
         )
     body.load_state_dict(state, strict=False)

@@ -15,12 +15,12 @@ from modules.classifier import COSINE_SCALE
 SCORES = ("cosine", "msp")
 
 
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
     """(N, C, h, w) -> (N, C, H, W), bilinear, align_corners=False."""
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def mean_probabilities(logits_per_scale: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+def mean_probabilities(logits_per_scale: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """Softmax of the upsampled logits, mean over scales: (N, C, H, W), sums to 1 over C."""
     total = upsample(logits_per_scale[0], size).softmax(dim=1)
     for logits in logits_per_scale[1:]:
@@ -28,7 +28,7 @@ def mean_probabilities(logits_per_scale: Sequence[Tensor], size: tuple[int, int]
     return total.div_(len(logits_per_scale))
 
 
-def cosine_score(logits_per_scale: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+def cosine_score(logits_per_scale: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """Distance from the nearest prototype: 1 - mean over scales of up((max_c logit + 10) / 20).
 
     Logits are 10 * cos(feature, prototype), so the score (N, H, W) lies in [0, 1]. The maximum is

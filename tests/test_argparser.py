@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -57,9 +58,7 @@ OWN_DEFAULTS = {
     "ignore_classes": (),
     "precision": None,
     "plain": False,
-    "compile": False,
     "accumulate": 1,
-    "checkpoint_activations": False,
     "nproc": None,
     "local_rank": None,
 }
@@ -243,8 +242,6 @@ def test_precision(typed: list[str], precision: str | None) -> None:
         ("--precision fp16", "argument --precision: must be one of fp32, bf16, got 'fp16'"),
         ("--plain --precision bf16", "argument --plain: is the published order of work in fp32"),
         ("--plain --opt_level O1", "argument --plain: is the published order of work in fp32"),
-        ("--plain --compile", "argument --plain: is the published order of work in fp32"),
-        ("--plain --checkpoint_activations", "argument --plain: is the published order of work"),
         ("--pooling 16", "argument --pooling: 16 has no effect"),
         ("--num_classes 12", "argument --num_classes: streethazards has 13 classes to train"),
         ("--unk_class 12", "argument --unk_class: must lie from 13"),
@@ -311,11 +308,9 @@ def test_paths_of_a_run() -> None:
     assert str(options.best_checkpoint_path) == "/c/streethazards/x_best.pth"
 
 
-def test_pretrained_file_follows_the_backbone() -> None:
-    assert str(Options().pretrained_path) == "pretrained/resnet50_iabn_sync.pth.tar"
-    deeper = parse_options(["--backbone", "resnet101", "--norm_act", "std"])
-    assert str(deeper.pretrained_path) == "pretrained/resnet101_iabn_sync.pth.tar"
-    assert str(parse_options(["--pretrained_file", "a/b.pth"]).pretrained_path) == "a/b.pth"
+def test_pretrained_file_is_a_path_if_given() -> None:
+    assert Options().pretrained_path is None
+    assert parse_options(["--pretrained_file", "a/b.pth"]).pretrained_path == Path("a/b.pth")
 
 
 def test_options_come_back_from_json() -> None:

@@ -1,5 +1,6 @@
 """Checkpoints on disk: written whole or not at all, read without running any code of theirs."""
 
+import contextlib
 import os
 import pickle
 import re
@@ -40,7 +41,7 @@ def save_checkpoint(path: Path | str, state: Mapping[str, Any]) -> None:
         CheckpointError: the folder cannot be written to, or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -56,10 +57,11 @@ def save_checkpoint(path: Path | str, state: Mapping[str, Any]) -> None:
             raise
         raise CheckpointError(
             f"the checkpoint {path} could not be written: {fault.strerror}; "
-            "check the folder's rights and the free space"
+            f"{path.parent} should be a folder with space that may be written to"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -78,7 +80,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}; check --ckpt and --ckpt_test")
+        raise CheckpointError(f"there is no checkpoint {path}; check its name, or train first")
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             state = torch.load(path, map_location="cpu", weights_only=True)

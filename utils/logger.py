@@ -92,7 +92,7 @@ class Logger:
         """
         if self._writer is not None:
             plain = {
-                name: value if isinstance(value, bool | int | float | str) else str(value)
+                name: value if type(value) in {int, float} else str(value)
                 for name, value in options.items()
             }
             for summary in hparams(plain, dict(metrics)):

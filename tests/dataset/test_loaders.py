@@ -1,5 +1,5 @@
 import os
-import re
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,7 @@ def test_test_sample_holds_every_scale_and_the_raw_picture(make_tree: MakeTree) 
         (3, 56, 104),
     ]
     raw = Image.open(root / "StreetHazards/test" / sample.name).convert("RGB")
-    assert np.array_equal(sample.thumbnail.numpy(), np.array(raw))
+    assert np.array_equal(sample.picture.numpy(), np.array(raw))
     assert (sample.label.shape, sample.label.dtype) == ((72, 128), torch.uint8)
     resized = np.array(raw.resize((104, 56), Image.Resampling.BILINEAR), dtype=np.float64)
     expected = (resized / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -195,15 +195,16 @@ def test_validation_is_whole_images_of_any_size(make_tree: MakeTree) -> None:
     for kind, mode in (("images", "RGB"), ("annotations", "L")):
         Image.new(mode, (40, 30), 5).save(folder / kind / "validation/t1/1.png")
     first, second = evaluation(root, "validation", multi_scale=None)
-    assert (first.image.shape, first.label.shape) == ((3, 64, 96), (64, 96))
-    assert (second.image.shape, second.label.shape) == ((3, 30, 40), (30, 40))
+    assert [image.shape for image in first.images] == [(3, 64, 96)]
+    assert [image.shape for image in second.images] == [(3, 30, 40)]
+    assert (first.label.shape, second.label.shape) == ((64, 96), (30, 40))
     assert (second.label == 4).all()
-    assert second.image[0].mean().item() == pytest.approx((5 / 255 - 0.485) / 0.229, abs=1e-5)
+    assert second.images[0][0].mean().item() == pytest.approx((5 / 255 - 0.485) / 0.229, abs=1e-5)
 
 
 def test_train_split_can_be_validated_on(make_tree: MakeTree) -> None:
     samples = list(evaluation(make_tree(train=3), "train", multi_scale=None))
-    assert [tuple(sample.image.shape) for sample in samples] == [(3, 64, 96)] * 3
+    assert [tuple(sample.images[0].shape) for sample in samples] == [(3, 64, 96)] * 3
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -213,9 +214,11 @@ def test_a_workers_error_reaches_the_user_as_one_line(
     root = make_tree(test=2)
     path = root / "StreetHazards/test/images/test/t1/1.png"
     path.unlink()
-    message = f"{path} is missing; run 'python -m dataset.prepare'"
-    with pytest.raises(BadSample, match=f"^{re.escape(message)}$"):
+    with pytest.raises(BadSample) as caught:
         list(evaluation(root, "test", num_workers=num_workers))
+    assert str(caught.value) == f"{path} is missing; run 'python -m dataset.prepare'"
+    # Workers that the garbage collector finds in a traceback take 5 s to end.
+    traceback.clear_frames(caught.tb)
 
 
 @pytest.mark.parametrize(

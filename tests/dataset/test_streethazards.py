@@ -245,9 +245,11 @@ def test_bad_file_is_one_clear_line(
     assert "\n" not in message
 
 
-def test_other_programs_formats_are_refused(tmp_path: Path) -> None:
+def test_only_png_and_jpeg_are_decoded(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
-    Image.new("RGB", (8, 8)).save(path, format="EPS")
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(path, format="JPEG")
+    assert read_image(path).size == (8, 8)
+    Image.new("RGB", (8, 8)).save(path, format="BMP")
     with pytest.raises(BadSample, match="cannot be decoded"):
         read_image(path)
 

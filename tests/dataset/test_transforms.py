@@ -31,11 +31,12 @@ def test_normalised_is_the_formula() -> None:
     np.testing.assert_allclose(tensor.numpy(), normalised_in_float64(image), atol=1e-6)
 
 
-def test_full_sample_keeps_size_and_label() -> None:
+def test_byte_tensor_copies_the_pixels() -> None:
     image, label = random_pair(7, 5)
-    sample = transforms.full_sample(image, label)
-    assert (sample.label.dtype, sample.image.shape) == (torch.uint8, (3, 5, 7))
-    assert np.array_equal(sample.label.numpy(), np.array(label))
+    for picture in (image, label):
+        tensor = transforms.byte_tensor(picture)
+        assert tensor.dtype == torch.uint8
+        assert np.array_equal(tensor.numpy(), np.array(picture))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,7 @@ def test_random_scale_covers_its_range_evenly() -> None:
         (7, 7, 0),
         (4, 9, 2),  # width 4: (1 + 7 - 4) // 2 = 2 on all four sides
         (9, 4, 2),
+        (9, 5, 1),  # (1 + 7 - 5) // 2 = 1
         (4, 3, 2),  # then 3 + 2 * 2 = 7 is high enough
         (6, 2, 3),  # width: (1 + 7 - 6) // 2 = 1; height 2 + 2 = 4: (1 + 7 - 4) // 2 = 2
     ],

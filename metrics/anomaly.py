@@ -1,0 +1,220 @@
+"""Exact AUROC, AUPR and FPR95 of one anomaly score map."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from errors import PansError
+
+Array = np.ndarray | torch.Tensor
+
+_CELL_BITS = 18
+
+
+class InvalidScores(PansError):
+    """Scores that are NaN or infinite, and so have no rank."""
+
+
+class OneKindOfPixel(PansError):
+    """A map that holds only normal or only anomalous pixels, and so has no curve."""
+
+
+@dataclass(frozen=True)
+class AnomalyMetrics:
+    """Threshold-free metrics as fractions in [0, 1].
+
+    auroc: P(anomalous > normal) + P(anomalous = normal) / 2 for a random pair of pixels.
+    aupr: average precision, the sum over thresholds of (recall step) x precision.
+    fpr95: false positive rate at the threshold whose recall is nearest to 0.95.
+    """
+
+    auroc: float
+    aupr: float
+    fpr95: float
+
+
+def image_anomaly_metrics(
+    scores: Array, is_anomaly: Array, valid: Array | None = None
+) -> AnomalyMetrics:
+    """Exact metrics of one score map; equal scores share one threshold.
+
+    Args:
+        scores: any shape, float32 or float64 (other types are widened), higher = more anomalous.
+            A CUDA tensor is evaluated on its device.
+        is_anomaly: bool, the shape of `scores`.
+        valid: bool, the shape of `scores`; pixels where it is False count as neither kind.
+
+    Raises:
+        InvalidScores: a counted score is NaN or infinite.
+        OneKindOfPixel: no anomalous or no normal pixel is counted.
+    """
+    return ranking_metrics(*populations(scores, is_anomaly, valid))
+
+
+def populations(
+    scores: Array, is_anomaly: Array, valid: Array | None = None
+) -> tuple[Array, Array]:
+    """The counted scores as (anomalous, normal), both 1-D: arrays, or tensors on a CUDA device.
+
+    Raises:
+        InvalidScores: a counted score is NaN or infinite.
+        ValueError: the shapes differ.
+    """
+    scores = _on_backend(scores)
+    masks = [_mask_like(scores, mask) for mask in (is_anomaly, valid) if mask is not None]
+    anomalous, normal = masks[0], ~masks[0]
+    if valid is not None:
+        anomalous, normal = anomalous & masks[1], normal & masks[1]
+    kinds = scores[anomalous], scores[normal]
+    backend = _backend(scores)
+    invalid = sum(int((~backend.isfinite(kind)).sum()) for kind in kinds)
+    if invalid:
+        total = len(kinds[0]) + len(kinds[1])
+        raise InvalidScores(
+            f"{invalid} of {total} anomaly scores are NaN or infinite; "
+            "look for a diverged model or an overflow in half precision"
+        )
+    return kinds
+
+
+def ranking_metrics(anomalous: Array, normal: Array) -> AnomalyMetrics:
+    """Exact metrics of two 1-D populations of finite scores, as `populations` returns them.
+
+    With P anomalous scores a_1 <= a_2 <= ..., the curve only changes at those: each gives the
+    threshold "score >= a_i", its true positives and its false positives.
+
+    Raises:
+        OneKindOfPixel: a population is empty.
+    """
+    positives, negatives = len(anomalous), len(normal)
+    if not positives or not negatives:
+        raise OneKindOfPixel(
+            f"{positives} anomalous and {negatives} normal pixels are counted; "
+            "per-image metrics need both kinds"
+        )
+    backend = _backend(anomalous)
+    anomalous = _sorted(anomalous)
+    below, not_above = _normal_ranks(normal, anomalous)
+    first_of_tie = backend.searchsorted(anomalous, anomalous, side="left")
+    true_positives = backend.asarray(positives - first_of_tie, dtype=backend.float64)
+    false_positives = negatives - below
+    return AnomalyMetrics(
+        auroc=int((below + not_above).sum()) / (2 * positives * negatives),
+        aupr=float((true_positives / (true_positives + false_positives)).mean()),
+        fpr95=_fpr_at_nearest_recall(anomalous, below, not_above, negatives),
+    )
+
+
+def _normal_ranks(normal: Array, anomalous: Array) -> tuple[Array, Array]:
+    """How many normal scores lie below, and not above, each of the sorted `anomalous` scores.
+
+    Sorting every normal score would take most of the time. They are dropped into cells instead: a
+    cell without an anomalous score needs only its count, so only the rest is sorted. Cells keep
+    the order of the scores and equal scores share one: the ranks are exact.
+    """
+    backend = _backend(normal)
+    anomalous_cells, normal_cells = _cells(anomalous, normal)
+    last = int(anomalous_cells[-1]) + 2  # the cells above are all alike
+    normal_cells = backend.clip(normal_cells, 0, last)
+    is_mixed = backend.bincount(anomalous_cells, minlength=last + 1) > 0
+    unmixed = backend.bincount(normal_cells, minlength=last + 1)
+    unmixed[is_mixed] = 0
+    counted = unmixed.cumsum(0)[anomalous_cells]
+    rest = _sorted(normal[is_mixed[normal_cells]])
+    below, not_above = (
+        counted + backend.searchsorted(rest, anomalous, side=side) for side in ("left", "right")
+    )
+    return below, not_above
+
+
+def _cells(anomalous: Array, normal: Array) -> tuple[Array, Array]:
+    """int64 cells of the sorted anomalous and of the normal scores; 0 is below all anomalous ones.
+
+    Cells widen with the distance from one end of the anomalous scores, as the bit pattern of a
+    float does: that suits even scores, and those that crowd at this end, say at 0 or 1. Every step
+    is monotone, rounding included, which a logarithm is not.
+    """
+    backend = _backend(normal)
+    count = len(anomalous)
+    # Halves, since the difference of two large scores may overflow.
+    low, middle, high = (float(anomalous[index]) / 2 for index in (0, count // 2, count - 1))
+    orientation = 1 if middle - low <= high - middle else -1
+    anchor, near = (low, count // 100) if orientation > 0 else (high, count - 1 - count // 100)
+    half_unit = max(abs(float(anomalous[near]) / 2 - anchor), (high - low) * 2.0**-40)
+    scale = min(0.5 / half_unit, 1e30) if half_unit else 1e30
+
+    def bit_pattern(scores: Array) -> Array:
+        with np.errstate(over="ignore"):
+            position = (scores - 2 * anchor) * (orientation * scale) + 1
+            position = backend.clip(backend.asarray(position, dtype=backend.float32), 0.5, None)
+        return position.view(backend.int32) * orientation
+
+    patterns = bit_pattern(anomalous)
+    first = int(patterns[0])
+    shift = max((int(patterns[-1]) - first).bit_length() - _CELL_BITS, 0)
+
+    def cells(patterns: Array) -> Array:
+        cells = (patterns >> shift) - (first >> shift) + 1
+        return backend.asarray(backend.clip(cells, 0, None), dtype=backend.int64)
+
+    return cells(patterns), cells(bit_pattern(normal))
+
+
+def _fpr_at_nearest_recall(
+    anomalous: Array, below: Array, not_above: Array, negatives: int
+) -> float:
+    """The false positive rate where |recall - 0.95| is least; the higher recall wins a draw.
+
+    Of the thresholds that share a recall, the lowest counts (the most false positives); at full
+    recall the highest does.
+    """
+    positives = len(anomalous)
+    at_95 = anomalous[positives // 20 : positives // 20 + 1]
+    missed = [
+        int(_backend(anomalous).searchsorted(anomalous, at_95, side=side)[0])
+        for side in ("left", "right")
+    ]
+    # The distance stays in float64, as in the published code, so that draws end the same way.
+    nearest = min(
+        (count for count in missed if count < positives),
+        key=lambda count: abs((positives - count) / positives - 0.95),
+    )
+    above = negatives - int(not_above[nearest - 1] if nearest else below[0])
+    return above / negatives
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """A tensor of any device as an array, without a copy where it is on the CPU already."""
+    return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
+
+
+def _backend(array: Array) -> Any:
+    """The module, numpy or torch, whose functions take `array`; the names used here are in both."""
+    return torch if isinstance(array, torch.Tensor) else np
+
+
+def _on_backend(array: Array) -> Array:
+    """CUDA tensors stay; the rest becomes NumPy (its sort is the faster one), without a copy."""
+    backend = torch if isinstance(array, torch.Tensor) and array.is_cuda else np
+    if isinstance(array, torch.Tensor):
+        array = array.detach()
+        array = array.double() if array.dtype in (torch.float16, torch.bfloat16) else array
+    array = backend.asarray(array)
+    if array.dtype in (backend.float32, backend.float64):
+        return array
+    return backend.asarray(array, dtype=backend.float64)
+
+
+def _mask_like(scores: Array, mask: Array) -> Array:
+    """`mask` as bool where `scores` lives."""
+    if scores.shape != mask.shape:
+        raise ValueError(f"scores are {tuple(scores.shape)}, a mask is {tuple(mask.shape)}")
+    if isinstance(scores, torch.Tensor):
+        return torch.as_tensor(mask, dtype=torch.bool, device=scores.device)
+    return np.asarray(to_numpy(mask), dtype=bool)
+
+
+def _sorted(array: Array) -> Array:
+    return array.sort().values if isinstance(array, torch.Tensor) else np.sort(array)

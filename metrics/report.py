@@ -1,0 +1,131 @@
+"""Results as JSON and as Markdown tables, of one run or of several put together.
+
+`python -m metrics.report results.json [results.json ...]` prints the table of one run, or mean and
+standard error over several, such as seeds.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from errors import PansError
+from metrics.protocols import mean, standard_error
+
+Results = Mapping[str, Any]
+
+_COLUMNS = {"standard_error": "Standard error", "chance": "Chance", "largest_error": "Exact to"}
+
+
+class UnreadableResults(PansError):
+    """A file that is no results.json."""
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Writes results.json; NaN, which JSON has not, becomes null."""
+    path.write_text(json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Raises UnreadableResults where `path` is not a results.json."""
+    try:
+        results = json.loads(path.read_text())
+        results["protocols"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UnreadableResults(
+            f"{path} is not a results.json of this code; run a test or metrics.evaluate first"
+        ) from error
+    return results
+
+
+def markdown_table(results: Results) -> str:
+    """Every protocol's figures in percent, and below the table what they mean."""
+    lines = _table_head("Protocol", "Figure", "%", *_COLUMNS.values())
+    for name, protocol in results["protocols"].items():
+        for figure, value in protocol["figures"].items():
+            extras = (protocol[column].get(figure) for column in _COLUMNS)
+            cells = (_percent(cell, protocol["unit"]) for cell in (value, *extras))
+            lines.append(_table_row(name, figure, *cells))
+    lines.append("")
+    for name, protocol in results["protocols"].items():
+        ignored = ", ".join(protocol["ignored_classes"])
+        lines.append(
+            f"- {name}: {protocol['rule']}{f'; without the classes {ignored}' * bool(ignored)}."
+        )
+    lines.append(
+        f"- {results['images']} images, {results['images_scored']} scored, "
+        f"{results['images_skipped']} skipped for want of normal or of anomalous pixels; "
+        f"{_percent(results['anomaly_base_rate'], 'fraction')} % of an image's pixels are "
+        f"anomalous, {_percent(results['anomaly_base_rate_pooled'], 'fraction')} % of all."
+    )
+    if results["constant_score_maps"]:
+        lines.append(f"- CONSTANT score maps: {', '.join(results['constant_score_maps'])}.")
+    return "\n".join(lines) + "\n"
+
+
+def combine_runs(runs: Sequence[Results]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """{protocol: {figure: {"mean", "standard error", "runs"}}} over runs, in the figure's unit.
+
+    A run in which a figure is missing does not count for it.
+    """
+    combined: dict[str, dict[str, dict[str, float | None]]] = {}
+    for name, protocol in runs[0]["protocols"].items():
+        combined[name] = {}
+        for figure in protocol["figures"]:
+            found = [run["protocols"][name]["figures"].get(figure) for run in runs]
+            values = [value for value in found if value is not None]
+            combined[name][figure] = {
+                "mean": mean(values),
+                "standard error": standard_error(values),
+                "runs": len(values),
+            }
+    return combined
+
+
+def markdown_runs(runs: Sequence[Results]) -> str:
+    """Mean and standard error over runs, in percent."""
+    lines = _table_head("Protocol", "Figure", "Mean %", "Standard error", "Runs")
+    for name, figures in combine_runs(runs).items():
+        unit = runs[0]["protocols"][name]["unit"]
+        for figure, cells in figures.items():
+            spread = (_percent(cells[key], unit) for key in ("mean", "standard error"))
+            lines.append(_table_row(name, figure, *spread, str(cells["runs"])))
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m metrics.report", description=__doc__)
+    parser.add_argument("results", nargs="+", type=Path, help="results.json files")
+    runs = [read_results(path) for path in parser.parse_args(arguments).results]
+    print(markdown_table(runs[0]) if len(runs) == 1 else markdown_runs(runs), end="")
+
+
+def _table_head(*names: str) -> list[str]:
+    return [_table_row(*names), _table_row("---", "---", *["---:"] * (len(names) - 2))]
+
+
+def _table_row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    percent = value if unit == "percent" else 100 * value
+    return f"{percent:.2f}" if percent == 0 or abs(percent) >= 0.005 else f"{percent:.0e}"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if value != value else value
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PansError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

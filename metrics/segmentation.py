@@ -1,0 +1,115 @@
+"""Confusion matrix, accuracy and intersection over union, closed and open set."""
+
+from typing import Any, TypedDict
+
+import torch
+
+from metrics.reduction import all_reduce
+
+SegmentationScores = TypedDict(
+    "SegmentationScores",
+    {
+        "Overall Acc": float,
+        "Mean Acc": float,
+        "FreqW Acc": float,
+        "Mean IoU": float,
+        "Classes present": int,
+        "Class IoU": dict[int, float],
+    },
+)
+
+
+class ConfusionMatrix:
+    """Pixels counted by (true class, predicted class), with one bincount an image.
+
+    Args:
+        num_classes: C. Pixels whose true class is not in 0..C-1 (ignored ones, anomalies) are
+            outside the matrix.
+        device: where the labels are and the counts stay.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        self.num_classes = num_classes
+        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+
+    def update(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
+        """Counts one image or batch.
+
+        Args:
+            prediction: integers in 0..C-1, any shape.
+            label: integers, the shape of `prediction`.
+        """
+        self.matrix += _cross_count(label, prediction, self.num_classes, self.num_classes)
+
+    def all_reduce(self, group: Any = None) -> None:
+        """Adds up the matrices of all processes. Every process calls it, once."""
+        self.matrix = all_reduce(self.matrix, "SUM", group)
+
+
+def segmentation_scores(matrix: torch.Tensor) -> SegmentationScores:
+    """Accuracies and IoUs, as fractions, of a (C, C) matrix: rows truth, columns prediction.
+
+    A class is present when its row is not empty. "Mean Acc" and "Mean IoU" are means over the
+    "Classes present" classes; "Class IoU" is NaN for the others. "FreqW Acc" is the mean of the
+    IoUs weighted with the classes' true pixels. All are NaN for an empty matrix.
+    """
+    counts = matrix.double().cpu()
+    truth, correct = counts.sum(1), counts.diagonal()
+    present = truth > 0
+    iou = torch.where(present, correct / (truth + counts.sum(0) - correct), torch.nan)
+    return {
+        "Overall Acc": float(correct.sum() / truth.sum()),
+        "Mean Acc": float((correct / truth)[present].mean()),
+        "FreqW Acc": float((truth * iou)[present].sum() / truth.sum()),
+        "Mean IoU": float(iou[present].mean()),
+        "Classes present": int(present.sum()),
+        "Class IoU": dict(enumerate(iou.tolist())),
+    }
+
+
+def open_set_counts(
+    prediction: torch.Tensor,
+    label: torch.Tensor,
+    is_rejected: torch.Tensor,
+    num_classes: int,
+    anomaly_index: int,
+    ignore_index: int = 255,
+) -> torch.Tensor:
+    """The (C+1, C+1) int64 matrix whose last row is anomalies, last column rejected pixels.
+
+    Args:
+        prediction: integers in 0..C-1, any shape.
+        label: integers of that shape; anomalies are anomaly_index <= label < ignore_index.
+        is_rejected: bool of that shape, True where the pixel is called an anomaly.
+    """
+    label = label.long()
+    is_anomaly = (label >= anomaly_index) & (label < ignore_index)
+    rows = torch.where(is_anomaly, num_classes, torch.where(label < num_classes, label, -1))
+    columns = torch.where(is_rejected, num_classes, prediction.long())
+    return _cross_count(rows, columns, num_classes + 1, num_classes + 1)
+
+
+def open_mean_iou(matrix: torch.Tensor) -> float:
+    """open-mIoU of a (C+1, C+1) matrix as `open_set_counts` makes it; NaN without known pixels.
+
+    IoU of class k = TP / (TP + FP + FN), where FP takes in the anomalies that were called k, and
+    FN the pixels of k that were rejected; mean over the C known classes that are present. With a
+    perfect anomaly detector it equals the closed-set mean IoU.
+
+    Source: Grcic, Bevandic and Segvic, DenseHybrid, ECCV 2022, section on open-set metrics.
+    """
+    counts = matrix.double().cpu()
+    truth, called, correct = counts.sum(1)[:-1], counts.sum(0)[:-1], counts.diagonal()[:-1]
+    present = truth > 0
+    return float((correct / (truth + called - correct))[present].mean())
+
+
+def _cross_count(
+    rows: torch.Tensor, columns: torch.Tensor, num_rows: int, num_columns: int
+) -> torch.Tensor:
+    """How often each (row, column) occurs; rows out of range are dropped by way of a last bin."""
+    rows = rows.int()
+    is_inside = (rows >= 0) & (rows < num_rows)
+    pairs = torch.where(is_inside, rows * num_columns + columns.int(), num_rows * num_columns)
+    counts = torch.bincount(pairs.flatten(), minlength=num_rows * num_columns + 1)
+    return counts[:-1].reshape(num_rows, num_columns)

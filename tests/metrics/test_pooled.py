@@ -1,0 +1,203 @@
+"""Pooled counts against the exact metrics of all pixels at once."""
+
+import tracemalloc
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_curve
+
+from metrics import PooledCounts, image_anomaly_metrics, populations
+from metrics.pooled import _lowest_score, _ordered_keys
+
+PIXELS = 400_000
+
+
+def sigmoid(values):
+    return 1 / (1 + np.exp(-values))
+
+
+# Scores of every habit, from standard normal ones that are 1.2 higher on anomalies.
+KINDS = {
+    "normal": lambda z: z,
+    "negated": lambda z: -5 - z,
+    "large": lambda z: 1e6 * z,
+    "probability": lambda z: sigmoid(2 * z - 3),
+    "near zero": lambda z: sigmoid(6 * z - 14),
+    "near one": lambda z: sigmoid((6 * z + 10).astype(np.float32)),
+    "a few steps of 6e-8 below one": lambda z: 1 - np.round(np.abs(z - 4) * 20) * 2.0**-24,
+    "all within 1e-5": lambda z: 0.5 + 1e-6 * z,
+    "all within 1e-3": lambda z: 0.9 + 1e-4 * z,
+    "over 30 decades": lambda z: np.exp(8 * z),
+    "rounded": lambda z: np.round(sigmoid(z), 2),
+    "8 bits": lambda z: np.round(255 * sigmoid(z)),
+    "16 bits": lambda z: np.round(65535 * sigmoid(z)),
+    "half precision": lambda z: sigmoid(z).astype(np.float16),
+    "constant": lambda z: 0.3 + 0 * z,
+}
+
+
+def draw(kind, base_rate, pixels=PIXELS, seed=0):
+    rng = np.random.default_rng(seed)
+    is_anomaly = rng.random(pixels) < base_rate
+    return KINDS[kind](rng.normal(size=pixels) + 1.2 * is_anomaly).astype(np.float32), is_anomaly
+
+
+def count(scores, is_anomaly, parts=4, **options):
+    counts = PooledCounts(**options)
+    for part in np.array_split(np.arange(scores.size), parts):
+        counts.update(*populations(scores[part], is_anomaly[part]))
+    return counts
+
+
+def errors_and_bounds(counts, scores, is_anomaly):
+    exact, metrics = image_anomaly_metrics(scores, is_anomaly), counts.metrics()
+    names = ("auroc", "aupr", "fpr95")
+    errors = [abs(getattr(metrics, name) - getattr(exact, name)) for name in names]
+    return errors, [getattr(metrics, f"{name}_bound") for name in names]
+
+
+@pytest.mark.parametrize("base_rate", [0.02, 0.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_within_1e_4_of_the_exact_values_and_within_the_bound(kind, base_rate):
+    scores, is_anomaly = draw(kind, base_rate)
+    errors, bounds = errors_and_bounds(count(scores, is_anomaly), scores, is_anomaly)
+    assert max(errors) < 1e-4
+    assert all(error <= bound + 1e-12 for error, bound in zip(errors, bounds, strict=True))
+
+
+@pytest.mark.parametrize(
+    "kind", ["8 bits", "16 bits", "half precision", "constant", "all within 1e-5"]
+)
+def test_scores_of_few_bits_or_in_a_narrow_band_are_exact_and_said_to_be(kind):
+    scores, is_anomaly = draw(kind, 0.05)
+    errors, bounds = errors_and_bounds(count(scores, is_anomaly), scores, is_anomaly)
+    assert errors == pytest.approx([0, 0, 0], abs=1e-12)
+    assert bounds == [0, 0, 0]
+
+
+def test_the_bound_tells_where_the_bins_are_too_coarse():
+    """Most scores within 1e-5 of 0.5, the rest anywhere: 1e-4 is missed, and not in silence."""
+    rng = np.random.default_rng(0)
+    is_anomaly = rng.random(PIXELS) < 0.1
+    values = rng.normal(size=PIXELS) + 1.2 * is_anomaly
+    scores = np.where(rng.random(PIXELS) < 0.9, 0.5 + 1e-6 * values, sigmoid(6 * values))
+    scores = scores.astype(np.float32)
+    errors, bounds = errors_and_bounds(count(scores, is_anomaly), scores, is_anomaly)
+    assert max(errors) > 1e-4
+    assert all(error <= bound for error, bound in zip(errors, bounds, strict=True))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 300), st.integers(1, 80))
+def test_bounds_hold_for_any_small_set(seed, positives, negatives, levels):
+    """Bins of 256 floats, 16 levels: an octave of normal scores elsewhere takes up the memory."""
+    rng = np.random.default_rng(seed)
+    octave = 2.0**60 * np.linspace(1, 2, 256)
+    is_anomaly = np.arange(positives + negatives + octave.size) < positives
+    scores = 1 + (rng.integers(0, levels, is_anomaly.size) + 3 * is_anomaly) * 2.0**-19
+    scores[-octave.size :] = octave
+    scores = scores.astype(np.float32)
+    counts = count(scores, is_anomaly, max_bins=1 << 16)
+    assert counts._bits < 9
+    errors, bounds = errors_and_bounds(counts, scores, is_anomaly)
+    assert all(error <= bound + 1e-12 for error, bound in zip(errors, bounds, strict=True))
+
+
+def test_worked_by_hand():
+    counts = PooledCounts()
+    counts.update(np.array([0.9, 0.8, 0.4]), np.array([0.8, 0.1]))
+    counts.update(np.zeros(0), np.array([0.8]))
+    metrics = counts.metrics()
+    assert (counts.anomalous, counts.normal, counts.base_rate) == (3, 3, 0.5)
+    assert metrics.auroc == pytest.approx(float(Fraction(3 + 2 + 1, 9)))
+    assert metrics.aupr == pytest.approx(float((1 + Fraction(2, 4) + Fraction(3, 5)) / 3))
+    assert metrics.fpr95 == pytest.approx(2 / 3)
+    assert metrics.fpr_at_recall_95 == pytest.approx(2 / 3)
+    assert metrics.best_f1_threshold == np.float32(0.4)  # F1 is 1/2, 4/7 and 3/4
+    assert metrics.recall_95_threshold == np.float32(0.4)
+
+
+def test_the_two_fpr_rules_differ_where_recall_jumps():
+    """The example of docs/evaluation.md: recall 0.9 is as near as 1, and rounding prefers 0.9."""
+    anomalous, normal = np.r_[0.0, np.arange(2.0, 11)], np.r_[-1.0, np.zeros(4), 0.5, 1.0, 2.5]
+    counts = PooledCounts()
+    counts.update(anomalous, normal)
+    metrics = counts.metrics()
+    assert (metrics.fpr95, metrics.fpr_at_recall_95) == (3 / 8, 7 / 8)
+    false, recall, _ = roc_curve(np.arange(18) < 10, np.r_[anomalous, normal])
+    assert np.interp(0.95, recall, false) == pytest.approx(5 / 8)
+    assert (normal > np.percentile(anomalous, 5)).mean() == 2 / 8
+
+
+def test_without_both_kinds_there_are_no_metrics():
+    counts = PooledCounts()
+    assert counts.metrics() is None
+    assert counts.base_rate is None
+    counts.update(np.zeros(0), np.ones(3))
+    assert counts.metrics() is None
+
+
+def test_the_order_of_the_images_changes_nothing():
+    scores, is_anomaly = draw("normal", 0.1)
+    order = np.random.default_rng(1).permutation(scores.size)
+    shuffled = count(scores[order], is_anomaly[order], parts=7)
+    assert shuffled.metrics() == count(scores, is_anomaly).metrics()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=2, max_size=60))
+def test_keys_have_the_order_of_the_scores_and_lead_back(scores):
+    scores = np.unique(np.array(scores, np.float32) + np.float32(0))
+    keys = _ordered_keys(scores)
+    assert (np.diff(keys.astype(np.int64)) > 0).all()
+    assert [_lowest_score(int(key)) for key in keys] == scores.tolist()
+
+
+def test_keys_at_the_joints():
+    joints = np.array([-1, -(2.0**-149), 0, 2.0**-149, 0.5, 1], np.float32)
+    scores = np.unique([np.nextafter(joints, np.float32(way)) for way in (-9, 9)] + [joints])
+    assert (np.diff(_ordered_keys(scores)) > 0).all()
+    assert _ordered_keys(np.array([-0.0]))[0] == _ordered_keys(np.array([0.0]))[0]
+    for key in np.linspace(-(2**31) + 2**24, 0x7D000000, 9999).astype(int):
+        score = np.float32(_lowest_score(int(key)))
+        below = np.nextafter(score, np.float32(-np.inf))
+        lower, upper = _ordered_keys(np.array([below, score]))
+        assert lower < key <= upper
+
+
+def test_memory_stays_under_100_mb():
+    """Positives in every bin: the most that the metrics ever hold at once."""
+    scores, is_anomaly = draw("normal", 0.5, 3_000_000)
+    kinds = populations(scores, is_anomaly)
+    tracemalloc.start()
+    counts = PooledCounts()
+    counts.update(*kinds)
+    counts._counts[:] = 1
+    counts.metrics()
+    counts.all_reduce()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+
+
+def _count_part(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+    # Ranges that differ, so that the processes come with other pages at other resolutions.
+    scores, is_anomaly = draw("normal", 0.1, 60_000) if rank else draw("probability", 0.1, 9_000)
+    counts = count(scores, is_anomaly)
+    counts.all_reduce()
+    (folder / f"rank{rank}").write_text(repr(counts.metrics()))
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    mp.start_processes(_count_part, (tmp_path,), 2, start_method="fork")
+    parts = [draw("probability", 0.1, 9_000), draw("normal", 0.1, 60_000)]
+    scores, is_anomaly = (np.concatenate(both) for both in zip(*parts, strict=True))
+    expected = repr(count(scores, is_anomaly, parts=3).metrics())
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == [expected] * 2

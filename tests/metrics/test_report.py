@@ -1,0 +1,108 @@
+"""Tables and results.json of one run and of several."""
+
+import json
+
+import numpy as np
+import pytest
+
+from metrics import AnomalyEvaluation
+from metrics.report import (
+    UnreadableResults,
+    combine_runs,
+    main,
+    markdown_runs,
+    markdown_table,
+    read_results,
+    write_results,
+)
+
+
+def run(seed, predicted=True):
+    evaluation = AnomalyEvaluation(3, 3, min_predicted_size=2, min_true_size=1, ignore_classes=[2])
+    rng = np.random.default_rng(seed)
+    for index in range(3):
+        label = rng.integers(0, 4, (20, 30)).astype(np.uint8)
+        scores = rng.normal(size=label.shape) + (label == 3)
+        prediction = rng.integers(0, 2, label.shape) if predicted else None
+        evaluation.update(index, f"image {index}", scores, prediction, label)
+    evaluation.update(3, "flat", np.ones((4, 5)), None, np.zeros((4, 5), np.uint8))
+    return evaluation.results()
+
+
+def rows(table):
+    lines = [line for line in table.splitlines() if line.startswith("| ")]
+    return [tuple(cell.strip() for cell in line[1:-1].split("|")) for line in lines]
+
+
+def test_the_table_holds_every_figure_of_the_results():
+    results = run(0)
+    found = {row[:2]: row[2:] for row in rows(markdown_table(results))[2:]}
+    figures = {
+        (name, figure): value * (1 if protocol["unit"] == "percent" else 100)
+        for name, protocol in results["protocols"].items()
+        for figure, value in protocol["figures"].items()
+        if value is not None
+    }
+    assert {key for key, cells in found.items() if cells[0]} == set(figures)
+    for key, value in figures.items():
+        assert float(found[key][0]) == pytest.approx(value, abs=0.0051)
+    errors = results["protocols"]["per image"]["standard_error"]
+    assert float(found["per image", "AUPR"][1]) == pytest.approx(errors["AUPR"], abs=0.0051)
+    chance = results["protocols"]["pooled"]["chance"]["AUPR"]
+    assert float(found["pooled", "AUPR"][2]) == pytest.approx(chance, abs=0.0051)
+
+
+def test_the_table_says_what_was_measured():
+    table = markdown_table(run(0))
+    assert "4 images, 3 scored, 1 skipped" in table
+    assert "without the classes 2." in table
+    assert "CONSTANT score maps: flat." in table
+    for rule in ("mean over the images", "as one set", "SegmentMeIfYouCan", "over the 3 classes"):
+        assert rule in table
+
+
+def test_missing_figures_are_empty_cells_and_nulls(tmp_path):
+    results = run(0, predicted=False)
+    found = {row[:2]: row[2] for row in rows(markdown_table(results))}
+    assert found["segmentation", "Mean IoU"] == found["open set", "open-mIoU"] == ""
+    write_results(tmp_path / "results.json", results)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["Mean IoU"] is None
+    assert written["Class IoU"] == {"0": None, "1": None, "2": None}
+    assert written["AUROC"] == results["AUROC"]
+
+
+def test_runs_are_put_together():
+    runs = [run(seed) for seed in range(4)] + [run(9, predicted=False)]
+    auroc = [one["AUROC"] for one in runs]
+    combined = combine_runs(runs)
+    assert combined["per image"]["AUROC"] == {
+        "mean": pytest.approx(np.mean(auroc)),
+        "standard error": pytest.approx(np.std(auroc, ddof=1) / 5**0.5),
+        "runs": 5,
+    }
+    assert combined["segmentation"]["Mean IoU"]["runs"] == 4
+    found = {row[:2]: row[2:] for row in rows(markdown_runs(runs))}
+    assert float(found["per image", "AUROC"][0]) == pytest.approx(np.mean(auroc), abs=0.0051)
+    assert found["segmentation", "Mean IoU"][2] == "4"
+    mean_iou = np.mean([one["Mean IoU"] for one in runs[:4]])
+    assert float(found["segmentation", "Mean IoU"][0]) == pytest.approx(100 * mean_iou, abs=0.0051)
+
+
+def test_the_command_takes_one_file_or_several(tmp_path, capsys):
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for seed, path in enumerate(paths):
+        write_results(path, run(seed))
+    main([str(paths[0])])
+    assert capsys.readouterr().out == markdown_table(run(0))
+    main([str(path) for path in paths])
+    assert capsys.readouterr().out == markdown_runs([run(0), run(1)])
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", "[]"])
+def test_a_file_that_is_no_results_is_named(tmp_path, content):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UnreadableResults, match=r"results\.json is not a results\.json"):
+        read_results(path)

@@ -1,0 +1,75 @@
+"""What a validation or a test found: to TensorBoard, results.json and the terminal."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dataset import CLASS_NAMES
+from utils.logger import Logger
+
+_FRACTIONS = ("Mean IoU", "Overall Acc", "Mean Acc", "FreqW Acc")
+_PERCENT = ("AUROC", "AUPR", "FPR95")
+
+
+def log_segmentation(
+    logger: Logger, tag: str, scores: Mapping[str, Any], matrix: Tensor, step: int
+) -> None:
+    """Segmentation scores, IoU of every class and the confusion matrix, to TensorBoard."""
+    values = {name: scores[name] for name in ("Loss", *_FRACTIONS) if name in scores}
+    logger.scalars({f"{tag}/{name}": value for name, value in values.items()}, step)
+    logger.class_iou(f"{tag}_iou", scores["Class IoU"], CLASS_NAMES, step)
+    logger.confusion_matrix(f"{tag}/confusion_matrix", matrix.cpu().numpy(), CLASS_NAMES, step)
+
+
+def report_results(
+    logger: Logger, folder: Path, results: Mapping[str, Any], matrix: Tensor, step: int
+) -> None:
+    """Write FOLDER/results.json, print the figures, and log both with the options."""
+    (folder / "results.json").write_text(json.dumps(_without_nan(results), indent=2) + "\n")
+    metrics = {name: results[name] for name in (*_PERCENT, *_FRACTIONS)}
+    found = {f"test/{name}": value for name, value in metrics.items() if value is not None}
+    log_segmentation(logger, "test", results, matrix, step)
+    logger.hparams(results["options"], found, step)
+    logger.flush()
+    for line in _summary(results):
+        print(line)
+    for warning in _warnings(results):
+        print(f"WARNING: {warning}", file=sys.stderr)
+    print(f"results: {folder / 'results.json'}   TensorBoard: tensorboard --logdir {folder}")
+
+
+def _summary(results: Mapping[str, Any]) -> list[str]:
+    lines = [f"{name:12} {results[name]:8.4f}" for name in _FRACTIONS]
+    if results["images_scored"]:
+        base_rate = 100 * results["anomaly_base_rate"]
+        chance = {"AUROC": 50.0, "AUPR": base_rate, "FPR95": 95.0}
+        lines += [
+            f"{name:12} {results[name]:8.2f} %   (chance {chance[name]:.2f} %)" for name in _PERCENT
+        ]
+        lines.append(f"AUPR is {results['AUPR'] / base_rate:.1f} times the anomaly base rate")
+    lines.append(f"{results['images_scored']} of {results['images']} images have anomalies")
+    return lines
+
+
+def _warnings(results: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    constant = results["constant_score_maps"]
+    if constant:
+        warnings.append(
+            f"the anomaly score is constant over {len(constant)} of {results['images']} images, "
+            f"such as {constant[0]}: their AUROC is 50 by definition, the score says nothing"
+        )
+    if not results["images_scored"]:
+        warnings.append("no image holds both normal and anomalous pixels: no anomaly metrics")
+    return warnings
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN is no JSON: the IoU of a class that neither truth nor prediction holds becomes null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if value != value else value
