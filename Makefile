@@ -27,7 +27,7 @@ install: .venv/installed ## make .venv and install what running needs
 demo: .venv/installed ## draw a small data set, train the default model on it, test it
 	$(BIN)/python -m dataset.demo --root data/demo
 	$(BIN)/python run.py --name demo --default --data_root data/demo --no_pretrained --visualize \
-		--epochs 12 --batch_size 8 --crop_size 128 --lr 0.02
+		--epochs 12 --batch_size 8 --crop_size 96 --lr 0.05 --val_interval 4
 
 check: .venv/installed-dev ## format, lint and types
 	$(BIN)/ruff format --check .

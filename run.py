@@ -18,6 +18,11 @@ from utils.distributed import (
 )
 from utils.logger import Logger
 
+CHARTS = {
+    "loss": ["train/loss", "validation/Loss"],
+    "validation": ["validation/Mean IoU", "validation/Overall Acc", "validation/Mean Acc"],
+}
+
 
 def work(options: Options) -> None:
     """What one process does, from joining the others to leaving them."""
@@ -25,6 +30,7 @@ def work(options: Options) -> None:
     with Logger(options.log_folder if process.is_main else None) as logger:
         trainer = Trainer(options, process, logger)
         logger.table("options", options.to_dict())
+        logger.layout(CHARTS)
         if process.is_main:
             print(f"{process.world_size} x {process.device.type}, {trainer.precision}")
             print(describe_norm(options.norm_act, process.device))
@@ -39,10 +45,12 @@ def work(options: Options) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run PAnS; returns the exit code: 0, 1 for a bug, 2 for an error that the user can mend."""
     argv = sys.argv[1:] if argv is None else argv
+    if launched():
+        return run_reporting(lambda: work(parse_options(argv)))
     try:
         options = parse_options(argv)
         nproc = options.nproc or default_nproc()
-        if nproc > 1 and not launched():
+        if nproc > 1:
             return launch([__file__, *argv], nproc)
     except PansError as error:
         print(f"error: {error}", file=sys.stderr)

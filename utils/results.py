@@ -1,6 +1,5 @@
 """What a validation or a test found: to TensorBoard, results.json and the terminal."""
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dataset import CLASS_NAMES
+from metrics.report import markdown_table, write_results
 from utils.logger import Logger
 
 _FRACTIONS = ("Mean IoU", "Overall Acc", "Mean Acc", "FreqW Acc")
@@ -29,12 +29,13 @@ def report_results(
     logger: Logger, folder: Path, results: Mapping[str, Any], matrix: Tensor, step: int
 ) -> None:
     """Write FOLDER/results.json, print the figures, and log both with the options."""
-    (folder / "results.json").write_text(json.dumps(_without_nan(results), indent=2) + "\n")
+    write_results(folder / "results.json", results)
     metrics = {name: results[name] for name in (*_PERCENT, *_FRACTIONS)}
     found = {f"test/{name}": value for name, value in metrics.items() if value is not None}
     log_segmentation(logger, "test", results, matrix, step)
     logger.hparams(results["options"], found, step)
     logger.flush()
+    print(markdown_table(results))
     for line in _summary(results):
         print(line)
     for warning in _warnings(results):
@@ -66,10 +67,3 @@ def _warnings(results: Mapping[str, Any]) -> list[str]:
     if not results["images_scored"]:
         warnings.append("no image holds both normal and anomalous pixels: no anomaly metrics")
     return warnings
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN is no JSON: the IoU of a class that neither truth nor prediction holds becomes null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if value != value else value
