@@ -173,7 +173,7 @@ class Trainer:
                 panels.add(sample, prediction, self._anomaly_score(logits, size))
         confusion.all_reduce()
         loss, images = sum_over_processes(loss_and_images).tolist()
-        scores = {**segmentation_scores(confusion.matrix), "Loss": loss / images}
+        scores: dict[str, Any] = {**segmentation_scores(confusion.matrix), "Loss": loss / images}
         log_segmentation(self.logger, "validation", scores, confusion.matrix, self.iteration)
         panels.log(self.logger, "validation", self.iteration)
         return scores["Mean IoU"]
