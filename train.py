@@ -146,7 +146,7 @@ class Trainer:
         images = options.print_interval * options.accumulate * options.batch_size * processes
         return {
             "loss": sum_over_processes(loss).item() / processes,
-            "lr": self.scheduler.get_last_lr()[0],
+            "lr": float(self.scheduler.get_last_lr()[0]),
             "images_per_second": images / seconds,
         }
 
