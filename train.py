@@ -29,7 +29,7 @@ from dataset import (
 from metrics.evaluation import AnomalyEvaluation
 from metrics.segmentation import ConfusionMatrix, segmentation_scores
 from modules import build_model
-from modules.folding import fold_norms
+from modules.inference import Inference
 from modules.pretrained import find_backbone_file, load_backbone
 from modules.scores import cosine_score, mean_probabilities, msp_score, upsample
 from utils.checkpoint import load_checkpoint, load_model_state, model_state, save_checkpoint
@@ -157,13 +157,13 @@ class Trainer:
         """Loss, IoU and accuracy on whole validation images; returns the mean IoU."""
         options, device = self.options, self.process.device
         loader = self._evaluation_loader("train" if options.val_on_trainset else "validation")
-        model = self._evaluation_model()
+        inference = self._inference()
         confusion = ConfusionMatrix(options.num_classes, device)
         panels = Panels(_images_of(loader), options.sample_num)
         loss_and_images = torch.zeros(2, dtype=torch.float64, device=device)
         for sample in self._progress(loader, "validation"):
             label, size = self._to_device(sample.label), sample.label.shape
-            logits = self._logits(model, sample.images)
+            logits = inference.logits(sample.images)
             full_logits = upsample(logits[0], size)
             prediction = full_logits.argmax(dim=1)[0]
             confusion.update(prediction, label)
@@ -186,7 +186,7 @@ class Trainer:
         options = self.options
         self._load_tested_weights()
         loader = self._evaluation_loader("test")
-        model = self._evaluation_model()
+        inference = self._inference()
         evaluation = AnomalyEvaluation(
             options.num_classes,
             options.unk_class,
@@ -199,7 +199,7 @@ class Trainer:
         panels = Panels(_images_of(loader), options.sample_num, pictures)
         for sample in self._progress(loader, "test"):
             size = sample.label.shape
-            logits = self._logits(model, sample.images)
+            logits = inference.logits(sample.images)
             probabilities = mean_probabilities(logits, size)
             prediction = probabilities.argmax(dim=1)[0]
             score = self._anomaly_score(logits, size, probabilities)
@@ -213,11 +213,6 @@ class Trainer:
             matrix = evaluation.confusion.matrix
             report_results(self.logger, options.log_folder, results, matrix, self.iteration)
         return results
-
-    def _logits(self, model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
-        """One image at every scale -> its (1, C, h, w) float32 logits at every scale."""
-        with self._autocast():
-            return [model(self._to_device(image)[None]).float() for image in images]
 
     def _anomaly_score(
         self, logits: Sequence[Tensor], size: torch.Size, probabilities: Tensor | None = None
@@ -305,10 +300,8 @@ class Trainer:
         path = Path(self.options.ckpt_test or self.options.best_checkpoint_path)
         load_model_state(self.model, model_state(load_checkpoint(path)), path)
 
-    def _evaluation_model(self) -> nn.Module:
-        if self.options.plain:
-            return self.model.eval()
-        return fold_norms(self.model)
+    def _inference(self) -> Inference:
+        return Inference(self.model, self.process.device, self.precision, plain=self.options.plain)
 
     def _evaluation_loader(self, split: Split) -> DataLoader[EvaluationSample]:
         return evaluation_loader(
