@@ -50,49 +50,55 @@ class ActivatedNorm(nn.BatchNorm2d):
 NormFactory = Callable[..., ActivatedNorm]
 
 
-def _per_channel(vector: Tensor, like: Tensor) -> Tensor:
-    return vector.view(1, -1, *[1] * (like.dim() - 2))
+def _gather_statistics(
+    mean: Tensor, var: Tensor, values: int, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor, Tensor]:
+    """This process's (C,) mean and biased variance of `values` values a channel -> the group's.
 
-
-def _sum_per_channel(x: Tensor) -> Tensor:
-    return x.sum(dim=[d for d in range(x.dim()) if d != 1])
-
-
-def _centre_and_measure(
-    x: Tensor, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Subtract this process's channel means from x, in place.
-
-    Returns (C,) tensors: the subtracted means, then mean and biased variance over the whole
-    group, then the 0-d number of values a channel in the whole group.
+    Returns:
+        Mean, biased variance, and the 0-d number of values a channel of the whole group.
     """
+    # Float64 keeps E[x^2] - E[x]^2 exact enough; the vector is short, so it costs nothing.
+    mean64, var64 = mean.double(), var.double()
+    count = mean64.new_tensor([values])
+    sums = torch.cat([mean64 * count, (var64 + mean64.square()) * count, count])
+    dist.all_reduce(sums, group=group)
+    total, channels = sums[-1], mean.numel()
+    mean64 = sums[:channels] / total
+    var64 = (sums[channels:-1] / total - mean64.square()).clamp_min(0)
+    return mean64.to(mean.dtype), var64.to(var.dtype), total
+
+
+def _batch_statistics(
+    x: Tensor, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """(C,) mean and biased variance of the group's batches, and their values a channel."""
     values = x.numel() // x.shape[1]
     if values * (1 if group is None else dist.get_world_size(group)) < 2:
         raise ValueError(
             f"batch statistics need more than one value a channel, got a {tuple(x.shape)} input: "
             "use a larger batch, or model.eval()"
         )
-    own_mean = _sum_per_channel(x) / values
-    x.sub_(_per_channel(own_mean, x))
-    dims = [d for d in range(x.dim()) if d != 1]
-    own_var = torch.linalg.vector_norm(x, dim=dims).square() / values
-    count = own_mean.new_tensor(values, dtype=torch.float64)
-    if group is None:
-        return own_mean, own_mean, own_var, count
-    # Float64 keeps E[x^2] - E[x]^2 exact enough; the vector is short, so it costs nothing.
-    mean64, var64 = own_mean.double(), own_var.double()
-    sums = torch.cat([mean64 * count, (var64 + mean64.square()) * count, count.view(1)])
-    dist.all_reduce(sums, group=group)
-    total, channels = sums[-1], own_mean.numel()
-    mean64 = sums[:channels] / total
-    var64 = (sums[channels:-1] / total - mean64.square()).clamp_min(0)
-    return own_mean, mean64.to(own_mean.dtype), var64.to(own_mean.dtype), total
+    # Given float32 statistics to leave as they are, the kernel does not round its own to bf16.
+    zeros = x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    mean, var = torch.ops.aten.batch_norm_update_stats(x, zeros, zeros.clone(), 0.0)
+    return (mean, var, values) if group is None else _gather_statistics(mean, var, values, group)
+
+
+def _scale_and_shift(x: Tensor, mean: Tensor, var: Tensor, eps: float, *affine: Tensor) -> None:
+    """x <- (x - mean) / sqrt(var + eps) * weight + bias in one pass, `affine` = (weight, bias)."""
+    # The kernel reads a value before it writes it to the same place, so x may be its own output.
+    unused = [x.new_empty(0, dtype=mean.dtype) for _ in range(2)]
+    torch.ops.aten.native_batch_norm.out(
+        x, *affine, mean, var, False, 0.0, eps, out=x, save_mean=unused[0], save_invstd=unused[1]
+    )
 
 
 class _InPlaceABN(torch.autograd.Function):
     """Forward overwrites its input; backward needs only the output and (C,) vectors.
 
-    Reduced-precision inputs are computed in float32 and rounded once.
+    All passes over the data are torch's own batch norm kernels in evaluation mode, which take data
+    in reduced precision beside float32 statistics: sums and statistics are float32 at least.
     """
 
     @staticmethod
@@ -109,55 +115,60 @@ class _InPlaceABN(torch.autograd.Function):
         slope: float,
         group: dist.ProcessGroup | None,
     ) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # x itself unless bf16 or half
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = weight.to(wide), bias.to(wide)
+        mean, var, count = running_mean.to(wide), running_var.to(wide), None
         if training:
-            own_mean, mean, var, count = _centre_and_measure(wide, group)
+            mean, var, count = _batch_statistics(x, group)
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             unbiased = (var * (count / (count - 1))).to(running_var.dtype)
             running_var.lerp_(unbiased, momentum)
-        else:
-            own_mean, mean, var = torch.zeros_like(running_mean), running_mean, running_var
-            count = None
-        inv_std = torch.rsqrt(var + eps)
-        scale = (weight.abs() + eps) * inv_std
-        shift = bias + (own_mean - mean) * scale
-        wide.mul_(_per_channel(scale, x)).add_(_per_channel(shift, x))
+        _scale_and_shift(x, mean, var, eps, weight.abs() + eps, bias)
         if slope != IDENTITY_SLOPE:
-            F.leaky_relu_(wide, slope)
-        if wide is not x:
-            x.copy_(wide)
+            F.leaky_relu_(x, slope)
         ctx.mark_dirty(x)
-        ctx.save_for_backward(x, weight, bias, inv_std, count)
-        ctx.eps, ctx.slope, ctx.group = eps, slope, group
+        ctx.save_for_backward(x, weight, bias, torch.rsqrt(var + eps))
+        ctx.count, ctx.eps, ctx.slope, ctx.group = count, eps, slope, group
         return x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        y, weight, bias, inv_std, count = ctx.saved_tensors
-        wide_dtype = torch.promote_types(y.dtype, torch.float32)
-        z, grad_z = y.to(wide_dtype), grad_y.to(wide_dtype)
+        y, weight, bias, inv_std = ctx.saved_tensors
+        z, grad_z = y, grad_y
         if ctx.slope != IDENTITY_SLOPE:
-            grad_z = torch.ops.aten.leaky_relu_backward(grad_z, z, ctx.slope, True)
-            z = F.leaky_relu(z, 1 / ctx.slope)  # the inverse of the activation
+            grad_z = torch.ops.aten.leaky_relu_backward(grad_y, y, ctx.slope, True)
+            z = F.leaky_relu(y, 1 / ctx.slope)  # the inverse of the activation
         gamma = weight.abs() + ctx.eps
-        grad_bias = _sum_per_channel(grad_z)
-        grad_gamma = (_sum_per_channel(grad_z * z) - bias * grad_bias) / gamma  # sum grad_z * xhat
-        scale = gamma * inv_std
-        if count is None:
-            grad_x = grad_z * _per_channel(scale, y)
-        else:
+        # With bias as mean and gamma as deviation the kernel takes xhat = (z - bias) / gamma from
+        # z; it returns grad_z * gamma * inv_std, and the sums of grad_z * xhat and of grad_z.
+        grad_x, grad_gamma, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad_z,
+            z,
+            gamma.square() * inv_std,
+            bias,
+            gamma.square(),
+            None,
+            None,
+            False,
+            0.0,
+            [True] * 3,
+        )
+        if ctx.count is not None:
             sums = torch.stack([grad_bias, grad_gamma])
             if ctx.group is not None:
                 dist.all_reduce(sums, group=ctx.group)
-            mean_grad, mean_grad_xhat = sums / count.to(sums.dtype)
-            # scale * (grad_z - mean_grad - xhat * mean_grad_xhat) with xhat = (z - bias) / gamma
-            slope_z = -inv_std * mean_grad_xhat
-            constant = -scale * mean_grad - slope_z * bias
-            grad_x = (z * _per_channel(slope_z, y)).add_(_per_channel(constant, y))
-            grad_x.addcmul_(grad_z, _per_channel(scale, y))
+            mean_grad, mean_grad_xhat = sums / ctx.count
+            # What the batch's mean and deviation take back:
+            # gamma * inv_std * (mean_grad + xhat * mean_grad_xhat).
+            z = z.clone() if z is y else z
+            factor = gamma * inv_std
+            _scale_and_shift(
+                z, bias, gamma.square(), 0.0, factor * mean_grad_xhat, factor * mean_grad
+            )
+            grad_x.sub_(z)
         grad_weight = torch.where(weight < 0, -grad_gamma, grad_gamma)
-        return grad_x.to(y.dtype), grad_weight, grad_bias, *[None] * 7
+        return grad_x, grad_weight, grad_bias, *[None] * 7
 
 
 def inplace_abn(

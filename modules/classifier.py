@@ -13,8 +13,7 @@ class CosineClassifier(nn.Module):
 
     `weight` (num_classes, channels, 1, 1) holds a prototype a class; the scale is fixed and there
     is no bias (Fontanel et al., "Detecting Anomalies in Semantic Segmentation with Prototypes",
-    CVPR workshops 2021, section 3). Features (N, channels, h, w) -> logits (N, num_classes, h, w),
-    in float32 at least, whatever autocast says: 8 bits of mantissa would tie most scores.
+    CVPR workshops 2021, section 3). Features (N, channels, h, w) -> logits (N, num_classes, h, w).
     """
 
     def __init__(self, channels: int, num_classes: int) -> None:
@@ -23,16 +22,17 @@ class CosineClassifier(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
     def forward(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            features = features.to(torch.promote_types(features.dtype, torch.float32))
-            prototypes = F.normalize(self.weight, dim=1)
-            # Dividing the few logits by the length is cheaper than dividing the features.
-            length = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(1e-12)
-            return F.conv2d(features, prototypes) * (COSINE_SCALE / length)
+        prototypes = F.normalize(self.weight, dim=1)
+        # Dividing the few logits by the length is cheaper than dividing the features.
+        length = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(1e-12)
+        return F.conv2d(features, prototypes) * (COSINE_SCALE / length)
 
 
 class Classifier(nn.Module):
-    """The classifier of the head's features, `cls`, and that of deep supervision."""
+    """The classifier of the head's features, `cls`, and that of deep supervision.
+
+    Logits are float32 at least, whatever autocast says: 8 bits of mantissa would tie most scores.
+    """
 
     def __init__(self, kind: str, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -48,7 +48,12 @@ class Classifier(nn.Module):
         raise ValueError(f"classifier must be one of {', '.join(CLASSIFIERS)}, got {kind!r}")
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.cls(features)
+        return _in_float32(self.cls, features)
 
     def deep_supervision(self, features: Tensor) -> Tensor:
-        return self.cls_deepsup(features)
+        return _in_float32(self.cls_deepsup, features)
+
+
+def _in_float32(classifier: nn.Module, features: Tensor) -> Tensor:
+    with torch.autocast(features.device.type, enabled=False):
+        return classifier(features.to(torch.promote_types(features.dtype, torch.float32)))

@@ -43,4 +43,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.proj_bn(self.proj_conv(x)) if self.projects else x
-        return F.leaky_relu_(self.convs(x) + shortcut, LEAKY_SLOPE)
+        # Backward of the last norm needs its output as it is; without backward the sum may take
+        # its place.
+        y = self.convs(x)
+        return F.leaky_relu_(y + shortcut if y.requires_grad else y.add_(shortcut), LEAKY_SLOPE)
