@@ -2,10 +2,11 @@
 
 import math
 
+import pytest
 import torch
 from torch.nn import functional as F
 
-from modules.classifier import CosineClassifier
+from modules.classifier import CLASSIFIERS, Classifier, CosineClassifier
 from modules.scores import cosine_score, mean_probabilities, msp_score
 
 
@@ -49,6 +50,16 @@ def test_cosine_classifier_is_ten_times_the_cosine():
     features = torch.randn(2, 8, 3, 4)
     expected = 10 * F.cosine_similarity(features[:, None], classifier.weight[None], dim=2)
     torch.testing.assert_close(classifier(features), expected)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert classifier(features.bfloat16()).dtype == torch.float32
     assert torch.equal(classifier(torch.zeros(1, 8, 1, 1)), torch.zeros(1, 5, 1, 1))
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_logits_are_float32_under_autocast(kind):
+    torch.manual_seed(0)
+    classifier = Classifier(kind, 8, 5)
+    features = torch.randn(2, 8, 3, 4).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [classifier(features), classifier.deep_supervision(features)]
+    expected = [classifier(features.float()), classifier.deep_supervision(features.float())]
+    assert [logits.dtype for logits in found] == [torch.float32] * 2
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
