@@ -35,7 +35,16 @@ RECIPE: dict[str, Any] = {
 _ALIASES = {"--multi_scale": "--multi_scala", "--no_multi_scale": "--no_multi_scala"}
 _PRECISION_OF_OPT_LEVEL = {"O0": "fp32", "O1": "bf16"}
 _METAVARS = {int: "N", float: "X", str: "NAME", tuple: "NAMES"}
-_GROUPS = ("run", "data", "model", "training", "validation and test", "speed", "launch")
+_GROUPS = (
+    "run",
+    "data",
+    "model",
+    "training",
+    "validation and test",
+    "pictures and export",
+    "speed",
+    "launch",
+)
 
 
 class OptionError(PansError):
@@ -68,6 +77,7 @@ _ABOVE_ZERO = _Range("a number above 0", lambda value: 0 < value < math.inf)
 _ZERO_OR_ABOVE = _Range("a number, 0 or above", lambda value: 0 <= value < math.inf)
 _FILE_NAME = _Range("a plain file name", _is_plain_file_name)
 _PATH = _Range("a path", lambda value: value != "")
+_PATHS = _Range("paths", lambda values: "" not in values)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -136,8 +146,13 @@ class Options:
     )
     output_stride: int = _flag("model", 8, "the backbone's stride: 8 or 16", _one_of(8, 16))
     no_pretrained: bool = _flag("model", False, "start from random weights, not from ImageNet's")
-    pretrained_file: str | None = _flag(
-        "model", None, "ImageNet weights", _PATH, str, "pretrained/BACKBONE_iabn_sync.pth.tar"
+    pretrained: str | None = _flag(
+        "model",
+        None,
+        "ImageNet weights: auto (in pretrained/), torchvision or a file",
+        _PATH,
+        str,
+        "auto",
     )
     norm_act: str = _flag(
         "model",
@@ -208,6 +223,45 @@ class Options:
         "validation and test", False, "write every test image's pictures into the log folder"
     )
 
+    predict: tuple[str, ...] = _flag(
+        "pictures and export",
+        (),
+        "look at pictures, folders and videos",
+        _PATHS,
+        tuple,
+        "none",
+    )
+    out: str | None = _flag(
+        "pictures and export", None, "folder of --predict, file of --export", _PATH, str, "none"
+    )
+    threshold: float | None = _flag(
+        "pictures and export",
+        None,
+        "--predict: scores from here on are anomalies",
+        _Range("a number", math.isfinite),
+        float,
+        "none",
+    )
+    calibrate_fpr: float | None = _flag(
+        "pictures and export",
+        None,
+        "--predict: threshold at this share of validation pixels",
+        _Range("a number between 0 and 1", lambda value: 0 < value < 1),
+        float,
+        "none",
+    )
+    frame_step: int = _flag(
+        "pictures and export", 1, "--predict: look at every N-th frame of a video", _COUNT
+    )
+    export: str | None = _flag(
+        "pictures and export",
+        None,
+        "write the network of --ckpt_test as: onnx",
+        _one_of("onnx"),
+        str,
+        "none",
+    )
+
     precision: str | None = _flag(
         "speed",
         None,
@@ -238,6 +292,7 @@ class Options:
             _check_alone(flag, getattr(self, flag.name))
         _check_data(self)
         _check_model(self)
+        _check_pictures_and_export(self)
         _check_opt_level(self)
         _check_plain(self)
 
@@ -256,11 +311,6 @@ class Options:
         return ("the anomaly score is msp: neither --msp nor --cosine_scores was given",)
 
     @property
-    def pretrained_path(self) -> Path | None:
-        """The file of ImageNet weights that was named, if one was."""
-        return None if self.pretrained_file is None else Path(self.pretrained_file)
-
-    @property
     def log_folder(self) -> Path:
         """TensorBoard's events, results.json and pictures of this run."""
         return Path(self.logdir) / self.dataset / self.name
@@ -277,14 +327,17 @@ class Options:
 
     def to_dict(self) -> dict[str, Any]:
         """Every flag's value, in types that JSON and `torch.load(weights_only=True)` take."""
-        return {**asdict(self), "ignore_classes": list(self.ignore_classes)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Options":
         """The inverse of `to_dict`; flags of other versions are dropped, missing ones default."""
         known = {flag.name: values[flag.name] for flag in fields(cls) if flag.name in values}
-        known["ignore_classes"] = tuple(known.get("ignore_classes", ()))
-        return cls(**known)
+        lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        return cls(**{**known, **lists})
 
 
 def _check_alone(flag: Field[Any], value: Any) -> None:
@@ -323,8 +376,26 @@ def _check_model(options: Options) -> None:
             "needs --classifier cosine: the standard classifier's logits are unbounded, "
             "so that (logit + 10) / 20 is no score; use --msp",
         )
-    if options.no_pretrained and options.pretrained_file is not None:
-        raise _refusal("pretrained_file", "contradicts --no_pretrained; give one of the two")
+    if options.no_pretrained and options.pretrained is not None:
+        raise _refusal("pretrained", "contradicts --no_pretrained; give one of the two")
+
+
+def _check_pictures_and_export(options: Options) -> None:
+    asked = [name for name in ("test", "predict", "export") if getattr(options, name)]
+    if len(asked) > 1:
+        raise _refusal(asked[1], f"is a job of its own; give it without --{asked[0]}")
+    job = asked[0] if asked and asked[0] != "test" else None
+    if job is not None:
+        for name in ("ckpt_test", "out"):
+            if getattr(options, name) is None:
+                raise _refusal(name, f"is needed by --{job}")
+    for name in ("threshold", "calibrate_fpr"):
+        if getattr(options, name) is not None and job != "predict":
+            raise _refusal(name, "belongs to --predict")
+    if options.out is not None and job is None:
+        raise _refusal("out", "belongs to --predict or --export")
+    if options.threshold is not None and options.calibrate_fpr is not None:
+        raise _refusal("threshold", "contradicts --calibrate_fpr; give one of the two")
 
 
 def _check_opt_level(options: Options) -> None:
@@ -369,7 +440,7 @@ def _epilog() -> str:
         f"--default sets {settings}.",
         "A flag typed beside --default wins over it, before it or after it; the published code "
         "silently overrides such a flag.",
-        "Every on/off flag --x has an opposite, --no_x; that of --no_pretrained is --pretrained. "
+        "Every on/off flag --x has an opposite, --no_x, but for --no_pretrained. "
         "Dashes may stand for underscores: --batch-size is --batch_size.",
     )
     return "\n\n".join(textwrap.fill(text, 100, break_on_hyphens=False) for text in paragraphs)
@@ -396,17 +467,16 @@ def _add_flag(group: argparse._ArgumentGroup, flag: Field[Any]) -> None:
     kind, words = flag.metadata["kind"], flag.metadata["help"]
     if kind is bool:
         group.add_argument(f"--{flag.name}", action="store_true", help=words)
-        group.add_argument(
-            _opposite(flag.name), action="store_false", dest=flag.name, help=argparse.SUPPRESS
-        )
+        if not flag.name.startswith("no_"):
+            group.add_argument(
+                f"--no_{flag.name}", action="store_false", dest=flag.name, help=argparse.SUPPRESS
+            )
+    elif flag.metadata["range"] is _PATHS:
+        group.add_argument(f"--{flag.name}", type=str, nargs="+", metavar="PATH", help=words)
     else:
         reader = _names if kind is tuple else kind
         metavar = "PATH" if flag.metadata["range"] is _PATH else _METAVARS[kind]
         group.add_argument(f"--{flag.name}", type=reader, metavar=metavar, help=words)
-
-
-def _opposite(name: str) -> str:
-    return f"--{name.removeprefix('no_')}" if name.startswith("no_") else f"--no_{name}"
 
 
 def _published_spelling(token: str) -> str:
@@ -436,18 +506,34 @@ def _typed_options(argv: Sequence[str]) -> dict[str, Any]:
     return vars(typed)
 
 
-def parse_options(argv: Sequence[str] | None = None) -> Options:
-    """Read the command line: published defaults, over them --default's values, then typed flags.
-
-    Args:
-        argv: the words after the program's name; those of this process if None.
+def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """What was typed and nothing else, by name, unchecked; `argv` as in `parse_options`.
 
     Raises:
         OptionError: one line that names the flag and the reason.
         SystemExit: after --help.
     """
     typed = _typed_options(sys.argv[1:] if argv is None else argv)
-    values = {**(RECIPE if typed.get("default") else {}), **typed}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()
+    }
+
+
+def parse_options(
+    argv: Sequence[str] | None = None, stored: Mapping[str, Any] | None = None
+) -> Options:
+    """Read the command line: published defaults, over them --default's values, then typed flags.
+
+    Args:
+        argv: the words after the program's name; those of this process if None.
+        stored: values that a checkpoint holds; they win over --default, and typed flags over them.
+
+    Raises:
+        OptionError: one line that names the flag and the reason.
+        SystemExit: after --help.
+    """
+    typed = typed_flags(argv)
+    values = {**(RECIPE if typed.get("default") else {}), **(stored or {}), **typed}
     if values.get("classifier") == "standard" and "cosine_scores" not in typed:
         values["cosine_scores"] = False
     if "precision" not in typed:

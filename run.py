@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from argparser import Options, parse_options
+from argparser import Options, parse_options, typed_flags
 from errors import PansError
 from modules.abn import describe_norm
+from predict import export, predict, stored_flags
 from train import Trainer
 from utils.distributed import (
     USER_ERROR,
@@ -24,9 +26,24 @@ CHARTS = {
 }
 
 
+def read_options(argv: Sequence[str]) -> Options:
+    """The command line's; for pictures and export, over what the checkpoint says of itself."""
+    typed = typed_flags(argv)
+    if ("predict" in typed or "export" in typed) and "ckpt_test" in typed:
+        return parse_options(argv, stored_flags(Path(typed["ckpt_test"]), typed))
+    return parse_options(argv)
+
+
 def work(options: Options) -> None:
     """What one process does, from joining the others to leaving them."""
+    if options.export:
+        export(options)
+        return
     process = start_process(options.local_rank)
+    if options.predict:
+        predict(options, process)
+        end_process()
+        return
     with Logger(options.log_folder if process.is_main else None) as logger:
         trainer = Trainer(options, process, logger)
         logger.table("options", options.to_dict())
@@ -46,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run PAnS; returns the exit code: 0, 1 for a bug, 2 for an error that the user can mend."""
     argv = sys.argv[1:] if argv is None else argv
     if launched():
-        return run_reporting(lambda: work(parse_options(argv)))
+        return run_reporting(lambda: work(read_options(argv)))
     try:
-        options = parse_options(argv)
-        nproc = options.nproc or default_nproc()
+        options = read_options(argv)
+        nproc = 1 if options.export else options.nproc or default_nproc()
         if nproc > 1:
             return launch([__file__, *argv], nproc)
     except PansError as error:

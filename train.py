@@ -30,10 +30,10 @@ from metrics.evaluation import AnomalyEvaluation
 from metrics.segmentation import ConfusionMatrix, segmentation_scores
 from modules import build_model
 from modules.inference import Inference
-from modules.pretrained import find_backbone_file, load_backbone
+from modules.pretrained import backbone_weights, load_backbone
 from modules.scores import cosine_score, mean_probabilities, msp_score, upsample
 from utils.checkpoint import load_checkpoint, load_model_state, model_state, save_checkpoint
-from utils.distributed import Process, sum_over_processes
+from utils.distributed import Process, first_on_each_machine, sum_over_processes
 from utils.logger import Logger
 from utils.panels import Panels
 from utils.results import log_segmentation, report_results
@@ -259,13 +259,19 @@ class Trainer:
         if options.ckpt is not None:
             self._resume()
         elif not options.no_pretrained:
-            path = options.pretrained_path or find_backbone_file(BACKBONES, options.backbone)
-            plain_norms = options.norm_act in ("abn", "std")
-            load_backbone(self.model.body, load_checkpoint(path), path, plain_norms=plain_norms)
+            self._load_backbone()
         self.logger.start_at(self.iteration)
         self.network: nn.Module = self.model
         if dist.is_initialized():
             self.network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+
+    def _load_backbone(self) -> None:
+        """ImageNet's weights, by --pretrained."""
+        options = self.options
+        with first_on_each_machine(self.process):  # a download is for one process
+            weights = backbone_weights(options.pretrained or "auto", options.backbone, BACKBONES)
+        plain_norms = options.norm_act in ("abn", "std")
+        load_backbone(self.model.body, weights, plain_norms=plain_norms)
 
     def _resume(self) -> None:
         """Go on from --ckpt: the weights alone, or all that a checkpoint of this code holds."""

@@ -134,6 +134,22 @@ class PooledCounts:
             best_f1_threshold=self._lowest_score_in(int(bins[1])),
         )
 
+    def threshold_at_fpr(self, fpr: float) -> float | None:
+        """The lowest threshold that at most a share `fpr` of the normal pixels reaches.
+
+        Its own share falls short of `fpr` by no more than the pixels tied, in one bin, below it.
+        None before any normal pixel.
+        """
+        if not self.normal:
+            return None
+        self._sort_pages()
+        used = len(self._pages) << self._bits
+        reached = self._counts[0, used - 1 :: -1].cumsum()  # from the highest bin down
+        bins = int(np.searchsorted(reached, fpr * self.normal, side="right"))
+        if bins:
+            return self._lowest_score_in(used - bins)
+        return _lowest_score(self._lowest_key_in(used - 1) + (1 << (_PAGE_BITS - self._bits)))
+
     def _bins(self, keys: np.ndarray) -> np.ndarray:
         """The bin of each key; pages seen for the first time get theirs."""
         pages = keys >> _PAGE_BITS
@@ -172,9 +188,12 @@ class PooledCounts:
         self._first_bin[self._pages] = np.arange(len(self._pages)) << self._bits
 
     def _lowest_score_in(self, bin_index: int) -> float:
+        return _lowest_score(self._lowest_key_in(bin_index))
+
+    def _lowest_key_in(self, bin_index: int) -> int:
         page = int(self._pages[bin_index >> self._bits]) - _PAGES // 2
         within = bin_index & ((1 << self._bits) - 1)
-        return _lowest_score((page << _PAGE_BITS) + (within << (_PAGE_BITS - self._bits)))
+        return (page << _PAGE_BITS) + (within << (_PAGE_BITS - self._bits))
 
 
 @dataclass(frozen=True)

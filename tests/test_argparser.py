@@ -1,7 +1,6 @@
 import json
 import re
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -54,7 +53,13 @@ PUBLISHED_DEFAULTS = {
 OWN_DEFAULTS = {
     "default": False,
     "checkpoints": "./checkpoints",
-    "pretrained_file": None,
+    "pretrained": None,
+    "predict": (),
+    "out": None,
+    "threshold": None,
+    "calibrate_fpr": None,
+    "frame_step": 1,
+    "export": None,
     "ignore_classes": (),
     "precision": None,
     "plain": False,
@@ -92,7 +97,8 @@ OTHER_VALUES = {
     "ckpt_test": "best.pth",
     "ckpt": "last.pth",
     "checkpoints": "c",
-    "pretrained_file": "w.pth",
+    "pretrained": "w.pth",
+    "frame_step": 5,
     "precision": "bf16",
     "accumulate": 4,
     "nproc": 2,
@@ -130,18 +136,21 @@ def test_flags_take_values_in_both_spellings(name: str) -> None:
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_switches_turn_on_and_off_again(name: str) -> None:
-    off = {"no_pretrained": "--pretrained"}.get(name, f"--no_{name}")
     # What a switch needs beside it to be accepted.
     extra = ["--classifier", "cosine"] if name == "cosine_scores" else []
     for on in (f"--{name}", f"--{name.replace('_', '-')}"):
         assert getattr(parse_options([*extra, on]), name) is True
+        if name == "no_pretrained":  # its opposite is a flag with a value
+            continue
+        off = f"--no_{name}"
         assert getattr(parse_options([*extra, on, off]), name) is False
         assert getattr(parse_options([*extra, off.replace("_", "-"), on]), name) is True
 
 
 def test_every_flag_is_tested_above() -> None:
     tested = {*OTHER_VALUES, *SWITCHES, "dataset", "num_classes", "pooling", "head", "opt_level"}
-    assert tested | {"ignore_classes"} == {flag.name for flag in fields(Options)}
+    tested |= {"ignore_classes", "predict", "out", "threshold", "calibrate_fpr", "export"}
+    assert tested == {flag.name for flag in fields(Options)}
 
 
 def test_multi_scale_is_multi_scala() -> None:
@@ -253,7 +262,27 @@ def test_precision(typed: list[str], precision: str | None) -> None:
         ("--norm_act bn", "argument --norm_act: must be one of iabn_sync, iabn, abn, std"),
         ("--classifier linear", "argument --classifier: must be one of standard, cosine"),
         ("--lr_policy cosine", "argument --lr_policy: must be one of poly, step"),
-        ("--no_pretrained --pretrained_file a", "argument --pretrained_file: contradicts"),
+        ("--no_pretrained --pretrained a", "argument --pretrained: contradicts --no_pretrained"),
+        ("--no_pretrained --pretrained auto", "argument --pretrained: contradicts"),
+        ("--pretrained", "argument --pretrained: expected one argument"),
+        ("--predict a --out b", "argument --ckpt_test: is needed by --predict"),
+        ("--predict a --ckpt_test c", "argument --out: is needed by --predict"),
+        ("--export onnx --ckpt_test c", "argument --out: is needed by --export"),
+        ("--export tflite", "argument --export: must be one of onnx, got 'tflite'"),
+        ("--predict", "argument --predict: expected at least one argument"),
+        ("--predict=", "argument --predict: must be paths, got ('',)"),
+        ("--test --predict a", "argument --predict: is a job of its own; give it without --test"),
+        ("--predict a --export onnx", "argument --export: is a job of its own; give it without"),
+        ("--out d", "argument --out: belongs to --predict or --export"),
+        ("--threshold 1", "argument --threshold: belongs to --predict"),
+        ("--calibrate_fpr 0.1 --test", "argument --calibrate_fpr: belongs to --predict"),
+        ("--threshold nan", "argument --threshold: must be a number, got nan"),
+        ("--calibrate_fpr 1", "argument --calibrate_fpr: must be a number between 0 and 1"),
+        (
+            "--predict a --ckpt_test c --out d --threshold 1 --calibrate_fpr 0.1",
+            "argument --threshold: contradicts --calibrate_fpr",
+        ),
+        ("--frame_step 0", "argument --frame_step: must be 1 or more"),
         ("--name a/b", "argument --name: must be a plain file name, got 'a/b'"),
         ("--name ..", "argument --name: must be a plain file name, got '..'"),
         ("--name=", "argument --name: must be a plain file name, got ''"),
@@ -308,9 +337,18 @@ def test_paths_of_a_run() -> None:
     assert str(options.best_checkpoint_path) == "/c/streethazards/x_best.pth"
 
 
-def test_pretrained_file_is_a_path_if_given() -> None:
-    assert Options().pretrained_path is None
-    assert parse_options(["--pretrained_file", "a/b.pth"]).pretrained_path == Path("a/b.pth")
+def test_pictures_are_a_list_of_paths() -> None:
+    typed = ["--predict", "a,b.png", "c", "--out", "d", "--ckpt_test", "e", "--threshold", "-0.5"]
+    options = parse_options(typed)
+    assert (options.predict, options.threshold) == (("a,b.png", "c"), -0.5)
+    assert Options.from_dict(json.loads(json.dumps(options.to_dict()))) == options
+
+
+def test_stored_values_win_over_default_and_typed_flags_over_both() -> None:
+    stored = {"classifier": "standard", "output_stride": 16, "cosine_scores": True}
+    options = parse_options(["--default", "--output_stride", "8"], stored)
+    assert (options.classifier, options.output_stride, options.score) == ("standard", 8, "msp")
+    assert options.multi_scala  # of --default, as nothing else says
 
 
 def test_options_come_back_from_json() -> None:

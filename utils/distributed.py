@@ -11,7 +11,8 @@ import sys
 import tempfile
 import traceback
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -146,6 +147,17 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(total)
     return total
+
+
+@contextmanager
+def first_on_each_machine(process: Process) -> Iterator[None]:
+    """Run the body on each machine's first process, then on all others; all of them enter."""
+    is_first = process.local_rank == 0
+    if dist.is_initialized() and not is_first:
+        dist.barrier()
+    yield
+    if dist.is_initialized() and is_first:
+        dist.barrier()
 
 
 def gather_objects(value: T) -> list[T]:

@@ -201,3 +201,29 @@ def test_two_processes_equal_one(tmp_path):
     scores, is_anomaly = (np.concatenate(both) for both in zip(*parts, strict=True))
     expected = repr(count(scores, is_anomaly, parts=3).metrics())
     assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == [expected] * 2
+
+
+@pytest.mark.parametrize("fpr", [0.01, 0.05, 0.5])
+@pytest.mark.parametrize("decimals", [6, 2])
+def test_threshold_at_a_false_positive_rate_is_the_quantile(fpr, decimals):
+    scores = np.random.default_rng(0).beta(2, 5, 20_000).round(decimals).astype(np.float32)
+    counts = PooledCounts()
+    for part in np.split(scores, 4):
+        counts.update(part[:0], part)
+    threshold = counts.threshold_at_fpr(fpr)
+    assert (scores >= np.float32(threshold)).mean() <= fpr
+    below = scores[scores < np.float32(threshold)].max()
+    assert (scores >= below).mean() > fpr - 1e-3  # a bin holds a few scores
+
+
+def test_threshold_of_a_score_that_too_many_share_lies_above_it():
+    counts = PooledCounts()
+    counts.update(np.zeros(0), np.full(100, 0.25, np.float32))
+    threshold = counts.threshold_at_fpr(0.05)
+    assert 0.25 < threshold < 0.2501
+
+
+def test_threshold_needs_normal_pixels():
+    counts = PooledCounts()
+    counts.update(np.ones(3), np.zeros(0))
+    assert counts.threshold_at_fpr(0.05) is None

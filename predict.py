@@ -1,0 +1,263 @@
+"""A trained network on the user's own pictures, and as an ONNX file."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from argparser import Options
+from dataset import CLASS_NAMES, evaluation_loader
+from dataset.pictures import (
+    PictureSample,
+    Source,
+    Unreadable,
+    check_video_support,
+    find_sources,
+    samples_of,
+)
+from dataset.transforms import MEAN, STD
+from errors import PansError
+from metrics import PooledCounts
+from modules import SegmentationModel, build_model
+from modules.export import check_export_support, export_onnx
+from modules.inference import Inference
+from modules.pretrained import CHECKPOINT, identify
+from modules.scores import cosine_score, mean_probabilities, msp_score
+from modules.weights import load_checkpoint, model_state
+from train import default_precision
+from utils.checkpoint import load_model_state
+from utils.distributed import Process, gather_objects
+from utils.predictions import PredictionFolder
+
+# What a checkpoint's options say about its network and how it is looked at.
+_NETWORK_FLAGS = ("dataset", "num_classes", "backbone", "classifier", "output_stride", "norm_act")
+_SCORE_FLAGS = ("cosine_scores", "msp")
+_STORED_FLAGS = (*_NETWORK_FLAGS, *_SCORE_FLAGS, "multi_scala")
+
+
+class NotPredicted(PansError):
+    """Nothing could be looked at, or not all of it."""
+
+
+def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a checkpoint holds of its network; what its tensors tell, if it holds none.
+
+    Args:
+        typed: the flags that were typed; a typed score hides the stored one.
+
+    Raises:
+        CheckpointError, WeightsError: the file is missing, damaged or of another network.
+    """
+    content = load_checkpoint(path)
+    options = content.get("options")
+    if isinstance(options, Mapping):
+        stored = {name: options[name] for name in _STORED_FLAGS if name in options}
+    else:
+        weights = identify(content, str(path))
+        if weights.kind != CHECKPOINT:
+            raise NotPredicted(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
+        stored = {
+            "backbone": weights.backbone,
+            "classifier": weights.classifier,
+            "num_classes": weights.num_classes,
+            "cosine_scores": weights.classifier == "cosine",
+        }
+    if any(name in typed for name in _SCORE_FLAGS):
+        return {name: value for name, value in stored.items() if name not in _SCORE_FLAGS}
+    return stored
+
+
+def score_maps(
+    name: str, logits: Sequence[Tensor], size: Sequence[int], probabilities: Tensor
+) -> Tensor:
+    """(N, H, W) anomaly scores by the score of that name, higher is more anomalous."""
+    return cosine_score(logits, size) if name == "cosine" else msp_score(probabilities)
+
+
+def load_network(options: Options) -> SegmentationModel:
+    """The network of --ckpt_test, on the CPU."""
+    path = Path(options.ckpt_test or "")
+    model = build_model(
+        options.backbone,
+        options.classifier,
+        options.norm_act,
+        options.num_classes,
+        options.output_stride,
+        plain=options.plain,
+    )
+    load_model_state(model, model_state(load_checkpoint(path)), path)
+    return model
+
+
+# Pictures
+
+
+class Predictor:
+    """One process's share of --predict.
+
+    Attributes:
+        threshold: scores from here on are anomalies; None if nobody asked.
+    """
+
+    def __init__(self, options: Options, process: Process) -> None:
+        self.options, self.process = options, process
+        precision = options.precision or default_precision(process.device)
+        network = load_network(options).to(process.device)
+        self.inference = Inference(network, process.device, precision, plain=options.plain)
+        self.threshold = options.threshold
+        if options.calibrate_fpr is not None:
+            self.threshold = self._calibrated(options.calibrate_fpr)
+
+    @torch.inference_mode()
+    def maps(
+        self, images: Sequence[Tensor], size: Sequence[int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """(H, W) class indices and anomaly score of one picture, given at every scale."""
+        logits = self.inference.logits(images)
+        probabilities = mean_probabilities(logits, size)
+        score = score_maps(self.options.score, logits, size, probabilities)[0]
+        prediction = probabilities.argmax(dim=1)[0].to(torch.uint8)
+        return prediction.cpu().numpy(), score.float().cpu().numpy()
+
+    def _calibrated(self, fpr: float) -> float:
+        """The threshold that a share `fpr` of the known pixels of the validation split reaches."""
+        options = self.options
+        loader = evaluation_loader(
+            options.data_root,
+            "validation",
+            multi_scale=options.multi_scala,
+            num_workers=options.num_workers,
+            rank=self.process.rank,
+            world_size=self.process.world_size,
+        )
+        counts = PooledCounts()
+        for sample in self._progress(loader, "calibration"):
+            label = sample.label.numpy()
+            _, score = self.maps(sample.images, label.shape)
+            counts.update(score[:0].ravel(), score[label < options.num_classes])
+        counts.all_reduce()
+        threshold = counts.threshold_at_fpr(fpr)
+        if threshold is None:
+            raise NotPredicted(
+                f"--calibrate_fpr: no validation image below {options.data_root} has a known "
+                "pixel; name the folder of the data with --data_root, or give --threshold"
+            )
+        return threshold
+
+    def write_share(
+        self, sources: Sequence[Source], folder: PredictionFolder
+    ) -> tuple[list[dict[str, Any]], list[Unreadable]]:
+        """Look at this process's sources: a summary of each picture, and what could not be read."""
+        pictures: list[dict[str, Any]] = []
+        problems: list[Unreadable] = []
+        samples: Iterator[PictureSample | Unreadable] = samples_of(
+            sources[self.process.rank :: self.process.world_size],
+            multi_scale=self.options.multi_scala,
+            frame_step=self.options.frame_step,
+            num_workers=self.options.num_workers,
+        )
+        for sample in self._progress(samples, "pictures"):
+            if isinstance(sample, Unreadable):
+                problems.append(sample)
+            else:
+                pictures.append(self._write(sample, folder))
+        return pictures, problems
+
+    def _write(self, sample: PictureSample, folder: PredictionFolder) -> dict[str, Any]:
+        picture = sample.picture.numpy()
+        prediction, score = self.maps(sample.images, picture.shape[:2])
+        mask = None if self.threshold is None else score >= np.float32(self.threshold)
+        folder.write(sample.name, picture, prediction, score, mask)
+        return {
+            "name": sample.name,
+            "size": [picture.shape[1], picture.shape[0]],
+            "lowest_score": float(score.min()),
+            "mean_score": float(score.mean(dtype=np.float64)),
+            "highest_score": float(score.max()),
+            "anomalous_share": None if mask is None else float(mask.mean()),
+        }
+
+    def _progress(self, items: Any, name: str) -> tqdm:
+        return tqdm(items, name, disable=not self.process.is_main, dynamic_ncols=True)
+
+
+def predict(options: Options, process: Process) -> None:
+    """Write class map, anomaly score and pictures of all that --predict names into --out.
+
+    Raises:
+        NotPredicted: some of it could not be read, after the rest is done; or none was found.
+        VideoSupportMissing: there is a video, and no package to read it.
+    """
+    out = Path(options.out or "")
+    sources, not_found = find_sources(options.predict, out)
+    if not sources:
+        raise NotPredicted(f"--predict found nothing: {'; '.join(map(str, not_found))}")
+    check_video_support(sources)
+    folder = PredictionFolder(out)
+    predictor = Predictor(options, process)
+    pictures, unreadable = predictor.write_share(sources, folder)
+    shares = gather_objects((pictures, unreadable))
+    if not process.is_main:
+        return
+    done = sorted(chain.from_iterable(share[0] for share in shares), key=lambda one: one["name"])
+    problems = [*map(str, not_found), *sorted(str(one) for share in shares for one in share[1])]
+    folder.write_contact_sheets([picture["name"] for picture in done])
+    folder.write_summary(
+        {
+            "checkpoint": options.ckpt_test,
+            "score": options.score,
+            "multi_scale": options.multi_scala,
+            "classes": list(CLASS_NAMES),
+            "threshold": predictor.threshold,
+            "calibrated_fpr": options.calibrate_fpr,
+            "pictures": done,
+            "unreadable": problems,
+        }
+    )
+    print(f"{len(done)} pictures in {out}, score {options.score}{_words(predictor.threshold)}")
+    if problems:
+        raise NotPredicted(
+            f"{len(problems)} could not be looked at, the other {len(done)} are done: "
+            + "; ".join(problems)
+        )
+
+
+def _words(threshold: float | None) -> str:
+    return "" if threshold is None else f", anomalous from {threshold:.6g} on"
+
+
+# Export
+
+
+def export(options: Options) -> None:
+    """Write the network of --ckpt_test and its score into --out.
+
+    Raises:
+        ExportError: a package is missing, or the file cannot be written.
+    """
+    check_export_support()
+    path = Path(options.out or "")
+    metadata = {
+        "input": "image: float32 (batch, 3, height, width), RGB, any batch, sides of 8 or more",
+        "preprocessing": "RGB / 255, then (value - mean) / std of each channel; the test of this "
+        "network resizes pictures to 1000/1280 of their sides (bilinear, antialiased), each "
+        "rounded up to a multiple of 8",
+        "mean": " ".join(map(str, MEAN)),
+        "std": " ".join(map(str, STD)),
+        "logits": "(batch, classes, height / stride, width / stride), rounded up",
+        "score": f"{options.score}, (batch, height, width), higher is more anomalous, one scale",
+        "classes": ", ".join(CLASS_NAMES),
+        "output_stride": str(options.output_stride),
+    }
+
+    def score(logits: list[Tensor], size: torch.Size, probabilities: Tensor) -> Tensor:
+        return score_maps(options.score, logits, size, probabilities)
+
+    export_onnx(load_network(options), score, path, metadata)
+    print(f"{path}: score {options.score}, any batch and size; see docs/predict.md for its input")

@@ -1,0 +1,251 @@
+"""--predict and --export as a user starts them, against the plain network and onnxruntime."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from torchvision.models import ResNet50_Weights
+
+import run
+from dataset import PALETTE
+from dataset.demo import write_demo
+from modules import build_model
+from modules.resnet import BLOCKS
+from modules.scores import cosine_score, msp_score
+
+REPOSITORY = Path(__file__).parents[2]
+SIZES = [(40, 72), (56, 88), (64, 104), (72, 120), (80, 128)]  # 96x160 at the five scales
+KINDS = ("classes", "heat", "overlay", "panel")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Checkpoints of a network of one block a stage, and a tiny data set; runs stay in process."""
+    root = tmp_path_factory.mktemp("predict")
+    write_demo(root / "data", train=2, validation=2, test=3, size=(160, 96), seed=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
+        torch.manual_seed(0)
+        network = build_model()
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.normal_(module.bias)
+                torch.nn.init.normal_(module.running_mean)
+        torch.save({"model_state": network.state_dict()}, root / "published.pth")
+        options = {
+            "classifier": "cosine",
+            "output_stride": 16,
+            "multi_scala": True,
+            "cosine_scores": True,
+        }
+        torch.save({"model_state": network.state_dict(), "options": options}, root / "own.pth")
+        yield root
+
+
+def pictures_of(root):
+    return sorted((root / "data/StreetHazards/test/images").rglob("*.png"))
+
+
+def start(*words):
+    return run.main([str(word) for word in words])
+
+
+def normalised(picture):
+    values = (np.asarray(picture) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    return torch.from_numpy(values).permute(2, 0, 1)[None].float()
+
+
+def reference(root, path, output_stride, sizes):
+    """Logits at each size and the mean softmax, straight from PIL and the plain network."""
+    network = build_model(output_stride=output_stride, plain=True).eval()
+    network.load_state_dict(torch.load(root / "published.pth")["model_state"])
+    picture = Image.open(path).convert("RGB")
+    scaled = [picture.resize((w, h), Image.Resampling.BILINEAR) for h, w in sizes]
+    with torch.inference_mode():
+        logits = [network(normalised(image)) for image in scaled]
+    size = (picture.height, picture.width)
+    softmax = [F.interpolate(one, size=size, mode="bilinear").softmax(1) for one in logits]
+    return logits, torch.stack(softmax).mean(0)
+
+
+def test_predictions_are_those_of_the_plain_network(root, capsys):
+    folder, out = root / "data/StreetHazards/test/images", root / "own"
+    ended = start(
+        "--predict", folder, "--ckpt_test", root / "own.pth", "--out", out, "--threshold", 0.4
+    )
+    assert ended == 0, capsys.readouterr().err
+    for path in pictures_of(root):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        logits, softmax = reference(root, path, output_stride=16, sizes=SIZES)
+        score = np.load(out / "score" / f"{name}.npy")
+        expected = cosine_score(logits, score.shape)[0].numpy()
+        assert score.dtype == np.float32
+        np.testing.assert_allclose(score, expected, atol=1e-4)
+        classes = Image.open(out / "classes" / f"{name}.png")
+        found = np.asarray(classes)
+        assert (found == softmax.argmax(1)[0].numpy()).mean() > 0.999
+        assert (np.asarray(classes.convert("RGB")) == PALETTE[found]).all()
+        mask = np.asarray(Image.open(out / "mask" / f"{name}.png"))
+        assert ((mask == 255) == (score >= np.float32(0.4))).all()
+        for kind in KINDS:
+            Image.open(out / kind / f"{name}.png").load()
+    summary = json.loads((out / "predictions.json").read_text())
+    assert (summary["score"], summary["multi_scale"], summary["threshold"]) == ("cosine", True, 0.4)
+    assert [one["size"] for one in summary["pictures"]] == [[160, 96]] * 3
+    assert summary["pictures"][-1]["anomalous_share"] == pytest.approx((mask == 255).mean())
+    assert Image.open(out / "contact_sheet_001.png").size == (5 * 320, 3 * 214)
+
+
+def test_a_published_checkpoint_tells_its_classifier_and_typed_flags_win(root, capsys):
+    path = pictures_of(root)[0]
+    flags = ["--predict", path, "--ckpt_test", root / "published.pth"]
+    assert start(*flags, "--out", root / "p1") == 0, capsys.readouterr().err
+    logits, softmax = reference(root, path, output_stride=8, sizes=SIZES[-1:])
+    score = np.load(root / "p1/score" / f"{path.stem}.npy")
+    np.testing.assert_allclose(score, cosine_score(logits, score.shape)[0], atol=1e-4)
+    assert not (root / "p1/mask").exists()
+    assert start(*flags, "--out", root / "p2", "--msp") == 0, capsys.readouterr().err
+    score = np.load(root / "p2/score" / f"{path.stem}.npy")
+    np.testing.assert_allclose(score, msp_score(softmax)[0], atol=1e-4)
+
+
+def test_calibration_leaves_the_asked_share_of_known_pixels(root, capsys):
+    flags = ["--ckpt_test", root / "own.pth", "--data_root", root / "data", "--num_workers", 0]
+    share = ["--calibrate_fpr", 0.05]
+    validation = root / "data/StreetHazards/train/images/validation"
+    if not validation.is_dir():
+        validation = root / "data/StreetHazards/validation/images"
+    ended = start("--predict", validation, *flags, "--out", root / "calibrated", *share)
+    assert ended == 0, capsys.readouterr().err
+    reached = known = 0
+    for mask_path in (root / "calibrated/mask").rglob("*.png"):
+        name = mask_path.relative_to(root / "calibrated/mask")
+        label_path = Path(str(validation).replace("images", "annotations")) / name
+        is_known = np.asarray(Image.open(label_path)) > 0
+        reached += int((np.asarray(Image.open(mask_path))[is_known] == 255).sum())
+        known += int(is_known.sum())
+    assert known > 0
+    assert reached / known <= 0.05
+    assert reached / known == pytest.approx(0.05, abs=1e-3)
+
+
+def test_unreadable_pictures_are_named_and_the_rest_is_done(root, tmp_path, capsys):
+    (tmp_path / "a.png").write_text("no picture")
+    paths = [tmp_path / "a.png", tmp_path / "gone.jpg", pictures_of(root)[0]]
+    flags = ["--ckpt_test", root / "own.pth", "--out", tmp_path / "out", "--no_multi_scale"]
+    assert start("--predict", *paths, *flags) == 2
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+    assert "2 could not be looked at, the other 1 are done" in line
+    assert "a.png cannot be decoded" in line
+    assert "gone.jpg does not exist" in line
+    assert len(list((tmp_path / "out/score").iterdir())) == 1
+    summary = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert len(summary["unreadable"]) == 2
+
+
+def test_errors_of_users_are_one_line(root, tmp_path, capsys, monkeypatch):
+    picture, own = pictures_of(root)[0], root / "own.pth"
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    torch.save({"state_dict": build_model().body.state_dict()}, tmp_path / "imagenet.pth")
+    predict = ["--predict", picture, "--out", tmp_path / "out", "--ckpt_test"]
+    nowhere = "--data_root", tmp_path
+    for words, message in (
+        ([*predict, tmp_path / "gone.pth"], "there is no checkpoint"),
+        ([*predict, tmp_path / "imagenet.pth"], "holds ImageNet weights with in-place ABN; name"),
+        ([*predict, own, "--classifier", "standard"], "trained with --classifier cosine"),
+        ([*predict, own, "--calibrate_fpr", 0.1, *nowhere], "validation.odgt is missing"),
+        (["--predict", tmp_path / "empty", *predict[2:], own], "--predict found nothing: "),
+        ([*predict[:2], "--out", tmp_path / "file", "--ckpt_test", own], "could not be written to"),
+        (
+            ["--export", "onnx", "--ckpt_test", own, "--out", tmp_path / "file/a.onnx"],
+            "could not be written",
+        ),
+    ):
+        assert start(*words) == 2, words
+        lines = capsys.readouterr().err.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert len(errors) == 1, lines
+        assert message in errors[0]
+        assert not any("Traceback" in line for line in lines)
+
+
+def test_training_from_torchvision_without_a_network_is_one_line(root, capsys, monkeypatch):
+    monkeypatch.setattr(ResNet50_Weights, "url", "http://localhost:9/resnet50-0676ba61.pth")
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(root / "hub"))
+    flags = ["--data_root", root / "data", "--logdir", root / "logs", "--crop_size", 64]
+    assert start("--pretrained", "torchvision", *flags, "--num_workers", 0, "--nproc", 1) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: torchvision's weights of resnet50 could not be fetched")
+
+
+@pytest.fixture(scope="module")
+def exported(root):
+    """The ONNX file of the checkpoint without options, once; exporting is slow."""
+    path = root / "pans.onnx"
+    assert start("--export", "onnx", "--ckpt_test", root / "published.pth", "--out", path) == 0
+    return path
+
+
+@pytest.mark.parametrize("shape", [(1, 96, 160), (2, 61, 83), (3, 304, 40)])
+def test_onnxruntime_computes_the_same_numbers(root, exported, shape):
+    batch, height, width = shape
+    image = torch.randn(batch, 3, height, width)
+    network = build_model(plain=True).eval()
+    network.load_state_dict(torch.load(root / "published.pth")["model_state"])
+    with torch.inference_mode():
+        expected = network(image)
+        expected_score = cosine_score([expected], (height, width))
+    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    logits, score, classes = session.run(None, {"image": image.numpy()})
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    np.testing.assert_allclose(score, expected_score, atol=1e-4)
+    full = F.interpolate(expected, size=(height, width), mode="bilinear")
+    assert (classes == full.argmax(1).numpy()).mean() > 0.999
+
+
+def test_the_onnx_file_is_valid_and_tells_its_preprocessing(exported):
+    model = onnx.load(exported)
+    onnx.checker.check_model(model)
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    assert (told["mean"], told["std"]) == ("0.485 0.456 0.406", "0.229 0.224 0.225")
+    assert "RGB / 255, then (value - mean) / std" in told["preprocessing"]
+    assert told["classes"].startswith("unlabeled, building, fence")
+    names = [dimension.dim_param for dimension in model.graph.input[0].type.tensor_type.shape.dim]
+    assert names == ["batch", "", "height", "width"]
+
+
+def test_two_processes_write_each_picture_once(root, tmp_path):
+    """The real network, as two processes from the shell."""
+    torch.save({"model_state": build_real().state_dict()}, tmp_path / "real.pth")
+    folder = root / "data/StreetHazards/test/images"
+    flags = ["--ckpt_test", tmp_path / "real.pth", "--out", tmp_path / "out", "--num_workers", 0]
+    ended = subprocess.run(
+        [sys.executable, "run.py", "--predict", folder, *map(str, flags), "--nproc", "2"],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert len(list((tmp_path / "out/score").rglob("*.npy"))) == 3
+    summary = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert len(summary["pictures"]) == 3
+    assert f"3 pictures in {tmp_path / 'out'}, score cosine" in ended.stdout
+
+
+def build_real():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BLOCKS, "resnet50", (3, 4, 6, 3))
+        return build_model()
