@@ -119,20 +119,50 @@ def confusion_matrix_figure(matrix: NDArray[np.integer], names: Sequence[str]) -
     """
     counts = matrix.sum(axis=1, keepdims=True)
     percent = np.divide(100.0 * matrix, counts, out=np.full(matrix.shape, np.nan), where=counts > 0)
+    figure = class_matrix_figure(
+        percent,
+        names,
+        colours="Blues",
+        limits=(0, 100),
+        number="{:.0f}",
+        title="Share of each class's pixels by predicted class, in percent",
+    )
+    figure.axes[0].set_xlabel("predicted class")
+    figure.axes[0].set_ylabel("true class")
+    return figure
+
+
+def class_matrix_figure(
+    values: NDArray[np.floating],
+    names: Sequence[str],
+    *,
+    colours: str,
+    limits: tuple[float, float],
+    number: str,
+    title: str,
+) -> Figure:
+    """Numbers (C, C) of pairs of classes, as colours between the limits and written out.
+
+    NaN stays empty. `colours` is one of matplotlib's maps, `number` a format of each value.
+    """
     figure = Figure((10, 9), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    shown = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    for (row, column), value in np.ndenumerate(percent):
+    shown = axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1])
+    for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            colour = "white" if value > 60 else "black"
+            lightness = np.dot(shown.to_rgba(value)[:3], (0.299, 0.587, 0.114))
             axes.text(
-                column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=9
+                column,
+                row,
+                number.format(value),
+                ha="center",
+                va="center",
+                color="white" if lightness < 0.5 else "black",
+                fontsize=9,
             )
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    axes.set_title("Share of each class's pixels by predicted class, in percent")
+    axes.set_title(title)
     figure.colorbar(shown, shrink=0.8)
     return figure
 
