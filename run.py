@@ -32,9 +32,6 @@ CHARTS = {
         ],
         "IoU of every class": ["validation_iou/.*"],
     },
-    "test": {
-        f"{name}, %": [f"test.* (per image|pooled)/{name}$"] for name in ("AUROC", "AUPR", "FPR95")
-    },
 }
 
 

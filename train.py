@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,9 @@ class Trainer:
         )
         pictures = options.log_folder / "pictures" if options.visualize else None
         panels = Panels(_images_of(loader), options.sample_num, pictures)
-        extremes = Extremes(min(options.sample_num, SHOWN_EXTREMES), sample_panel)
+        extremes = Extremes(
+            min(options.sample_num, SHOWN_EXTREMES), partial(sample_panel, columns=2)
+        )
         for sample in self._progress(loader, "test"):
             size = sample.label.shape
             logits = inference.logits(sample.images)
