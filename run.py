@@ -21,8 +21,19 @@ from utils.distributed import (
 from utils.logger import Logger
 
 CHARTS = {
-    "loss": ["train/loss", "validation/Loss"],
-    "validation": ["validation/Mean IoU", "validation/Overall Acc", "validation/Mean Acc"],
+    "training": {
+        "loss": ["train/loss", "validation/Loss"],
+        "learning rate": ["train/lr"],
+        "images per second": ["train/images_per_second"],
+    },
+    "validation": {
+        "IoU and accuracies": [
+            "validation/Mean IoU",
+            "validation/Overall Acc",
+            "validation/Mean Acc",
+        ],
+        "IoU of every class": ["validation_iou/.*"],
+    },
 }
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,19 @@ from modules.inference import Inference
 from modules.pretrained import backbone_weights, load_backbone
 from modules.scores import cosine_score, mean_probabilities, msp_score, upsample
 from utils.checkpoint import load_checkpoint, load_model_state, model_state, save_checkpoint
+from utils.curves import log_anomaly_figures, log_prototypes
 from utils.distributed import Process, first_on_each_machine, sum_over_processes
+from utils.extremes import Extremes
 from utils.logger import Logger
 from utils.panels import Panels
 from utils.results import log_segmentation, report_results
 from utils.scheduler import make_scheduler
+from utils.visualize import sample_panel
 
 BACKBONES = Path("pretrained")
+
+SHOWN_EXTREMES = 3
+"""Worst and best images of a test in TensorBoard, for each metric."""
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -176,6 +183,8 @@ class Trainer:
         scores: dict[str, Any] = {**segmentation_scores(confusion.matrix), "Loss": loss / images}
         log_segmentation(self.logger, "validation", scores, confusion.matrix, self.iteration)
         panels.log(self.logger, "validation", self.iteration)
+        if self.process.is_main:
+            self._log_prototypes()
         return scores["Mean IoU"]
 
     # Test
@@ -197,6 +206,9 @@ class Trainer:
         )
         pictures = options.log_folder / "pictures" if options.visualize else None
         panels = Panels(_images_of(loader), options.sample_num, pictures)
+        extremes = Extremes(
+            min(options.sample_num, SHOWN_EXTREMES), partial(sample_panel, columns=2)
+        )
         for sample in self._progress(loader, "test"):
             size = sample.label.shape
             logits = inference.logits(sample.images)
@@ -204,15 +216,24 @@ class Trainer:
             prediction = probabilities.argmax(dim=1)[0]
             score = self._anomaly_score(logits, size, probabilities)
             evaluation.update(sample.index, sample.name, score, prediction, sample.label)
+            extremes.offer(sample, prediction, score, evaluation.records[-1].metrics)
             if panels.wants(sample.index):
                 panels.add(sample, prediction, score)
         evaluation.all_reduce()
         results = evaluation.results() | {"options": options.to_dict()}
         panels.log(self.logger, "test", self.iteration)
+        extremes.log(self.logger, "test", self.iteration)
         if self.process.is_main:
             matrix = evaluation.confusion.matrix
+            log_anomaly_figures(self.logger, "test", results, evaluation.pooled, self.iteration)
+            self._log_prototypes()
             report_results(self.logger, options.log_folder, results, matrix, self.iteration)
         return results
+
+    def _log_prototypes(self) -> None:
+        if self.options.classifier == "cosine":
+            prototypes = self.model.state_dict()["cls.cls.weight"]
+            log_prototypes(self.logger, "prototypes", prototypes, CLASS_NAMES, self.iteration)
 
     def _anomaly_score(
         self, logits: Sequence[Tensor], size: torch.Size, probabilities: Tensor | None = None

@@ -11,7 +11,7 @@ from metrics.anomaly import (
 )
 from metrics.components import component_scores, connected_components, match_components
 from metrics.evaluation import AnomalyEvaluation
-from metrics.pooled import PooledCounts, PooledMetrics
+from metrics.pooled import PooledCounts, PooledMetrics, ScoreHistogram, ThresholdCurve
 from metrics.segmentation import (
     ConfusionMatrix,
     open_mean_iou,
@@ -27,6 +27,8 @@ __all__ = [
     "OneKindOfPixel",
     "PooledCounts",
     "PooledMetrics",
+    "ScoreHistogram",
+    "ThresholdCurve",
     "component_scores",
     "connected_components",
     "image_anomaly_metrics",

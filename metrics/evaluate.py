@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from errors import PansError
+from errors import PansError, exit_code
 from metrics.evaluation import AnomalyEvaluation, Maps
 from metrics.report import markdown_table, write_results
 
@@ -95,9 +95,11 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """
     entries = match_files(options)
     class_names = options.class_names.split(",")
-    bar = tqdm(total=2 * len(entries), desc="score maps, each read twice")
+    bar = tqdm(total=2 * len(entries), desc="score maps, read twice or more")
 
     def read(index: int) -> Maps:
+        if bar.n == bar.total:  # the pooled figures ask for a look more
+            bar.total += len(entries)
         bar.update()
         return read_maps(entries[index], options)
 
@@ -234,18 +236,35 @@ def _class_indices(text: str, class_names: Sequence[str]) -> list[int]:
     return indices
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the results; writes them where --out says."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the results and writes them where --out says; returns the exit code."""
     options = parse_arguments(arguments)
+    return exit_code(lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> None:
+    _check_options(options)
     results = evaluate(options)
     if options.out:
         write_results(options.out, results)
     print(markdown_table(results), end="")
 
 
+def _check_options(options: argparse.Namespace) -> None:
+    """Raises BadScoreMaps on what would only be found after the last image, or never."""
+    if options.out and not options.out.parent.is_dir():
+        raise BadScoreMaps(f"--out: the folder {options.out.parent} is missing; make it first")
+    ranges = {"num_classes": (1, 255), "anomaly_index": (1, 254), "label_offset": (0, 254)}
+    for name, (least, most) in ranges.items():
+        value = getattr(options, name)
+        if not least <= value <= most:
+            raise BadScoreMaps(f"--{name}: should be {least} to {most}, got {value}")
+    if options.anomaly_index < options.num_classes:
+        raise BadScoreMaps(
+            f"--anomaly_index: {options.anomaly_index} is one of the {options.num_classes} known "
+            "classes; give the first index after them, or other --num_classes"
+        )
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except PansError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

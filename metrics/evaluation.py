@@ -29,6 +29,9 @@ from metrics.segmentation import (
 )
 from metrics.spool import Spool
 
+LARGEST_ERROR = 1e-4
+"""Pooled figures that may be farther off than this are counted once more, with better bins."""
+
 # (scores, label, prediction or None), all (H, W)
 Maps = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
@@ -100,7 +103,7 @@ class AnomalyEvaluation:
         self._is_valid = (labels != ignore_index) & ~np.isin(labels, ignore_classes)
         self._is_anomaly = (labels >= anomaly_index) & self._is_valid
         self.confusion = ConfusionMatrix(num_classes, device)
-        self.pooled = PooledCounts()
+        self.pooled: PooledCounts = PooledCounts()
         self.records: list[ImageRecord] = []
         self._reread = reread
         self._spool = None if reread else Spool(spool_folder)
@@ -124,7 +127,7 @@ class AnomalyEvaluation:
         """
         label = to_numpy(label)
         try:
-            kinds = populations(scores, self._is_anomaly.take(label), self._is_valid.take(label))
+            kinds = populations(scores, *self._masks(label))
         except InvalidScores as error:
             raise InvalidScores(f"{name}: {error}") from error
         anomalous, normal = len(kinds[0]), len(kinds[1])
@@ -148,6 +151,7 @@ class AnomalyEvaluation:
         self.pooled.all_reduce(group)
         self.confusion.all_reduce(group)
         self._spool_errors = all_gather(self._spool_errors, group)
+        self._refine_pooled(group)
         self._second_looks = all_gather(self._look_again(), group)
         self.records = all_gather(self.records, group)
 
@@ -161,6 +165,7 @@ class AnomalyEvaluation:
             ValueError: an index was given twice.
         """
         if self._second_looks is None:
+            self._refine_pooled()
             self._second_looks = self._look_again()
         records = sorted(self.records, key=lambda record: record.index)
         if len({record.index for record in records}) < len(records):
@@ -230,6 +235,22 @@ class AnomalyEvaluation:
         scores, label, *predictions = self._spool[number]
         return scores, label, predictions[0] if predictions else None
 
+    def _refine_pooled(self, group: Any = None) -> None:
+        """Counts all maps once more where the pooled figures' bounds are too wide."""
+        pooled = self.pooled.metrics()
+        if pooled is None or pooled.largest_bound <= LARGEST_ERROR or self._spool_errors:
+            return
+        refined = self.pooled.refined()
+        for number, record in enumerate(self.records):
+            scores, label, _ = self._maps(number, record.index)
+            refined.update(*populations(scores, *self._masks(label)))
+        refined.all_reduce(group)
+        self.pooled = refined
+
+    def _masks(self, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(is_anomaly, valid), both (H, W) bool."""
+        return self._is_anomaly.take(label), self._is_valid.take(label)
+
     def _look_again(self) -> list[SecondLook]:
         """The second look at the images of this process, once the pooled counts are complete."""
         pooled = self.pooled.metrics()
@@ -241,8 +262,7 @@ class AnomalyEvaluation:
             scores = scores.astype(np.float32, copy=False)
             components = match_components(
                 scores >= pooled.best_f1_threshold,
-                self._is_anomaly.take(label),
-                self._is_valid.take(label),
+                *self._masks(label),
                 min_predicted_size=self.min_sizes[0],
                 min_true_size=self.min_sizes[1],
             )

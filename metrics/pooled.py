@@ -8,6 +8,7 @@ scores within one octave, say [0.25, 0.5), are told apart to 1e-6 of their value
 
 The counts depend on the scores alone, not on their order nor on the number of processes. Scores in
 one bin count as tied. That is the only error, and `PooledMetrics` bounds it for the data at hand.
+Where the bound is too wide, `PooledCounts.refined` lays out the bins anew for a second pass.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _BITS_OF_HALF, _BITS_OF_ONE = 0x3F000000, 0x3F800000
 _BITS_OF_LEAST_GAP = 0x33000000  # 2^-25: half the least distance of a float32 below 1 from 1
 _KEY_OF_ONE = 2 * _BITS_OF_HALF - _BITS_OF_LEAST_GAP
 _LARGEST = np.float32(2.0**100)
+_KEY_OF_LARGEST = _KEY_OF_ONE + int(_LARGEST.view(np.int32)) - _BITS_OF_ONE
 _BLOCK = 1 << 16  # pixels that are worked on while they are in the cache
 
 
@@ -47,6 +49,49 @@ class PooledMetrics:
     fpr95_bound: float
     recall_95_threshold: float
     best_f1_threshold: float
+
+    @property
+    def largest_bound(self) -> float:
+        """The largest of the three bounds."""
+        return max(self.auroc_bound, self.aupr_bound, self.fpr95_bound)
+
+
+@dataclass(frozen=True)
+class ThresholdCurve:
+    """The pixels called anomalous at falling thresholds, at most as many as were asked for.
+
+    true_positives, false_positives: (K,) int64, rising; the last are all pixels of their kind.
+    """
+
+    true_positives: np.ndarray
+    false_positives: np.ndarray
+
+    @property
+    def recall(self) -> np.ndarray:
+        """(K,) share of the anomalous pixels that are found; the true positive rate."""
+        return self.true_positives / self.true_positives[-1]
+
+    @property
+    def precision(self) -> np.ndarray:
+        """(K,) share of anomalous pixels among those called so."""
+        return self.true_positives / (self.true_positives + self.false_positives)
+
+    @property
+    def false_positive_rate(self) -> np.ndarray:
+        """(K,) share of the normal pixels that are called anomalous."""
+        return self.false_positives / self.false_positives[-1]
+
+
+@dataclass(frozen=True)
+class ScoreHistogram:
+    """Even buckets of scores. Pixels beyond the edges are in the first and the last bucket.
+
+    edges: (B+1,) float64, rising. normal, anomalous: (B,) int64 pixels.
+    """
+
+    edges: np.ndarray
+    normal: np.ndarray
+    anomalous: np.ndarray
 
 
 class PooledCounts:
@@ -88,7 +133,6 @@ class PooledCounts:
         for row, scores in enumerate((to_numpy(normal), to_numpy(anomalous))):
             for start in range(0, len(scores), _BLOCK):
                 keys = _ordered_keys(scores[start : start + _BLOCK])
-                self._key_bits |= int(np.bitwise_or.reduce(keys)) & (_PAGES - 1)
                 bins = self._bins(keys)  # may move the counts, so it comes first
                 np.add.at(self._counts[row], bins, 1)
 
@@ -110,18 +154,22 @@ class PooledCounts:
         """The metrics of all that was counted; None until both kinds of pixel were."""
         if not self.anomalous or not self.normal:
             return None
-        self._sort_pages()
-        used = len(self._pages) << self._bits
-        normal, anomalous = self._counts[:, used - 1 :: -1]
+        normal, anomalous = self._falling_counts()
         # The curve changes only at bins that hold an anomalous score.
-        is_held = anomalous > 0
-        step, tied = anomalous[is_held], normal[is_held]
-        curve = _Curve(step, tied, step.cumsum(), normal.cumsum()[is_held], self.normal)
+        held = anomalous.nonzero()[0]
+        bins = normal.size - 1 - held
+        curve = _Curve(
+            step=anomalous[held],
+            tied=normal[held],
+            true_positives=anomalous[held].cumsum(),
+            false_positives=normal.cumsum()[held],
+            negatives=self.normal,
+            is_exact=self._is_exact(bins),
+        )
         at_recall_95, at_best_f1 = curve.first_at_recall_95(), curve.best_f1()
-        # Where all scores leave the bits below a bin unused, a bin is one score: a tie is a tie.
-        is_exact = not self._key_bits & ((1 << (_PAGE_BITS - self._bits)) - 1)
-        auroc_bound, aupr_bound, fpr95_bound = (0.0, 0.0, 0.0) if is_exact else curve.bounds()
-        bins = used - 1 - is_held.nonzero()[0][[at_recall_95, at_best_f1]]
+        lowest_keys = self._first_keys(bins[[at_recall_95, at_best_f1]])
+        recall_95_threshold, best_f1_threshold = map(_lowest_score, lowest_keys.tolist())
+        auroc_bound, aupr_bound, fpr95_bound = curve.bounds()
         return PooledMetrics(
             auroc=curve.auroc(),
             aupr=curve.aupr(),
@@ -130,8 +178,8 @@ class PooledCounts:
             auroc_bound=auroc_bound,
             aupr_bound=aupr_bound,
             fpr95_bound=fpr95_bound,
-            recall_95_threshold=self._lowest_score_in(int(bins[0])),
-            best_f1_threshold=self._lowest_score_in(int(bins[1])),
+            recall_95_threshold=recall_95_threshold,
+            best_f1_threshold=best_f1_threshold,
         )
 
     def threshold_at_fpr(self, fpr: float) -> float | None:
@@ -142,16 +190,79 @@ class PooledCounts:
         """
         if not self.normal:
             return None
-        self._sort_pages()
-        used = len(self._pages) << self._bits
-        reached = self._counts[0, used - 1 :: -1].cumsum()  # from the highest bin down
+        reached = self._falling_counts()[0].cumsum()
         bins = int(np.searchsorted(reached, fpr * self.normal, side="right"))
-        if bins:
-            return self._lowest_score_in(used - bins)
-        return _lowest_score(self._lowest_key_in(used - 1) + (1 << (_PAGE_BITS - self._bits)))
+        key = int(self._first_keys(np.array([len(reached) - max(bins, 1)]))[0])
+        return _lowest_score(key if bins else key + (1 << (_PAGE_BITS - self._bits)))
+
+    def refined(self) -> "RefinedCounts":
+        """Empty counts for a second pass over the same scores, with bins where the pixels are.
+
+        Call it after `all_reduce`, on every process: the bins follow from the counts.
+        """
+        counts = self._rising_counts()
+        normal, anomalous = np.add.reduceat(counts, self._first_bin[self._pages], axis=1)
+        share = normal / max(self.normal, 1) + anomalous / max(self.anomalous, 1)
+        return RefinedCounts(self._pages, share / 2, self._counts.shape[1])
+
+    def curve(self, points: int = 1000) -> ThresholdCurve | None:
+        """The curve of precision, recall and false positive rate; None as for `metrics`.
+
+        Of the thresholds those are kept that lie evenly on recall + false positive rate.
+        """
+        if not self.anomalous or not self.normal:
+            return None
+        false_positives, true_positives = (kind.cumsum() for kind in self._falling_counts())
+        way = true_positives / true_positives[-1] + false_positives / false_positives[-1]
+        kept = np.unique(np.searchsorted(way, np.linspace(way[way > 0][0], way[-1], points)))
+        return ThresholdCurve(true_positives[kept], false_positives[kept])
+
+    def histogram(self, buckets: int = 64) -> ScoreHistogram | None:
+        """Even buckets from the lowest to the highest score; None as for `metrics`.
+
+        A thousandth of either kind at either end may lie beyond, so that one far score does not
+        squeeze all others into one bucket.
+        """
+        if not self.anomalous or not self.normal:
+            return None
+        below = [np.append(0, counts.cumsum()) for counts in self._rising_counts()]
+        outer = [np.searchsorted(kind[1:], kind[-1] * np.array([0.001, 0.999])) for kind in below]
+        ends = np.array([np.min(outer, axis=0)[0], np.max(outer, axis=0)[1]])
+        first, last = map(_lowest_score, self._first_keys(ends).tolist())
+        if first == last:
+            first, last = first - 0.5, last + 0.5
+        edges = np.linspace(first, last, buckets + 1)
+        keys = _ordered_keys(edges[1:-1])
+        cuts = np.searchsorted(self._first_keys(np.arange(below[0].size - 1)), keys)
+        normal, anomalous = (np.diff(kind[np.r_[0, cuts, -1]]) for kind in below)
+        return ScoreHistogram(edges, normal, anomalous)
+
+    def _rising_counts(self) -> np.ndarray:
+        """(2, bins) pixels of both kinds, by rising score."""
+        self._sort_pages()
+        return self._counts[:, : len(self._pages) << self._bits]
+
+    def _falling_counts(self) -> np.ndarray:
+        """(2, bins) pixels of both kinds, by falling score."""
+        return self._rising_counts()[:, ::-1]
+
+    def _first_keys(self, bins: np.ndarray) -> np.ndarray:
+        """The lowest key of each bin, once the bins are in order."""
+        pages = self._pages[bins >> self._bits] - _PAGES // 2
+        within = bins & ((1 << self._bits) - 1)
+        return (pages << _PAGE_BITS) + (within << (_PAGE_BITS - self._bits))
+
+    def _is_exact(self, bins: np.ndarray) -> np.ndarray:
+        """Whether each bin holds one score only.
+
+        It does where all scores leave the bits below a bin unused: then a tie is a tie.
+        """
+        is_exact = not self._key_bits & ((1 << (_PAGE_BITS - self._bits)) - 1)
+        return is_exact & (self._first_keys(bins) < _KEY_OF_LARGEST)
 
     def _bins(self, keys: np.ndarray) -> np.ndarray:
         """The bin of each key; pages seen for the first time get theirs."""
+        self._key_bits |= int(np.bitwise_or.reduce(keys)) & (_PAGES - 1)
         pages = keys >> _PAGE_BITS
         pages += _PAGES // 2
         bins = self._first_bin.take(pages)
@@ -187,13 +298,70 @@ class PooledCounts:
     def _place_pages(self) -> None:
         self._first_bin[self._pages] = np.arange(len(self._pages)) << self._bits
 
-    def _lowest_score_in(self, bin_index: int) -> float:
-        return _lowest_score(self._lowest_key_in(bin_index))
 
-    def _lowest_key_in(self, bin_index: int) -> int:
-        page = int(self._pages[bin_index >> self._bits]) - _PAGES // 2
-        within = bin_index & ((1 << self._bits) - 1)
-        return (page << _PAGE_BITS) + (within << (_PAGE_BITS - self._bits))
+class RefinedCounts(PooledCounts):
+    """Counts whose bins were laid out for scores that were counted once already.
+
+    A page with many pixels has more bins than one with few; those with the most pixels have a bin
+    for each float32. Each bin keeps its least and its greatest score, so that ties are known.
+
+    Args:
+        pages: (K,) int64, rising: the pages of all the scores that will come.
+        share: (K,) float64, each page's share of the pixels.
+        max_bins: as for `PooledCounts`.
+    """
+
+    def __init__(self, pages: np.ndarray, share: np.ndarray, max_bins: int) -> None:
+        page_bits = _bits_by_share(share, max_bins)
+        sizes = 1 << page_bits
+        super().__init__(int(sizes.sum()))
+        self._pages = pages
+        self._first_bin[pages] = sizes.cumsum() - sizes
+        self._least = np.full(sizes.sum(), _PAGES, np.int32)
+        self._greatest = np.full(sizes.sum(), -1, np.int32)
+        self._shift = np.zeros(_PAGES, np.int32)
+        self._shift[pages] = _PAGE_BITS - page_bits
+
+    def all_reduce(self, group: Any = None) -> None:
+        """Adds up the counts of all processes. Every process calls it, once, after its updates."""
+        self._counts = all_reduce(torch.from_numpy(self._counts), "SUM", group).numpy()
+        self._least = all_reduce(torch.from_numpy(self._least), "MIN", group).numpy()
+        self._greatest = all_reduce(torch.from_numpy(self._greatest), "MAX", group).numpy()
+
+    def _rising_counts(self) -> np.ndarray:
+        return self._counts
+
+    def _first_keys(self, bins: np.ndarray) -> np.ndarray:
+        first_bins = self._first_bin[self._pages]
+        numbers = np.searchsorted(first_bins, bins, side="right") - 1
+        pages = self._pages[numbers]
+        within = (bins - first_bins[numbers]) << self._shift[pages]
+        return ((pages - _PAGES // 2) << _PAGE_BITS) + within
+
+    def _is_exact(self, bins: np.ndarray) -> np.ndarray:
+        is_one_score = self._least[bins] == self._greatest[bins]
+        return is_one_score & (self._first_keys(bins) < _KEY_OF_LARGEST)
+
+    def _bins(self, keys: np.ndarray) -> np.ndarray:
+        pages = (keys >> _PAGE_BITS) + _PAGES // 2
+        bins = self._first_bin.take(pages)
+        if bins.size and bins.min() < 0:
+            raise ValueError("a score came that the first pass did not count")
+        within_page = keys & (_PAGES - 1)
+        bins += within_page >> self._shift.take(pages)
+        np.minimum.at(self._least, bins, within_page)
+        np.maximum.at(self._greatest, bins, within_page)
+        return bins
+
+
+def _bits_by_share(share: np.ndarray, max_bins: int) -> np.ndarray:
+    """(K,) int64: page k gets 2^bits bins, about in proportion to its share, as many as fit."""
+    scale = float(max_bins << _PAGE_BITS)
+    while True:
+        bits = np.log2(np.maximum(share * scale, 1)).astype(np.int64).clip(0, _PAGE_BITS)
+        if (1 << bits).sum() <= max_bins:
+            return bits
+        scale /= 2
 
 
 @dataclass(frozen=True)
@@ -201,7 +369,7 @@ class _Curve:
     """The threshold curve at every bin that holds an anomalous score, from the highest down.
 
     step, tied: anomalous and normal pixels in the bin. true_positives, false_positives: those at
-    or above it. negatives: all normal pixels.
+    or above it. negatives: all normal pixels. is_exact: whether the bin holds one score only.
     """
 
     step: np.ndarray
@@ -209,6 +377,7 @@ class _Curve:
     true_positives: np.ndarray
     false_positives: np.ndarray
     negatives: int
+    is_exact: np.ndarray
 
     @property
     def positives(self) -> int:
@@ -230,14 +399,17 @@ class _Curve:
         called = self.true_positives + self.false_positives
         return int((self.true_positives / (self.positives + called)).argmax())
 
-    def fpr95(self) -> float:
-        """The false positive rate at the recall nearest 0.95, as for one image."""
-        last = len(self.step) - 1
+    def nearest_recall_95(self) -> int:
+        """The bin whose recall is nearest 0.95, the higher recall of two."""
         after = self.first_at_recall_95()
-        nearest = min(
+        return min(
             (index for index in (after, after - 1) if index >= 0),
             key=lambda index: abs(self.true_positives[index] / self.positives - 0.95),
         )
+
+    def fpr95(self) -> float:
+        """The false positive rate at the recall nearest 0.95, as for one image."""
+        nearest, last = self.nearest_recall_95(), len(self.step) - 1
         if nearest == last:
             return float(self.false_positives[last] / self.negatives)
         lower = nearest + 1
@@ -246,23 +418,38 @@ class _Curve:
     def bounds(self) -> tuple[float, float, float]:
         """The largest errors of (auroc, aupr, fpr95) over all orders of the pixels in each bin.
 
-        AUROC: a tied pair counts 1/2 and should count 0 or 1. AUPR: an anomalous pixel's precision
-        is at most that of the whole bin without its normal pixels. With all of them above it, the
-        k-th has (T + k) / (T + k + F), concave in k, so the mean is not below the chord's middle.
-        FPR95: the exact threshold lies in the bin that reaches recall 0.95 or at the next one.
+        A bin with one score adds none. AUROC: a tied pair counts 1/2 and should count 0 or 1.
+        AUPR: an anomalous pixel's precision is at most that of the whole bin without its normal
+        pixels. With all of them above it, the k-th has (T + k) / (T + k + F), concave in k, so the
+        mean is not below the chord's middle.
         """
-        auroc = self.step.astype(float) @ self.tied / (2 * self.positives * self.negatives)
+        unsure = np.where(self.is_exact, 0, self.tied)
+        auroc = self.step.astype(float) @ unsure / (2 * self.positives * self.negatives)
         aupr = self.aupr()
-        untied = self.false_positives - self.tied
-        highest = self._weighted(self._precision(self.true_positives, untied))
-        first = self._precision(self.true_positives - self.step + 1, self.false_positives)
+        highest = self._weighted(
+            self._precision(self.true_positives, self.false_positives - unsure)
+        )
+        before = np.where(self.is_exact, 0, self.step - 1)
+        first = self._precision(self.true_positives - before, self.false_positives)
         lowest = (self._weighted(first) + aupr) / 2
-        index = self.first_at_recall_95()
-        next_index = min(index + 1, len(self.step) - 1)
-        fpr95 = self.fpr95()
-        fewest = untied[index] / self.negatives
-        most = self.false_positives[next_index] / self.negatives
-        return float(auroc), max(highest - aupr, aupr - lowest), max(fpr95 - fewest, most - fpr95)
+        return float(auroc), max(highest - aupr, aupr - lowest), self._fpr95_bound()
+
+    def _fpr95_bound(self) -> float:
+        """How far the exact FPR95 can be off.
+
+        Where the bin that reaches recall 0.95 has no recall inside, the exact recall is known, and
+        so the bin of the threshold: the next one with an anomalous pixel, if there is one. Else
+        the threshold lies in the bin that reaches recall 0.95 or in the next one.
+        """
+        first, last = self.first_at_recall_95(), len(self.step) - 1
+        lowest = min(first + 1, last)
+        if self.is_exact[first] or self.step[first] == 1:
+            first = lowest = min(self.nearest_recall_95() + 1, last)
+            if self.is_exact[first]:
+                return 0.0
+        fewest = (self.false_positives[first] - self.tied[first]) / self.negatives
+        most = self.false_positives[lowest] / self.negatives
+        return float(max(self.fpr95() - fewest, most - self.fpr95()))
 
     def _weighted(self, precision: np.ndarray) -> float:
         return float(self.step @ precision / self.positives)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from errors import PansError
+from errors import PansError, exit_code
 from metrics.protocols import mean, standard_error
 
 Results = Mapping[str, Any]
@@ -21,6 +21,10 @@ _COLUMNS = {"standard_error": "Standard error", "chance": "Chance", "largest_err
 
 class UnreadableResults(PansError):
     """A file that is no results.json."""
+
+
+class RunsDiffer(PansError):
+    """Runs that were not measured alike, and so have no mean."""
 
 
 def write_results(path: Path, results: Results) -> None:
@@ -65,6 +69,20 @@ def markdown_table(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
+def every_figure(results: Results) -> dict[str, float]:
+    """All numbers of all protocols, each in its protocol's unit; missing ones are left out.
+
+    Named "pooled/AUROC", and "pooled/AUROC, chance" for what stands beside a figure.
+    """
+    figures: dict[str, float | None] = {}
+    for name, protocol in results["protocols"].items():
+        columns = {"": protocol["figures"]}
+        columns |= {f", {title.lower()}": protocol[column] for column, title in _COLUMNS.items()}
+        for suffix, values in columns.items():
+            figures |= {f"{name}/{figure}{suffix}": value for figure, value in values.items()}
+    return {name: value for name, value in figures.items() if value is not None}
+
+
 def combine_runs(runs: Sequence[Results]) -> dict[str, dict[str, dict[str, float | None]]]:
     """{protocol: {figure: {"mean", "standard error", "runs"}}} over runs, in the figure's unit.
 
@@ -95,11 +113,38 @@ def markdown_runs(runs: Sequence[Results]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table; returns the exit code."""
     parser = argparse.ArgumentParser("python -m metrics.report", description=__doc__)
     parser.add_argument("results", nargs="+", type=Path, help="results.json files")
-    runs = [read_results(path) for path in parser.parse_args(arguments).results]
-    print(markdown_table(runs[0]) if len(runs) == 1 else markdown_runs(runs), end="")
+    paths = parser.parse_args(arguments).results
+    return exit_code(lambda: print(_table(paths), end=""))
+
+
+def _table(paths: Sequence[Path]) -> str:
+    runs = [read_results(path) for path in paths]
+    if len(runs) == 1:
+        return markdown_table(runs[0])
+    for path, run in zip(paths, runs, strict=True):
+        difference = _difference(runs[0], run)
+        if difference:
+            raise RunsDiffer(
+                f"{paths[0]} and {path} differ in {difference}; put together only runs that were "
+                "measured alike"
+            )
+    return markdown_runs(runs)
+
+
+def _difference(one: Results, other: Results) -> str | None:
+    """What makes the figures of two runs incomparable, if anything does."""
+    if one["protocols"].keys() != other["protocols"].keys():
+        return "their protocols"
+    if one["images"] != other["images"]:
+        return f"their number of images, {one['images']} and {other['images']}"
+    for name, protocol in one["protocols"].items():
+        if protocol["ignored_classes"] != other["protocols"][name]["ignored_classes"]:
+            return "the ignored classes"
+    return None
 
 
 def _table_head(*names: str) -> list[str]:
@@ -124,8 +169,4 @@ def _without_nan(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PansError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

@@ -25,10 +25,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from errors import PansError
-
-USER_ERROR = 2
-"""Exit code of a process that ends with a `PansError`."""
+from errors import USER_ERROR, PansError
 
 _SIGNAL_BASE = 128
 """Shells report a process that a signal ended as this number plus the signal's."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from metrics import ThresholdCurve
 from utils.visualize import Picture, class_iou_figure, confusion_matrix_figure, render
 
 
@@ -79,11 +80,58 @@ class Logger:
         if self._writer is not None:
             self.figure(tag, confusion_matrix_figure(matrix, names), step)
 
+    def pr_curve(self, tag: str, curve: ThresholdCurve, step: int) -> None:
+        """Precision over recall, for the PR CURVES tab.
+
+        The tab shows a point's place in the curve, from 0 to 1, where it says "threshold".
+        """
+        if self._writer is not None:
+            # The tab wants the lowest threshold first.
+            true, false = curve.true_positives[::-1], curve.false_positives[::-1]
+            self._writer.add_pr_curve_raw(
+                tag,
+                true,
+                false,
+                false[0] - false,
+                true[0] - true,
+                curve.precision[::-1],
+                curve.recall[::-1],
+                step,
+                len(true),
+            )
+
+    def histogram(
+        self,
+        tag: str,
+        edges: NDArray[np.floating],
+        counts: NDArray[np.integer],
+        step: int,
+    ) -> None:
+        """Counts (B,) between edges (B+1,), for the HISTOGRAMS and DISTRIBUTIONS tabs."""
+        if self._writer is not None:
+            middles = (edges[:-1] + edges[1:]) / 2
+            self._writer.add_histogram_raw(
+                tag,
+                min=edges[0],
+                max=edges[-1],
+                num=counts.sum(),
+                sum=counts @ middles,
+                sum_squares=counts @ middles**2,
+                bucket_limits=edges[1:].tolist(),
+                bucket_counts=counts.tolist(),
+                global_step=step,
+            )
+
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        """Markdown, as the TEXT tab draws it."""
+        if self._writer is not None:
+            self._writer.add_text(tag, markdown, step)
+
     def table(self, tag: str, values: Mapping[str, Any], step: int = 0) -> None:
         """Names and values as a table of two columns."""
         if self._writer is not None:
             rows = "".join(f"| {name} | {_cell(value)} |\n" for name, value in values.items())
-            self._writer.add_text(tag, "| option | value |\n| --- | --- |\n" + rows, step)
+            self.text(tag, "| option | value |\n| --- | --- |\n" + rows, step)
 
     def hparams(self, options: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
         """Options and final metrics for TensorBoard's HPARAMS tab; the metrics are logged too.
@@ -99,11 +147,18 @@ class Logger:
                 self._writer._get_file_writer().add_summary(summary)
             self.scalars(metrics, step)
 
-    def layout(self, charts: Mapping[str, Sequence[str]]) -> None:
-        """Charts that show several tags together: {title of the chart: tags}."""
+    def layout(self, categories: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Charts that show several tags together: {category: {title of the chart: tags}}.
+
+        A tag is a regular expression.
+        """
         if self._writer is not None:
-            multiline = {title: ["Multiline", list(tags)] for title, tags in charts.items()}
-            self._writer.add_custom_scalars({"PAnS": multiline})
+            self._writer.add_custom_scalars(
+                {
+                    category: {title: ["Multiline", list(tags)] for title, tags in charts.items()}
+                    for category, charts in categories.items()
+                }
+            )
 
     def flush(self) -> None:
         """Put everything logged so far on the disk."""

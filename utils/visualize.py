@@ -1,5 +1,6 @@
 """Pictures of labels, anomaly scores, confusion matrices and class IoUs."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -14,8 +15,10 @@ from dataset.streethazards import CLASS_NAMES, PALETTE
 Picture = NDArray[np.uint8]
 
 _NOT_A_NUMBER_COLOUR = (0, 255, 255)
-_PANEL_WIDTH_INCHES = 19.2
+_PICTURE_WIDTH_INCHES = 4.8
+_PICTURES = 4
 _LEGEND_HEIGHT_INCHES = 0.45
+_LEGEND_LINE_INCHES = 0.25
 _TITLE_HEIGHT_INCHES = 0.35
 
 
@@ -60,17 +63,20 @@ def sample_panel(
     label: NDArray[np.integer],
     prediction: NDArray[np.integer],
     score: NDArray[np.floating],
+    *,
+    columns: int = _PICTURES,
 ) -> Picture:
-    """One sample, four pictures side by side over a legend of the classes.
+    """One sample, four pictures in rows over a legend of the classes.
 
     Args:
         image: (H, W, 3) RGB, 0..255.
         label: (H, W) class indices, with anomalies and ignored pixels.
         prediction: (H, W) class indices.
         score: (H, W) anomaly score, higher is more anomalous.
+        columns: 1, 2 or 4 pictures a row.
 
     Returns:
-        RGB, 1920 pixels wide; the height follows from the image's shape.
+        RGB, 480 pixels a column; the height follows from the image's shape.
     """
     low, high = score_limits(score)
     pictures = {
@@ -79,29 +85,36 @@ def sample_panel(
         "prediction": colorize(prediction),
         f"anomaly score, {low:.3g} (black) to {high:.3g} (yellow)": heat_map(score, (low, high)),
     }
-    figure = _side_by_side(pictures)
-    _add_class_legend(figure)
+    figure = _in_rows(pictures, columns)
+    _add_class_legend(figure, columns)
     return render(figure)
 
 
-def _side_by_side(pictures: Mapping[str, Picture]) -> Figure:
-    """Titled pictures of one shape in a row, with space for a legend below."""
+def _in_rows(pictures: Mapping[str, Picture], columns: int) -> Figure:
+    """Titled pictures of one shape, with space for a legend below."""
     height, width = next(iter(pictures.values())).shape[:2]
-    share = 1 / len(pictures)
-    picture_height = _PANEL_WIDTH_INCHES * share * height / width
-    total_height = _TITLE_HEIGHT_INCHES + picture_height + _LEGEND_HEIGHT_INCHES
-    bottom = _LEGEND_HEIGHT_INCHES / total_height
-    figure = Figure((_PANEL_WIDTH_INCHES, total_height), dpi=100)
-    for column, (title, picture) in enumerate(pictures.items()):
-        left = (column + 0.005) * share
-        axes = figure.add_axes((left, bottom, 0.99 * share, picture_height / total_height))
+    rows = len(pictures) // columns
+    picture_height = _PICTURE_WIDTH_INCHES * height / width
+    row_height = _TITLE_HEIGHT_INCHES + picture_height
+    total_height = rows * row_height + _legend_height_inches(columns)
+    figure = Figure((_PICTURE_WIDTH_INCHES * columns, total_height), dpi=100)
+    for number, (title, picture) in enumerate(pictures.items()):
+        row, column = divmod(number, columns)
+        left = (column + 0.005) / columns
+        bottom = 1 - (row + 1) * row_height / total_height
+        axes = figure.add_axes((left, bottom, 0.99 / columns, picture_height / total_height))
         axes.imshow(picture, aspect="auto")
         axes.set_title(title, fontsize=12)
         axes.set_axis_off()
     return figure
 
 
-def _add_class_legend(figure: Figure) -> None:
+def _legend_height_inches(columns: int) -> float:
+    """A line for each row of pictures."""
+    return _LEGEND_HEIGHT_INCHES + _LEGEND_LINE_INCHES * (_PICTURES // columns - 1)
+
+
+def _add_class_legend(figure: Figure, columns: int) -> None:
     patches = [
         Patch(facecolor=PALETTE[index] / 255, edgecolor="grey", label=name)
         for index, name in enumerate((*CLASS_NAMES, "anomaly"))
@@ -109,7 +122,7 @@ def _add_class_legend(figure: Figure) -> None:
     figure.legend(
         handles=patches,
         loc="lower center",
-        ncols=len(patches),
+        ncols=math.ceil(len(patches) * columns / _PICTURES),
         fontsize=11,
         frameon=False,
         handlelength=1.2,
@@ -125,20 +138,50 @@ def confusion_matrix_figure(matrix: NDArray[np.integer], names: Sequence[str]) -
     """
     counts = matrix.sum(axis=1, keepdims=True)
     percent = np.divide(100.0 * matrix, counts, out=np.full(matrix.shape, np.nan), where=counts > 0)
+    figure = class_matrix_figure(
+        percent,
+        names,
+        colours="Blues",
+        limits=(0, 100),
+        number="{:.0f}",
+        title="Share of each class's pixels by predicted class, in percent",
+    )
+    figure.axes[0].set_xlabel("predicted class")
+    figure.axes[0].set_ylabel("true class")
+    return figure
+
+
+def class_matrix_figure(
+    values: NDArray[np.floating],
+    names: Sequence[str],
+    *,
+    colours: str,
+    limits: tuple[float, float],
+    number: str,
+    title: str,
+) -> Figure:
+    """Numbers (C, C) of pairs of classes, as colours between the limits and written out.
+
+    NaN stays empty. `colours` is one of matplotlib's maps, `number` a format of each value.
+    """
     figure = Figure((10, 9), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    shown = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    for (row, column), value in np.ndenumerate(percent):
+    shown = axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1])
+    for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            colour = "white" if value > 60 else "black"
+            lightness = np.dot(shown.to_rgba(value)[:3], (0.299, 0.587, 0.114))
             axes.text(
-                column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=9
+                column,
+                row,
+                number.format(value),
+                ha="center",
+                va="center",
+                color="white" if lightness < 0.5 else "black",
+                fontsize=9,
             )
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    axes.set_title("Share of each class's pixels by predicted class, in percent")
+    axes.set_title(title)
     figure.colorbar(shown, shrink=0.8)
     return figure
 

@@ -148,7 +148,7 @@ def test_the_command_ends_with_one_line_on_an_error(folders):
 def test_needs_nothing_of_the_network(folders):
     """Not even an import: it serves other people's models."""
     code = (
-        "import sys; from metrics.evaluate import main; main(sys.argv[1:]); "
+        "import sys; from metrics.evaluate import main; assert main(sys.argv[1:]) == 0; "
         "assert not {'modules', 'dataset', 'utils', 'train'} & set(sys.modules)"
     )
     ended = subprocess.run(
@@ -222,7 +222,7 @@ def test_scores_without_a_rank_are_named(folders):
     scores[20, 20] = np.inf
     np.save(folders / "scores/t5/10.npy", scores)
     with pytest.raises(InvalidScores, match=r"^t5/10: 1 of 2072 anomaly scores"):
-        main(arguments(folders))
+        evaluate(parse_arguments(arguments(folders)))
 
 
 @pytest.mark.parametrize(
@@ -236,3 +236,32 @@ def test_scores_without_a_rank_are_named(folders):
 )
 def test_bad_options_are_explained(folders, more, expected):
     assert expected in error_of(folders, *more)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (("--out", "missing/results.json"), "--out: the folder missing is missing"),
+        (("--num_classes", "0"), "--num_classes: should be 1 to 255, got 0"),
+        (("--label_offset", "-1"), "--label_offset: should be 0 to 254, got -1"),
+        (("--anomaly_index", "255"), "--anomaly_index: should be 1 to 254, got 255"),
+        (("--anomaly_index", "12"), "--anomaly_index: 12 is one of the 13 known classes"),
+        (("--format", "tif"), "no tif file in "),
+    ],
+)
+def test_errors_end_with_one_line_and_exit_code_2(folders, capsys, more, expected):
+    assert main(arguments(folders, *more)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1].startswith(f"error: {expected}")
+
+
+def test_scores_crowded_at_a_value_are_looked_at_once_more(folders, capsys):
+    """Saturated ones: their ties are not seen at the first pass."""
+    for name in IMAGES:
+        scores = 1 - np.exp(-9 * np.abs(make_maps(name)[0])) * 0.7
+        np.save(folders / "scores" / f"{name}.npy", np.where(scores > 0.999, 0.7, scores))
+    assert main(arguments(folders, "--out", str(folders / "results.json"))) == 0
+    assert "9/9" in capsys.readouterr().err
+    results = json.loads((folders / "results.json").read_text())
+    assert max(results["protocols"]["pooled"]["largest_error"].values()) < 0.01

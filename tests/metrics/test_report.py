@@ -93,9 +93,9 @@ def test_the_command_takes_one_file_or_several(tmp_path, capsys):
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     for seed, path in enumerate(paths):
         write_results(path, run(seed))
-    main([str(paths[0])])
+    assert main([str(paths[0])]) == 0
     assert capsys.readouterr().out == markdown_table(run(0))
-    main([str(path) for path in paths])
+    assert main([str(path) for path in paths]) == 0
     assert capsys.readouterr().out == markdown_runs([run(0), run(1)])
 
 
@@ -106,3 +106,40 @@ def test_a_file_that_is_no_results_is_named(tmp_path, content):
         path.write_text(content)
     with pytest.raises(UnreadableResults, match=r"results\.json is not a results\.json"):
         read_results(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda results: results | {"images": 7}, "their number of images, 4 and 7"),
+        (
+            lambda results: results | {"protocols": {"pooled": results["protocols"]["pooled"]}},
+            "their protocols",
+        ),
+        (
+            lambda results: (
+                results["protocols"]["pooled"].update(ignored_classes=["other"]) or results
+            ),
+            "the ignored classes",
+        ),
+    ],
+)
+def test_runs_that_were_not_measured_alike_are_not_put_together(
+    tmp_path, capsys, change, difference
+):
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    write_results(paths[0], run(0))
+    write_results(paths[1], change(run(1)))
+    assert main([str(path) for path in paths]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith(f"error: {paths[0]} and {paths[1]} differ in {difference};")
+
+
+def test_a_missing_file_ends_with_one_line_and_exit_code_2(tmp_path, capsys):
+    assert main([str(tmp_path / "none.json")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/none.json is not a results.json of this code; "
+        "run a test or metrics.evaluate first\n"
+    )

@@ -10,6 +10,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 from argparser import parse_options
+from metrics import ThresholdCurve
 from utils.logger import Logger
 from utils.visualize import confusion_matrix_figure, render
 
@@ -123,9 +124,10 @@ def test_hparams_join_the_run_itself(tmp_path: Path) -> None:
 
 def test_layout_groups_tags_into_charts(tmp_path: Path) -> None:
     with Logger(tmp_path) as logger:
-        logger.layout({"loss": ["train/loss", "validation/loss"]})
+        logger.layout({"training": {"loss": ["train/loss", "validation/loss"]}, "test": {}})
     (event,) = read(tmp_path).Tensors("custom_scalars__config__")
     layout = Layout.FromString(make_ndarray(event.tensor_proto).item())
+    assert [category.title for category in layout.category] == ["training", "test"]
     (chart,) = layout.category[0].chart
     assert chart.title == "loss"
     assert list(chart.multiline.tag) == ["train/loss", "validation/loss"]
@@ -141,7 +143,10 @@ def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         logger.confusion_matrix("confusion", np.eye(1, dtype=int), ["road"], 0)
         logger.table("options", {"lr": 1})
         logger.hparams({"lr": 1}, {"AUROC": 1.0}, 0)
-        logger.layout({"loss": ["loss"]})
+        logger.layout({"training": {"loss": ["loss"]}})
+        logger.text("table", "| a |", 0)
+        logger.histogram("scores", np.array([0.0, 1.0]), np.array([3]), 0)
+        logger.pr_curve("curve", ThresholdCurve(np.array([1]), np.array([2])), 0)
         logger.flush()
     assert list(tmp_path.iterdir()) == []
 

@@ -81,6 +81,28 @@ def test_sample_panel_shows_the_four_pictures_in_order(height: int, width: int) 
     assert panel[centre + pictures // 2, 1680].max() < 10  # and the lower one is not: black
 
 
+def test_sample_panel_in_two_rows() -> None:
+    """The same four pictures, half as wide, over two lines of the legend."""
+    label = np.full((60, 80), 7, dtype=np.uint8)
+    score = np.zeros((60, 80), dtype=np.float32)
+    score[:30] = 1
+    image = np.full((60, 80, 3), (10, 200, 30), dtype=np.uint8)
+    panel = sample_panel(image, label, np.full((60, 80), 10), score, columns=2)
+    assert panel.shape[1:] == (960, 3)
+    assert abs(panel.shape[0] - (2 * (35 + 360) + 70)) <= 1
+    first, second = 35 + 90, 35 + 360 + 35 + 90
+    assert panel[first, 240].tolist() == [10, 200, 30]
+    assert panel[first, 720].tolist() == PALETTE[7].tolist()
+    assert panel[second, 240].tolist() == PALETTE[10].tolist()
+    assert panel[second, 720].min() > 150
+    assert panel[second + 180, 720].max() < 10
+    legend = panel[-68:].reshape(-1, 3)
+    for index in range(14):
+        assert (legend == PALETTE[index]).all(axis=1).any(), f"no colour of class {index}"
+    assert panel[:, :2].min() == 255
+    assert panel[-3:].min() == 255
+
+
 def test_sample_panel_has_titles_and_every_class_in_its_legend() -> None:
     shape = (90, 160)
     label = np.zeros(shape, dtype=np.uint8)
