@@ -19,6 +19,9 @@ Results = Mapping[str, Any]
 _COLUMNS = {"standard_error": "Standard error", "chance": "Chance", "largest_error": "Exact to"}
 
 
+_COMPARED = ("per image", "pooled", "components", "open set")  # protocols that scores change
+
+
 class UnreadableResults(PansError):
     """A file that is no results.json."""
 
@@ -65,6 +68,29 @@ def markdown_table(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
+def markdown_run(results: Results) -> str:
+    """The headline score's table, and the table of all scores where there are several."""
+    return "\n".join(filter(None, (markdown_table(results), markdown_scores(results))))
+
+
+def markdown_scores(results: Results) -> str:
+    """One row a score, in percent; empty where only one score was computed."""
+    if len(results.get("scores", ())) < 2:
+        return ""
+    columns = [
+        (name, figure) for name in _COMPARED for figure in results["protocols"][name]["figures"]
+    ]
+    lines = _table_head("Score", *(f"{figure} ({name})" for name, figure in columns), texts=1)
+    for score, found in results["scores"].items():
+        protocols = (found["protocols"][name] for name, _ in columns)
+        cells = (
+            _percent(protocol["figures"][figure], protocol["unit"])
+            for protocol, (_, figure) in zip(protocols, columns, strict=True)
+        )
+        lines.append(_table_row(score, *cells))
+    return "\n".join(lines) + "\n"
+
+
 def combine_runs(runs: Sequence[Results]) -> dict[str, dict[str, dict[str, float | None]]]:
     """{protocol: {figure: {"mean", "standard error", "runs"}}} over runs, in the figure's unit.
 
@@ -99,11 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m metrics.report", description=__doc__)
     parser.add_argument("results", nargs="+", type=Path, help="results.json files")
     runs = [read_results(path) for path in parser.parse_args(arguments).results]
-    print(markdown_table(runs[0]) if len(runs) == 1 else markdown_runs(runs), end="")
+    print(markdown_run(runs[0]) if len(runs) == 1 else markdown_runs(runs), end="")
 
 
-def _table_head(*names: str) -> list[str]:
-    return [_table_row(*names), _table_row("---", "---", *["---:"] * (len(names) - 2))]
+def _table_head(*names: str, texts: int = 2) -> list[str]:
+    """The head of a table whose first `texts` columns hold words, the others numbers."""
+    return [_table_row(*names), _table_row(*["---"] * texts, *["---:"] * (len(names) - texts))]
 
 
 def _table_row(*cells: str) -> str:

@@ -37,6 +37,10 @@ class SegmentationModel(nn.Module):
             return logits
         return TrainingLogits(logits, self.cls.deep_supervision(self.head.deep_supervision(mod4)))
 
+    def features(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 512, h, w), what the classifier sees."""
+        return self.head(self.body(images)[1])
+
     def freeze_norms(self) -> None:
         """Keep weight and bias of every norm as they are; running statistics go on."""
         for module in self.modules():
