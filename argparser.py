@@ -241,6 +241,9 @@ class Options:
         shown_default="--precision's",
     )
     plain: bool = _flag("speed", False, "the published order of work in fp32, for comparison")
+    checkpoint_activations: bool = _flag(
+        "speed", False, "recompute blocks in backward: less memory, slower"
+    )
     accumulate: int = _flag("speed", 1, "batches whose gradients make one step", _COUNT)
 
     nproc: int | None = _flag(

@@ -78,6 +78,7 @@ class Trainer:
             options.num_classes,
             options.output_stride,
             plain=options.plain,
+            checkpoint_activations=options.checkpoint_activations,
         ).to(process.device)
         torch.manual_seed(options.random_seed + process.rank)  # but not the same dropout
 

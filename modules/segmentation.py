@@ -57,6 +57,7 @@ def build_model(
     output_stride: int = 8,
     *,
     plain: bool = False,
+    checkpoint_activations: bool = False,
     group: dist.ProcessGroup | None = None,
 ) -> SegmentationModel:
     """The PAnS network with random weights; state dict keys are those of published checkpoints.
@@ -67,6 +68,7 @@ def build_model(
         norm_act: "iabn_sync", "iabn", "abn" or "std" (see `modules.abn`).
         output_stride: 8 or 16.
         plain: compute the head as published, over 4096 concatenated channels.
+        checkpoint_activations: recompute the body's blocks in backward instead of keeping them.
         group: the processes that "iabn_sync" synchronises; None means all.
 
     Raises:
@@ -78,7 +80,7 @@ def build_model(
         raise ValueError(f"output_stride must be 8 or 16, got {output_stride!r}")
     norm = norm_factory(norm_act, group)
     model = SegmentationModel(
-        ResNet(backbone, output_stride, norm),
+        ResNet(backbone, output_stride, norm, checkpoint_activations=checkpoint_activations),
         PyramidHead(norm, plain=plain),
         Classifier(classifier, HEAD_CHANNELS, num_classes),
     )

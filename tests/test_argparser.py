@@ -61,6 +61,7 @@ OWN_DEFAULTS = {
     "ignore_classes": (),
     "precision": None,
     "plain": False,
+    "checkpoint_activations": False,
     "accumulate": 1,
     "nproc": None,
     "local_rank": None,
