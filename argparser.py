@@ -199,7 +199,7 @@ class Options:
     score: tuple[str, ...] = _flag(
         "validation and test",
         (),
-        "NAME,NAME: anomaly scores, listed below; the first leads",
+        "NAME,NAME: scores, listed below; the first leads",
         kind=tuple,
         shown_default="by the two above",
     )
