@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from errors import PansError
+from modules.scores import ALL, DROPOUT_PASSES, SCORES, Score, resolve
 
 RECIPE: dict[str, Any] = {
     "dataset": "streethazards",
@@ -209,6 +210,21 @@ class Options:
     msp: bool = _flag(
         "validation and test", False, "anomaly score 1 - max softmax; wins over --cosine_scores"
     )
+    score: tuple[str, ...] = _flag(
+        "validation and test",
+        (),
+        "NAME,NAME: scores, listed below; the first leads",
+        kind=tuple,
+        shown_default="by the two above",
+    )
+    mc_dropout: int | None = _flag(
+        "validation and test",
+        None,
+        "stochastic passes of the score mc_dropout",
+        _Range("2 or more", lambda value: value >= 2),
+        int,
+        str(DROPOUT_PASSES),
+    )
     ignore_classes: tuple[str, ...] = _flag(
         "validation and test",
         (),
@@ -278,6 +294,9 @@ class Options:
         shown_default="--precision's",
     )
     plain: bool = _flag("speed", False, "the published order of work in fp32, for comparison")
+    checkpoint_activations: bool = _flag(
+        "speed", False, "recompute blocks in backward: less memory, slower"
+    )
     accumulate: int = _flag("speed", 1, "batches whose gradients make one step", _COUNT)
 
     nproc: int | None = _flag(
@@ -293,22 +312,42 @@ class Options:
         _check_data(self)
         _check_model(self)
         _check_pictures_and_export(self)
+        _check_scores(self)
         _check_opt_level(self)
         _check_plain(self)
 
     @property
-    def score(self) -> str:
-        """The anomaly score: "cosine" or "msp"."""
-        return "cosine" if self.cosine_scores and not self.msp else "msp"
+    def scores(self) -> tuple[str, ...]:
+        """The anomaly scores, each once, the headline first."""
+        return resolve(self.score or (self._published_score or "msp",), self.classifier)
+
+    @property
+    def shown_score(self) -> str:
+        """The score that validation draws: the headline, or what it is before its statistics."""
+        headline = self.scores[0]
+        return "maxlogit" if SCORES[headline].statistics else headline
+
+    @property
+    def _published_score(self) -> str | None:
+        """What --msp and --cosine_scores ask for."""
+        if self.msp:
+            return "msp"
+        return "prototype" if self.cosine_scores else None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What start-up says about choices that nobody typed, a sentence each."""
-        if self.msp or self.cosine_scores:
+        if ALL in self.score:
+            missing = {name: SCORES[name].missing(self.classifier) for name in SCORES}
+            left_out = [name for name in missing if missing[name] and name not in self.scores]
+            return tuple(
+                f"--score all leaves out {name}: needs {missing[name]}" for name in left_out
+            )
+        if self.score or self._published_score:
             return ()
         if self.default and self.classifier == "standard":
             return ("the anomaly score is msp: cosine scores need --classifier cosine",)
-        return ("the anomaly score is msp: neither --msp nor --cosine_scores was given",)
+        return ("the anomaly score is msp: neither --score, --msp nor --cosine_scores was given",)
 
     @property
     def log_folder(self) -> Path:
@@ -370,7 +409,7 @@ def _check_model(options: Options) -> None:
             f"{options.pooling} has no effect: it sizes the pooling of a DeepLab-v3 head, "
             "and --head PPM always pools to 1, 2, 3 and 6 cells; leave it at 32",
         )
-    if options.score == "cosine" and options.classifier == "standard":
+    if options._published_score == "prototype" and options.classifier == "standard":
         raise _refusal(
             "cosine_scores",
             "needs --classifier cosine: the standard classifier's logits are unbounded, "
@@ -396,6 +435,28 @@ def _check_pictures_and_export(options: Options) -> None:
         raise _refusal("out", "belongs to --predict or --export")
     if options.threshold is not None and options.calibrate_fpr is not None:
         raise _refusal("threshold", "contradicts --calibrate_fpr; give one of the two")
+
+
+def _check_scores(options: Options) -> None:
+    unknown = [name for name in options.score if name not in (*SCORES, ALL)]
+    if unknown:
+        choices = ", ".join((*SCORES, ALL))
+        raise _refusal("score", f"must be one or more of {choices}, got {unknown[0]!r}")
+    published = options._published_score
+    if options.score and published and options.score != (published,):
+        flag = "msp" if options.msp else "cosine_scores"
+        raise _refusal("score", f"contradicts --{flag}, which means {published}; give one of them")
+    for name in options.scores:
+        missing = SCORES[name].missing(options.classifier)
+        if missing:
+            raise _refusal("score", f"{name} needs {missing}")
+    headline = SCORES[options.scores[0]]
+    if options.predict and headline.statistics:
+        raise _refusal("score", f"{options.scores[0]} needs a data set's training images")
+    if options.export and not headline.of_logits:
+        raise _refusal("score", f"{options.scores[0]} needs more than logits, and no file holds it")
+    if options.mc_dropout is not None and not any(SCORES[name].samples for name in options.scores):
+        raise _refusal("mc_dropout", "has no effect without --score mc_dropout (or all)")
 
 
 def _check_opt_level(options: Options) -> None:
@@ -443,7 +504,25 @@ def _epilog() -> str:
         "Every on/off flag --x has an opposite, --no_x, but for --no_pretrained. "
         "Dashes may stand for underscores: --batch-size is --batch_size.",
     )
-    return "\n\n".join(textwrap.fill(text, 100, break_on_hyphens=False) for text in paragraphs)
+    texts = [textwrap.fill(text, 100, break_on_hyphens=False) for text in paragraphs]
+    return "\n\n".join([*texts, _score_list()])
+
+
+def _score_list() -> str:
+    lines = [f"  {name:22} {_needs(score)}" for name, score in SCORES.items()]
+    lines.append(f"  {ALL:22} every score that can be had; alone or after the headline")
+    return "\n".join(["scores:", *lines])
+
+
+def _needs(score: Score) -> str:
+    """What a score is, and what not every run has of what it needs."""
+    needs = {
+        "--classifier cosine": score.cosine,
+        "a pass over the training images": score.statistics,
+        "pydensecrf2": score.crf,
+    }
+    named = ", ".join(name for name, needed in needs.items() if needed)
+    return f"{score.words}{f' (needs {named})' * bool(named)}"
 
 
 def _make_parser() -> _Parser:
@@ -534,7 +613,8 @@ def parse_options(
     """
     typed = typed_flags(argv)
     values = {**(RECIPE if typed.get("default") else {}), **(stored or {}), **typed}
-    if values.get("classifier") == "standard" and "cosine_scores" not in typed:
+    names_score = "score" in typed or values.get("classifier") == "standard"
+    if names_score and "cosine_scores" not in typed:
         values["cosine_scores"] = False
     if "precision" not in typed:
         if "opt_level" in typed:

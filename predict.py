@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from argparser import Options
-from dataset import CLASS_NAMES, evaluation_loader
+from dataset import CLASS_NAMES, EvaluationSample, evaluation_loader
 from dataset.pictures import (
     PictureSample,
     Source,
@@ -28,7 +27,7 @@ from modules import SegmentationModel, build_model
 from modules.export import check_export_support, export_onnx
 from modules.inference import Inference
 from modules.pretrained import CHECKPOINT, identify
-from modules.scores import cosine_score, mean_probabilities, msp_score
+from modules.scores import DROPOUT_PASSES, SCORES, Scorer
 from modules.weights import load_checkpoint, model_state
 from train import default_precision
 from utils.checkpoint import load_model_state
@@ -37,7 +36,7 @@ from utils.predictions import PredictionFolder
 
 # What a checkpoint's options say about its network and how it is looked at.
 _NETWORK_FLAGS = ("dataset", "num_classes", "backbone", "classifier", "output_stride", "norm_act")
-_SCORE_FLAGS = ("cosine_scores", "msp")
+_SCORE_FLAGS = ("score", "cosine_scores", "msp")
 _STORED_FLAGS = (*_NETWORK_FLAGS, *_SCORE_FLAGS, "multi_scala")
 
 
@@ -73,13 +72,6 @@ def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def score_maps(
-    name: str, logits: Sequence[Tensor], size: Sequence[int], probabilities: Tensor
-) -> Tensor:
-    """(N, H, W) anomaly scores by the score of that name, higher is more anomalous."""
-    return cosine_score(logits, size) if name == "cosine" else msp_score(probabilities)
-
-
 def load_network(options: Options) -> SegmentationModel:
     """The network of --ckpt_test, on the CPU."""
     path = Path(options.ckpt_test or "")
@@ -109,20 +101,23 @@ class Predictor:
         self.options, self.process = options, process
         precision = options.precision or default_precision(process.device)
         network = load_network(options).to(process.device)
-        self.inference = Inference(network, process.device, precision, plain=options.plain)
+        inference = Inference(network, process.device, precision, plain=options.plain)
+        passes = options.mc_dropout or DROPOUT_PASSES
+        headline = options.scores[:1]
+        self.scorer = Scorer(inference, headline, passes=passes, seed=options.random_seed)
         self.threshold = options.threshold
         if options.calibrate_fpr is not None:
             self.threshold = self._calibrated(options.calibrate_fpr)
 
-    @torch.inference_mode()
     def maps(
-        self, images: Sequence[Tensor], size: Sequence[int]
+        self, sample: EvaluationSample | PictureSample
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """(H, W) class indices and anomaly score of one picture, given at every scale."""
-        logits = self.inference.logits(images)
-        probabilities = mean_probabilities(logits, size)
-        score = score_maps(self.options.score, logits, size, probabilities)[0]
-        prediction = probabilities.argmax(dim=1)[0].to(torch.uint8)
+        """(H, W) class indices and anomaly score of one picture, at the size of the file."""
+        size = sample.picture.shape[:2]
+        # The number seeds MC dropout: that of a picture does not depend on what else is looked at.
+        evidence = self.scorer.look(sample.images, size, sample.picture, 0)
+        (score,) = self.scorer.maps(evidence).values()
+        prediction = evidence.prediction.to(torch.uint8)
         return prediction.cpu().numpy(), score.float().cpu().numpy()
 
     def _calibrated(self, fpr: float) -> float:
@@ -139,7 +134,7 @@ class Predictor:
         counts = PooledCounts()
         for sample in self._progress(loader, "calibration"):
             label = sample.label.numpy()
-            _, score = self.maps(sample.images, label.shape)
+            _, score = self.maps(sample)
             counts.update(score[:0].ravel(), score[label < options.num_classes])
         counts.all_reduce()
         threshold = counts.threshold_at_fpr(fpr)
@@ -171,7 +166,7 @@ class Predictor:
 
     def _write(self, sample: PictureSample, folder: PredictionFolder) -> dict[str, Any]:
         picture = sample.picture.numpy()
-        prediction, score = self.maps(sample.images, picture.shape[:2])
+        prediction, score = self.maps(sample)
         mask = None if self.threshold is None else score >= np.float32(self.threshold)
         folder.write(sample.name, picture, prediction, score, mask)
         return {
@@ -211,7 +206,7 @@ def predict(options: Options, process: Process) -> None:
     folder.write_summary(
         {
             "checkpoint": options.ckpt_test,
-            "score": options.score,
+            "score": options.scores[0],
             "multi_scale": options.multi_scala,
             "classes": list(CLASS_NAMES),
             "threshold": predictor.threshold,
@@ -220,7 +215,7 @@ def predict(options: Options, process: Process) -> None:
             "unreadable": problems,
         }
     )
-    print(f"{len(done)} pictures in {out}, score {options.score}{_words(predictor.threshold)}")
+    print(f"{len(done)} pictures in {out}, score {options.scores[0]}{_words(predictor.threshold)}")
     if problems:
         raise NotPredicted(
             f"{len(problems)} could not be looked at, the other {len(done)} are done: "
@@ -251,13 +246,12 @@ def export(options: Options) -> None:
         "mean": " ".join(map(str, MEAN)),
         "std": " ".join(map(str, STD)),
         "logits": "(batch, classes, height / stride, width / stride), rounded up",
-        "score": f"{options.score}, (batch, height, width), higher is more anomalous, one scale",
+        "score": f"{options.scores[0]}, (batch, height, width), higher = more anomalous, one scale",
         "classes": ", ".join(CLASS_NAMES),
         "output_stride": str(options.output_stride),
     }
 
-    def score(logits: list[Tensor], size: torch.Size, probabilities: Tensor) -> Tensor:
-        return score_maps(options.score, logits, size, probabilities)
-
-    export_onnx(load_network(options), score, path, metadata)
-    print(f"{path}: score {options.score}, any batch and size; see docs/predict.md for its input")
+    export_onnx(load_network(options), SCORES[options.scores[0]], path, metadata)
+    print(
+        f"{path}: score {options.scores[0]}, any batch and size; see docs/predict.md for its input"
+    )

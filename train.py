@@ -27,17 +27,19 @@ from dataset import (
     evaluation_loader,
     training_loader,
 )
+from metrics.comparison import ScoreComparison
 from metrics.evaluation import AnomalyEvaluation
 from metrics.segmentation import ConfusionMatrix, segmentation_scores
 from modules import build_model
 from modules.inference import Inference
 from modules.pretrained import backbone_weights, load_backbone
-from modules.scores import cosine_score, mean_probabilities, msp_score, upsample
+from modules.scores import DROPOUT_PASSES, SCORES, Scorer, upsample
 from utils.checkpoint import load_checkpoint, load_model_state, model_state, save_checkpoint
 from utils.curves import log_anomaly_figures, log_prototypes
 from utils.distributed import Process, first_on_each_machine, sum_over_processes
 from utils.extremes import Extremes
 from utils.logger import Logger
+from utils.max_logits import training_statistics
 from utils.panels import Panels
 from utils.results import log_segmentation, report_results
 from utils.scheduler import make_scheduler
@@ -83,6 +85,7 @@ class Trainer:
             options.num_classes,
             options.output_stride,
             plain=options.plain,
+            checkpoint_activations=options.checkpoint_activations,
         ).to(process.device)
         torch.manual_seed(options.random_seed + process.rank)  # but not the same dropout
 
@@ -164,20 +167,21 @@ class Trainer:
         """Loss, IoU and accuracy on whole validation images; returns the mean IoU."""
         options, device = self.options, self.process.device
         loader = self._evaluation_loader("train" if options.val_on_trainset else "validation")
-        inference = self._inference()
+        scorer = self._scorer([options.shown_score])
         confusion = ConfusionMatrix(options.num_classes, device)
         panels = Panels(_images_of(loader), options.sample_num)
         loss_and_images = torch.zeros(2, dtype=torch.float64, device=device)
         for sample in self._progress(loader, "validation"):
             label, size = self._to_device(sample.label), sample.label.shape
-            logits = inference.logits(sample.images)
-            full_logits = upsample(logits[0], size)
-            prediction = full_logits.argmax(dim=1)[0]
+            evidence = scorer.look(sample.images, size, sample.picture, sample.index)
+            full_logits = upsample(evidence.logits[0], size)
+            prediction = full_logits.max(dim=1).indices[0]  # several times as fast as argmax
             confusion.update(prediction, label)
             loss_and_images[0] += segmentation_loss(full_logits, label[None])
             loss_and_images[1] += 1
             if panels.wants(sample.index):
-                panels.add(sample, prediction, self._anomaly_score(logits, size))
+                (score,) = scorer.maps(evidence).values()
+                panels.add(sample, prediction, score)
         confusion.all_reduce()
         loss, images = sum_over_processes(loss_and_images).tolist()
         scores: dict[str, Any] = {**segmentation_scores(confusion.matrix), "Loss": loss / images}
@@ -194,16 +198,9 @@ class Trainer:
         """Anomaly metrics and mean IoU on the test split, as in results.json."""
         options = self.options
         self._load_tested_weights()
-        loader = self._evaluation_loader("test")
-        inference = self._inference()
-        evaluation = AnomalyEvaluation(
-            options.num_classes,
-            options.unk_class,
-            IGNORE_INDEX,
-            class_indices(options.ignore_classes),
-            self.process.device,
-            class_names=CLASS_NAMES,
-        )
+        loader = self._evaluation_loader("test", options.multi_scala)
+        scorer = self._scorer(options.scores)
+        comparison = ScoreComparison(options.scores, self._empty_evaluation)
         pictures = options.log_folder / "pictures" if options.visualize else None
         panels = Panels(_images_of(loader), options.sample_num, pictures)
         extremes = Extremes(
@@ -211,39 +208,59 @@ class Trainer:
         )
         for sample in self._progress(loader, "test"):
             size = sample.label.shape
-            logits = inference.logits(sample.images)
-            probabilities = mean_probabilities(logits, size)
-            prediction = probabilities.argmax(dim=1)[0]
-            score = self._anomaly_score(logits, size, probabilities)
-            evaluation.update(sample.index, sample.name, score, prediction, sample.label)
-            extremes.offer(sample, prediction, score, evaluation.records[-1].metrics)
+            evidence = scorer.look(sample.images, size, sample.picture, sample.index)
+            prediction, maps = evidence.prediction, scorer.maps(evidence)
+            comparison.update(sample.index, sample.name, maps, prediction, sample.label)
+            headline_score = maps[options.scores[0]]
+            metrics = comparison.headline.records[-1].metrics
+            extremes.offer(sample, prediction, headline_score, metrics)
             if panels.wants(sample.index):
-                panels.add(sample, prediction, score)
-        evaluation.all_reduce()
-        results = evaluation.results() | {"options": options.to_dict()}
+                panels.add(sample, prediction, headline_score)
+        comparison.all_reduce()
+        results = comparison.results() | {"options": options.to_dict()}
         panels.log(self.logger, "test", self.iteration)
         extremes.log(self.logger, "test", self.iteration)
         if self.process.is_main:
-            matrix = evaluation.confusion.matrix
-            log_anomaly_figures(self.logger, "test", results, evaluation.pooled, self.iteration)
+            self._log_curves(results, comparison)
             self._log_prototypes()
+            matrix = comparison.headline.confusion.matrix
             report_results(self.logger, options.log_folder, results, matrix, self.iteration)
         return results
+
+    def _log_curves(self, results: dict[str, Any], comparison: ScoreComparison) -> None:
+        """Figures and curves of every score, those of the headline under the plain tag."""
+        for name, evaluation in comparison.evaluations.items():
+            tag = "test" if evaluation is comparison.headline else f"test {name}"
+            figures = results | results["scores"][name]
+            log_anomaly_figures(self.logger, tag, figures, evaluation.pooled, self.iteration)
 
     def _log_prototypes(self) -> None:
         if self.options.classifier == "cosine":
             prototypes = self.model.state_dict()["cls.cls.weight"]
             log_prototypes(self.logger, "prototypes", prototypes, CLASS_NAMES, self.iteration)
 
-    def _anomaly_score(
-        self, logits: Sequence[Tensor], size: torch.Size, probabilities: Tensor | None = None
-    ) -> Tensor:
-        """(H, W), higher is more anomalous, by the score that the options name."""
-        if self.options.score == "cosine":
-            return cosine_score(logits, size)[0]
-        if probabilities is None:
-            probabilities = mean_probabilities(logits, size)
-        return msp_score(probabilities)[0]
+    def _empty_evaluation(self) -> AnomalyEvaluation:
+        return AnomalyEvaluation(
+            self.options.num_classes,
+            self.options.unk_class,
+            IGNORE_INDEX,
+            class_indices(self.options.ignore_classes),
+            self.process.device,
+            class_names=CLASS_NAMES,
+        )
+
+    def _scorer(self, names: Sequence[str]) -> Scorer:
+        """Looks at the training images first if one of the scores needs that."""
+        options, inference = self.options, self._inference()
+        statistics = None
+        if any(SCORES[name].statistics for name in names):
+            loader = self._evaluation_loader("train", options.multi_scala)
+            settings = [options.multi_scala, options.norm_act, self.precision, options.plain]
+            statistics = training_statistics(
+                inference, loader, self.process, self._tested_path, settings
+            )
+        passes = options.mc_dropout or DROPOUT_PASSES
+        return Scorer(inference, names, statistics, passes=passes, seed=options.random_seed)
 
     # Start and end
 
@@ -324,17 +341,24 @@ class Trainer:
         """Those of --ckpt_test, or of the run's best checkpoint, once it is written."""
         if dist.is_initialized():
             dist.barrier()
-        path = Path(self.options.ckpt_test or self.options.best_checkpoint_path)
+        path = self._tested_path
         load_model_state(self.model, model_state(load_checkpoint(path)), path)
+
+    @property
+    def _tested_path(self) -> Path:
+        return Path(self.options.ckpt_test or self.options.best_checkpoint_path)
 
     def _inference(self) -> Inference:
         return Inference(self.model, self.process.device, self.precision, plain=self.options.plain)
 
-    def _evaluation_loader(self, split: Split) -> DataLoader[EvaluationSample]:
+    def _evaluation_loader(
+        self, split: Split, multi_scale: bool | None = None
+    ) -> DataLoader[EvaluationSample]:
+        """Whole images: at full size for None, else at one or at five of the test scales."""
         return evaluation_loader(
             self.options.data_root,
             split,
-            multi_scale=self.options.multi_scala if split == "test" else None,
+            multi_scale=multi_scale,
             num_workers=self.options.num_workers,
             rank=self.process.rank,
             world_size=self.process.world_size,

@@ -19,6 +19,9 @@ Results = Mapping[str, Any]
 _COLUMNS = {"standard_error": "Standard error", "chance": "Chance", "largest_error": "Exact to"}
 
 
+_COMPARED = ("per image", "pooled", "components", "open set")  # protocols that scores change
+
+
 class UnreadableResults(PansError):
     """A file that is no results.json."""
 
@@ -83,6 +86,29 @@ def every_figure(results: Results) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
+def markdown_run(results: Results) -> str:
+    """The headline score's table, and the table of all scores where there are several."""
+    return "\n".join(filter(None, (markdown_table(results), markdown_scores(results))))
+
+
+def markdown_scores(results: Results) -> str:
+    """One row a score, in percent; empty where only one score was computed."""
+    if len(results.get("scores", ())) < 2:
+        return ""
+    columns = [
+        (name, figure) for name in _COMPARED for figure in results["protocols"][name]["figures"]
+    ]
+    lines = _table_head("Score", *(f"{figure} ({name})" for name, figure in columns), texts=1)
+    for score, found in results["scores"].items():
+        protocols = (found["protocols"][name] for name, _ in columns)
+        cells = (
+            _percent(protocol["figures"][figure], protocol["unit"])
+            for protocol, (_, figure) in zip(protocols, columns, strict=True)
+        )
+        lines.append(_table_row(score, *cells))
+    return "\n".join(lines) + "\n"
+
+
 def combine_runs(runs: Sequence[Results]) -> dict[str, dict[str, dict[str, float | None]]]:
     """{protocol: {figure: {"mean", "standard error", "runs"}}} over runs, in the figure's unit.
 
@@ -124,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _table(paths: Sequence[Path]) -> str:
     runs = [read_results(path) for path in paths]
     if len(runs) == 1:
-        return markdown_table(runs[0])
+        return markdown_run(runs[0])
     for path, run in zip(paths, runs, strict=True):
         difference = _difference(runs[0], run)
         if difference:
@@ -147,8 +173,9 @@ def _difference(one: Results, other: Results) -> str | None:
     return None
 
 
-def _table_head(*names: str) -> list[str]:
-    return [_table_row(*names), _table_row("---", "---", *["---:"] * (len(names) - 2))]
+def _table_head(*names: str, texts: int = 2) -> list[str]:
+    """The head of a table whose first `texts` columns hold words, the others numbers."""
+    return [_table_row(*names), _table_row(*["---"] * texts, *["---:"] * (len(names) - texts))]
 
 
 def _table_row(*cells: str) -> str:

@@ -9,7 +9,8 @@ and writes y over x. Both the scale and the activation are invertible, so backwa
 from y and nothing else of the size of x is kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,14 @@ class ActivatedNorm(nn.BatchNorm2d):
     def effective_weight(self) -> Tensor:
         """The (C,) scale of xhat."""
         return self.weight
+
+    def count_batch(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance to read or to update in this pass: the running ones, or copies."""
+        if self.training and not self.track_running_stats:
+            return self.running_mean.clone(), self.running_var.clone()
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        return self.running_mean, self.running_var
 
 
 NormFactory = Callable[..., ActivatedNorm]
@@ -238,14 +247,11 @@ class InPlaceABN(ActivatedNorm):
         return self.group if self.group is not None else dist.group.WORLD
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            self.num_batches_tracked.add_(1)
         return inplace_abn(
             x,
             self.weight,
             self.bias,
-            self.running_mean,
-            self.running_var,
+            *self.count_batch(),
             training=self.training,
             slope=self.slope,
             group=self._active_group(),
@@ -272,10 +278,24 @@ class ABN(ActivatedNorm):
         self.overwrite = overwrite
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
+        weights = self.weight, self.bias
+        y = F.batch_norm(x, *self.count_batch(), *weights, self.training, MOMENTUM, self.eps)
         if self.slope == IDENTITY_SLOPE:
             return y
         return F.leaky_relu(y, self.slope, inplace=self.overwrite)
+
+
+@contextmanager
+def statistics_left_alone(module: nn.Module) -> Iterator[None]:
+    """Norms of `module` in training mode use the batch's statistics and update no running ones."""
+    norms = [child for child in module.modules() if isinstance(child, ActivatedNorm)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def norm_factory(norm_act: str, group: dist.ProcessGroup | None = None) -> NormFactory:

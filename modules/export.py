@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,14 +12,11 @@ from torch.export import Dim
 
 from errors import PansError
 from modules.folding import fold_norms
-from modules.scores import mean_probabilities
+from modules.scores import Evidence, Score
 from modules.segmentation import SegmentationModel
 
 NEEDED_PACKAGES = ("onnx", "onnxscript")
 SMALLEST_SIDE = 8
-
-# logits per scale, (H, W), mean probabilities -> (N, H, W)
-Score = Callable[[list[Tensor], torch.Size, Tensor], Tensor]
 
 
 class ExportError(PansError):
@@ -63,10 +60,9 @@ class ScoredNetwork(nn.Module):
         self.network, self.score = network, score
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        size = image.shape[2:]
         logits = self.network(image)
-        probabilities = mean_probabilities([logits], size)
-        return logits, self.score([logits], size, probabilities), probabilities.argmax(dim=1)
+        evidence = Evidence([logits], image.shape[2:])
+        return logits, self.score.map_of(evidence), evidence.probabilities.argmax(dim=1)
 
 
 def exportable(model: SegmentationModel) -> SegmentationModel:
@@ -97,7 +93,7 @@ def check_export_support() -> None:
 def export_onnx(
     model: SegmentationModel, score: Score, path: Path, metadata: Mapping[str, str]
 ) -> None:
-    """Write `model` and its anomaly score at one scale as one ONNX file.
+    """Write `model` and an anomaly score of its logits at one scale as one ONNX file.
 
     Input `image`: (batch, 3, height, width) float32, normalised, 8 pixels a side or more. Outputs:
     `logits` (batch, classes, h, w), `score` (batch, height, width), `classes` (batch, height,

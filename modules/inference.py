@@ -6,7 +6,17 @@ import torch
 from torch import Tensor
 
 from modules.folding import fold_norms
+from modules.pyramid import DROPOUT, HEAD_CHANNELS
 from modules.segmentation import SegmentationModel
+
+
+def dropout_masks(passes: int, channels: int, rate: float, generator: torch.Generator) -> Tensor:
+    """(passes, channels, 1, 1) factors of as many draws of Dropout2d: 0, or 1 / (1 - rate).
+
+    Drawn on the CPU, so that a seed gives the same ones on every device.
+    """
+    kept = torch.rand(passes, channels, 1, 1, generator=generator) >= rate
+    return kept / (1 - rate)
 
 
 class Inference:
@@ -33,3 +43,26 @@ class Inference:
                 self.model(image.to(self.device, non_blocking=True)[None]).float()
                 for image in images
             ]
+
+    @torch.inference_mode()
+    def logits_and_samples(
+        self, images: Sequence[Tensor], passes: int, seed: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As `logits`, and beside them those of `passes` stochastic passes.
+
+        A stochastic pass has dropout on and norms in evaluation mode. Dropout stands just before
+        the classifier, so all passes share the features of one forward pass.
+
+        Returns:
+            (1, C, h, w) and (passes, C, h, w) float32 logits, one of each a scale.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        logits, samples = [], []
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            for image in images:
+                features = self.model.features(image.to(self.device, non_blocking=True)[None])
+                masks = dropout_masks(passes, HEAD_CHANNELS, DROPOUT, generator).to(self.device)
+                stochastic = [self.model.cls(features * mask) for mask in masks]
+                logits.append(self.model.cls(features).float())
+                samples.append(torch.cat(stochastic).float())
+        return logits, samples

@@ -1,11 +1,14 @@
 """The bottleneck block of ResNet with activated norms."""
 
 from collections import OrderedDict
+from contextlib import nullcontext
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from modules.abn import IDENTITY_SLOPE, LEAKY_SLOPE, NormFactory
+from modules.abn import IDENTITY_SLOPE, LEAKY_SLOPE, NormFactory, statistics_left_alone
 
 
 class Bottleneck(nn.Module):
@@ -14,14 +17,28 @@ class Bottleneck(nn.Module):
     (N, in_channels, H, W) -> (N, 4 * width, H / stride, W / stride). The stride sits on the 3x3
     convolution; the sum goes through a leaky ReLU, so the last norms have no activation. The
     shortcut is projected where the shape changes.
+
+    With `checkpoint_activations` training keeps the block's input alone, and backward computes
+    the rest again (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016). That is
+    exact: in-place norms overwrite the convolutions' outputs, never the block's input; nothing
+    in a block is random; and running statistics are updated by the first computation alone.
+    Synchronised norms exchange their statistics again, in the same order on every process.
     """
 
     expansion = 4
 
     def __init__(
-        self, in_channels: int, width: int, stride: int, dilation: int, norm: NormFactory
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        dilation: int,
+        norm: NormFactory,
+        *,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpoint_activations = checkpoint_activations
         out_channels = width * self.expansion
         conv2 = nn.Conv2d(
             width, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
@@ -42,6 +59,17 @@ class Bottleneck(nn.Module):
             self.proj_bn = norm(out_channels, slope=IDENTITY_SLOPE)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not (self.checkpoint_activations and self.training and torch.is_grad_enabled()):
+            return self._compute(x)
+        return checkpoint(
+            self._compute,
+            x,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), statistics_left_alone(self)),
+        )
+
+    def _compute(self, x: Tensor) -> Tensor:
         shortcut = self.proj_bn(self.proj_conv(x)) if self.projects else x
         # Backward of the last norm needs its output as it is; without backward the sum may take
         # its place.

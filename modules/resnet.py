@@ -22,7 +22,7 @@ class ResNet(nn.Module):
 
     images (N, 3, H, W) -> mod4's (N, 1024, h, w) and mod5's (N, 2048, h, w) output, where h and w
     are H and W over the output stride, rounded up. At output stride 16, mod4 and mod5 have the
-    same size too: only mod5 is dilated.
+    same size too: only mod5 is dilated. `checkpoint_activations`: see `Bottleneck`.
     """
 
     mod2: nn.Sequential
@@ -30,7 +30,14 @@ class ResNet(nn.Module):
     mod4: nn.Sequential
     mod5: nn.Sequential
 
-    def __init__(self, backbone: str, output_stride: int, norm: NormFactory) -> None:
+    def __init__(
+        self,
+        backbone: str,
+        output_stride: int,
+        norm: NormFactory,
+        *,
+        checkpoint_activations: bool = False,
+    ) -> None:
         super().__init__()
         self.mod1 = nn.Sequential(
             OrderedDict(
@@ -46,7 +53,12 @@ class ResNet(nn.Module):
             for block in range(1, blocks + 1):
                 block_stride = stride if block == 1 else 1
                 stage[f"block{block}"] = Bottleneck(
-                    in_channels, width, block_stride, dilation, norm
+                    in_channels,
+                    width,
+                    block_stride,
+                    dilation,
+                    norm,
+                    checkpoint_activations=checkpoint_activations,
                 )
                 in_channels = width * Bottleneck.expansion
             setattr(self, f"mod{number}", nn.Sequential(stage))

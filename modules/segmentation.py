@@ -37,6 +37,10 @@ class SegmentationModel(nn.Module):
             return logits
         return TrainingLogits(logits, self.cls.deep_supervision(self.head.deep_supervision(mod4)))
 
+    def features(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 512, h, w), what the classifier sees."""
+        return self.head(self.body(images)[1])
+
     def freeze_norms(self) -> None:
         """Keep weight and bias of every norm as they are; running statistics go on."""
         for module in self.modules():
@@ -53,6 +57,7 @@ def build_model(
     output_stride: int = 8,
     *,
     plain: bool = False,
+    checkpoint_activations: bool = False,
     group: dist.ProcessGroup | None = None,
 ) -> SegmentationModel:
     """The PAnS network with random weights; state dict keys are those of published checkpoints.
@@ -63,6 +68,7 @@ def build_model(
         norm_act: "iabn_sync", "iabn", "abn" or "std" (see `modules.abn`).
         output_stride: 8 or 16.
         plain: compute the head as published, over 4096 concatenated channels.
+        checkpoint_activations: recompute the body's blocks in backward instead of keeping them.
         group: the processes that "iabn_sync" synchronises; None means all.
 
     Raises:
@@ -74,7 +80,7 @@ def build_model(
         raise ValueError(f"output_stride must be 8 or 16, got {output_stride!r}")
     norm = norm_factory(norm_act, group)
     model = SegmentationModel(
-        ResNet(backbone, output_stride, norm),
+        ResNet(backbone, output_stride, norm, checkpoint_activations=checkpoint_activations),
         PyramidHead(norm, plain=plain),
         Classifier(classifier, HEAD_CHANNELS, num_classes),
     )

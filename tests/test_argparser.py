@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from argparser import RECIPE, OptionError, Options, parse_options
+from modules.scores import SCORES
 
 PUBLISHED_DEFAULTS = {
     "name": "Experiment",
@@ -45,6 +46,8 @@ PUBLISHED_DEFAULTS = {
     "classifier": "standard",
     "cosine_scores": False,
     "msp": False,
+    "score": (),
+    "mc_dropout": None,
     "test": False,
     "ckpt_test": None,
     "ckpt": None,
@@ -63,6 +66,7 @@ OWN_DEFAULTS = {
     "ignore_classes": (),
     "precision": None,
     "plain": False,
+    "checkpoint_activations": False,
     "accumulate": 1,
     "nproc": None,
     "local_rank": None,
@@ -149,7 +153,8 @@ def test_switches_turn_on_and_off_again(name: str) -> None:
 
 def test_every_flag_is_tested_above() -> None:
     tested = {*OTHER_VALUES, *SWITCHES, "dataset", "num_classes", "pooling", "head", "opt_level"}
-    tested |= {"ignore_classes", "predict", "out", "threshold", "calibrate_fpr", "export"}
+    tested |= {"ignore_classes", "score", "mc_dropout"}
+    tested |= {"predict", "out", "threshold", "calibrate_fpr", "export"}
     assert tested == {flag.name for flag in fields(Options)}
 
 
@@ -194,25 +199,91 @@ def test_no_default_turns_the_recipe_off() -> None:
 @pytest.mark.parametrize(
     ("typed", "score", "says"),
     [
-        ([], "msp", "neither --msp nor --cosine_scores"),
+        ([], "msp", "neither --score, --msp nor --cosine_scores"),
         (["--msp"], "msp", None),
-        (["--default"], "cosine", None),
+        (["--default"], "prototype", None),
         (["--default", "--msp"], "msp", None),
-        (["--classifier", "cosine", "--cosine_scores"], "cosine", None),
-        (["--default", "--no_cosine_scores"], "msp", "neither --msp nor --cosine_scores"),
+        (["--classifier", "cosine", "--cosine_scores"], "prototype", None),
+        (["--default", "--no_cosine_scores"], "msp", "neither --score, --msp nor --cosine_scores"),
         (["--default", "--classifier", "standard"], "msp", "need --classifier cosine"),
         (["--classifier", "standard", "--cosine_scores", "--msp"], "msp", None),
     ],
 )
 def test_score(typed: list[str], score: str, says: str | None) -> None:
     options = parse_options(typed)
-    assert options.score == score
+    assert options.scores == (score,)
     if says is None:
         assert options.notes == ()
     else:
         (note,) = options.notes
         assert note.startswith("the anomaly score is msp")
         assert says in note
+
+
+@pytest.mark.parametrize(
+    ("typed", "scores"),
+    [
+        ("--score maxlogit,msp,maxlogit", ("maxlogit", "msp")),
+        ("--default --score entropy", ("entropy",)),
+        ("--score entropy --default", ("entropy",)),
+        ("--default --score prototype --cosine_scores", ("prototype",)),
+        ("--score msp --msp", ("msp",)),
+        ("--classifier cosine --score prototype --no_cosine_scores", ("prototype",)),
+        ("--default --score mc_dropout --mc_dropout 4", ("mc_dropout",)),
+    ],
+)
+def test_score_takes_a_list(typed: str, scores: tuple[str, ...]) -> None:
+    options = parse_options(typed.split())
+    assert options.scores == scores
+    assert options.notes == ()
+    assert Options.from_dict(options.to_dict()) == options
+
+
+@pytest.mark.parametrize("crf", [True, False])
+@pytest.mark.parametrize("classifier", ["cosine", "standard"])
+def test_all_is_every_score_that_can_be_had(
+    classifier: str, crf: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modules.scores.dense_crf.is_installed", lambda: crf)
+    options = parse_options(["--classifier", classifier, "--score", "energy,all"])
+    left_out = {"prototype", "prototype_margin"} if classifier == "standard" else set()
+    left_out |= set() if crf else {"msp_crf"}
+    assert options.scores[0] == "energy"
+    assert set(options.scores) == set(SCORES) - left_out
+    assert len(options.scores) == len(SCORES) - len(left_out)
+    assert {note.split()[4].rstrip(":") for note in options.notes} == left_out
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("--score mps", "argument --score: must be one or more of prototype, msp, maxlogit,"),
+        ("--score msp --cosine_scores --classifier cosine", "--cosine_scores, which means proto"),
+        ("--score prototype --msp --cosine_scores --classifier cosine", "--msp, which means msp"),
+        ("--default --score msp,prototype --msp", "contradicts --msp"),
+        ("--score prototype", "argument --score: prototype needs --classifier cosine"),
+        ("--score msp,prototype_margin", "prototype_margin needs --classifier cosine"),
+        ("--score msp_crf", "msp_crf needs the package pydensecrf2; run 'pip install -r"),
+        ("--score msp --mc_dropout 5", "argument --mc_dropout: has no effect without --score"),
+        ("--score mc_dropout --mc_dropout 1", "argument --mc_dropout: must be 2 or more, got 1"),
+    ],
+)
+def test_refusals_of_scores(typed: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modules.scores.dense_crf.is_installed", lambda: False)
+    assert message in refusal(*typed.split())
+
+
+def test_validation_draws_a_score_that_needs_no_training_images() -> None:
+    assert parse_options(["--score", "standardized_maxlogit,msp"]).shown_score == "maxlogit"
+    assert parse_options(["--score", "entropy"]).shown_score == "entropy"
+
+
+def test_help_lists_every_score(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_options(["-h"])
+    text = capsys.readouterr().out
+    for name, score in SCORES.items():
+        assert re.search(rf"^  {name} +{re.escape(score.words)}", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("beside", [[], ["--default"]])
@@ -347,7 +418,7 @@ def test_pictures_are_a_list_of_paths() -> None:
 def test_stored_values_win_over_default_and_typed_flags_over_both() -> None:
     stored = {"classifier": "standard", "output_stride": 16, "cosine_scores": True}
     options = parse_options(["--default", "--output_stride", "8"], stored)
-    assert (options.classifier, options.output_stride, options.score) == ("standard", 8, "msp")
+    assert (options.classifier, options.output_stride, options.scores) == ("standard", 8, ("msp",))
     assert options.multi_scala  # of --default, as nothing else says
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dataset import CLASS_NAMES
-from metrics.report import markdown_table, write_results
+from metrics.report import markdown_run, write_results
 from utils.logger import Logger
 
 _FRACTIONS = ("Mean IoU", "Overall Acc", "Mean Acc", "FreqW Acc")
@@ -33,9 +33,12 @@ def report_results(
     metrics = {name: results[name] for name in (*_PERCENT, *_FRACTIONS)}
     found = {f"test/{name}": value for name, value in metrics.items() if value is not None}
     log_segmentation(logger, "test", results, matrix, step)
+    for score, figures in results["scores"].items():
+        values = {f"scores/{name}/{score}": figures[name] for name in _PERCENT}
+        logger.scalars({tag: value for tag, value in values.items() if value is not None}, step)
     logger.hparams(results["options"], found, step)
     logger.flush()
-    print(markdown_table(results))
+    print(markdown_run(results))
     for line in _summary(results):
         print(line)
     for warning in _warnings(results):

@@ -1,0 +1,106 @@
+"""Anomaly scores of logits and probabilities, one pure function each; higher = more anomalous.
+
+Functions of `logits` (N, C, h, w) give (N, h, w) at the logits' own resolution: `mean_over_scales`
+upsamples and averages them. logits_c is 10 * cos(feature, prototype_c) with the cosine classifier,
+and unbounded with the standard one; p is their softmax.
+"""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from modules.classifier import COSINE_SCALE
+from modules.scores.evidence import upsample
+from modules.scores.statistics import MaxLogitStatistics
+
+
+def cosine_score(logits_per_scale: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """Distance from the nearest prototype: 1 - mean over scales of up((max_c logit_c + 10) / 20).
+
+    Logits of the cosine classifier, (N, C, h_s, w_s) a scale, give (N, H, W) in [0, 1]. The
+    maximum is taken before upsampling (Fontanel et al., "Detecting Anomalies in Semantic
+    Segmentation with Prototypes", CVPR workshops 2021, section 3.3).
+    """
+    nearest = [
+        upsample((logits.amax(dim=1, keepdim=True) + COSINE_SCALE) / (2 * COSINE_SCALE), size)
+        for logits in logits_per_scale
+    ]
+    return 1 - (sum(nearest[1:], nearest[0]) / len(nearest)).squeeze(1)
+
+
+def msp_score(probabilities: Tensor) -> Tensor:
+    """1 - max_c p_c of (N, C, H, W) probabilities: (N, H, W) in [0, 1 - 1/C].
+
+    The maximum softmax probability of Hendrycks and Gimpel, "A Baseline for Detecting
+    Misclassified and Out-of-Distribution Examples in Neural Networks", ICLR 2017.
+    """
+    return 1 - probabilities.amax(dim=1)
+
+
+def max_logit(logits: Tensor) -> Tensor:
+    """-max_c logit_c: in [-10, 10] with the cosine classifier, else unbounded.
+
+    Hendrycks et al., "Scaling Out-of-Distribution Detection for Real-World Settings", ICML 2022.
+    """
+    return -logits.amax(dim=1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """-sum_c p_c log p_c, in nats: in [0, log C].
+
+    Chan et al., "Entropy Maximization and Meta Classification for Out-of-Distribution Detection
+    in Semantic Segmentation", ICCV 2021, whose score is this over log C.
+    """
+    log_probabilities = logits.log_softmax(dim=1)
+    return -(log_probabilities.exp() * log_probabilities).sum(dim=1)
+
+
+def energy(logits: Tensor) -> Tensor:
+    """-log sum_c exp(logit_c), the free energy at temperature 1.
+
+    In [-10 - log C, 10 - log C] with the cosine classifier, else unbounded. Liu et al.,
+    "Energy-based Out-of-distribution Detection", NeurIPS 2020.
+    """
+    return -logits.logsumexp(dim=1)
+
+
+def standardized_max_logit(logits: Tensor, statistics: MaxLogitStatistics) -> Tensor:
+    """-(max_c logit_c - mean_k) / deviation_k, k the class of the maximum; unbounded.
+
+    mean_k and deviation_k are those of the max logits of the training pixels that were predicted
+    as k. Jung et al., "Standardized Max Logits: A Simple yet Effective Approach for Identifying
+    Unexpected Road Obstacles in Urban-Scene Segmentation", ICCV 2021, without its boundary
+    suppression and smoothing.
+    """
+    largest, predicted = logits.max(dim=1)
+    mean, deviation = (
+        values.to(logits)[predicted] for values in (statistics.mean, statistics.deviation)
+    )
+    return (mean - largest) / deviation
+
+
+def prototype_margin(logits: Tensor) -> Tensor:
+    """1 - (cos_1 - cos_2) / 2 with the cosines to the nearest and the second nearest prototype.
+
+    In [0, 1]: 1 where two prototypes are equally near. Needs the cosine classifier and two
+    classes. The best-versus-second-best margin of Joshi et al., "Multi-class Active Learning for
+    Image Classification", CVPR 2009, with cosines in place of probabilities.
+    """
+    nearest, second = logits.topk(2, dim=1).values.unbind(dim=1)
+    return 1 - (nearest - second) / (2 * COSINE_SCALE)
+
+
+def mutual_information(samples: Tensor) -> Tensor:
+    """H(mean_n p_n) - mean_n H(p_n), in nats, of the softmax p_n of T stochastic passes.
+
+    (T, C, h, w) logits -> (1, h, w) in [0, min(log C, log T)]: the passes' disagreement. Rounding
+    below 0 is cut off. Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016, for
+    the passes; Mukhoti and Gal, "Evaluating Bayesian Deep Learning Methods for Semantic
+    Segmentation", 2018, for the measure.
+    """
+    log_probabilities = samples.log_softmax(dim=1)
+    log_mean = log_probabilities.logsumexp(dim=0) - math.log(len(samples))
+    entropy_of_mean = -(log_mean.exp() * log_mean).sum(dim=0)
+    mean_entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=1).mean(dim=0)
+    return (entropy_of_mean - mean_entropy).clamp_min(0)[None]

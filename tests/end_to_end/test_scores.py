@@ -1,0 +1,100 @@
+"""All scores from one pass over a tiny data set."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from argparser import parse_options
+from dataset.demo import write_demo
+from modules.scores import SCORES
+from train import Trainer
+from utils.checkpoint import save_checkpoint
+from utils.distributed import Process
+from utils.logger import Logger
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Flags of a test of random weights on three tiny images."""
+    root = tmp_path_factory.mktemp("scores")
+    write_demo(root / "data", train=3, validation=1, test=3, size=(96, 64), seed=3)
+    flags = ["--default", "--test", "--num_workers", "0", "--data_root", str(root / "data")]
+    flags += ["--ckpt_test", str(root / "random.pth"), "--logdir", str(root / "logs")]
+    options = parse_options(flags)
+    model = Trainer(options, Process(0, 0, 1, torch.device("cpu")), Logger(None)).model
+    save_checkpoint(root / "random.pth", {"model_state": model.state_dict()})
+    return flags
+
+
+def results_of(flags, *scores):
+    options = parse_options([*flags, *scores])
+    options.log_folder.mkdir(parents=True, exist_ok=True)
+    return Trainer(options, Process(0, 0, 1, torch.device("cpu")), Logger(None)).test()
+
+
+@pytest.fixture(scope="module")
+def every_score(tiny):
+    return results_of(tiny, "--score", "all", "--mc_dropout", "2", "--name", "all")
+
+
+def test_all_gives_finite_figures_for_each(tiny, every_score, capsys):
+    expected = [name for name in SCORES if not SCORES[name].missing("cosine")]
+    assert list(every_score["scores"]) == expected
+    for name, found in every_score["scores"].items():
+        for figure in ("AUROC", "AUPR", "FPR95"):
+            assert math.isfinite(found[figure]), (name, figure)
+            assert 0 < found[figure] <= 100, (name, figure)
+            assert found["constant_score_maps"] == []
+    folder = parse_options([*tiny, "--name", "all"]).log_folder
+    written = json.loads((folder / "results.json").read_text())
+    assert written["scores"].keys() == every_score["scores"].keys()
+    assert written["score"] == "prototype"
+    # An increasing function of another score ranks alike, but for rounding's ties.
+    assert every_score["scores"]["maxlogit"]["AUROC"] == pytest.approx(
+        every_score["scores"]["prototype"]["AUROC"], abs=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"), [((), "prototype"), (("--msp",), "msp"), (("--score", "msp"), "msp")]
+)
+def test_single_runs_give_the_figures_of_all(tiny, every_score, typed, name):
+    single = results_of(tiny, *typed)
+    assert single["score"] == name
+    assert single["scores"] == {name: every_score["scores"][name]}
+    for figure in ("AUROC", "AUPR", "FPR95"):
+        assert single[figure] == single["scores"][name][figure]
+    assert single["Mean IoU"] == every_score["Mean IoU"]
+
+
+def test_two_processes_give_the_figures_of_one(tiny, every_score):
+    names = ["standardized_maxlogit", "mc_dropout"]
+    flags = [*tiny, "--name", "two", "--nproc", "2"]
+    flags += ["--mc_dropout", "2", "--score", ",".join(names)]
+    checkpoint = Path(flags[flags.index("--ckpt_test") + 1])
+    for kept in checkpoint.parent.glob("*.json"):
+        kept.unlink()
+    ended = subprocess.run(
+        [sys.executable, "run.py", *flags],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "| mc_dropout |" in ended.stdout
+    results = json.loads((parse_options(flags).log_folder / "results.json").read_text())
+    for name in names:
+        for figure in ("AUROC", "AUPR", "FPR95"):
+            expected = every_score["scores"][name][figure]
+            assert results["scores"][name][figure] == pytest.approx(expected, abs=1e-6)
