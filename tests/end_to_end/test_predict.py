@@ -99,7 +99,7 @@ def test_predictions_are_those_of_the_plain_network(root, capsys):
         for kind in KINDS:
             Image.open(out / kind / f"{name}.png").load()
     summary = json.loads((out / "predictions.json").read_text())
-    assert (summary["score"], summary["multi_scale"], summary["threshold"]) == ("cosine", True, 0.4)
+    assert (summary["score"], summary["multi_scale"], summary["threshold"]) == ("prototype", True, 0.4)
     assert [one["size"] for one in summary["pictures"]] == [[160, 96]] * 3
     assert summary["pictures"][-1]["anomalous_share"] == pytest.approx((mask == 255).mean())
     assert Image.open(out / "contact_sheet_001.png").size == (5 * 320, 3 * 214)
