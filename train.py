@@ -16,13 +16,12 @@ from tqdm import tqdm
 
 from argparser import Options
 from dataset import (
-    CLASS_NAMES,
     IGNORE_INDEX,
     EpochSampler,
     EvaluationSample,
     Sample,
     Split,
-    class_indices,
+    describe,
     evaluation_loader,
     training_loader,
 )
@@ -38,6 +37,7 @@ from utils.logger import Logger
 from utils.panels import Panels
 from utils.results import log_segmentation, report_results
 from utils.scheduler import make_scheduler
+from utils.skipped import SkippedFiles
 
 BACKBONES = Path("pretrained")
 
@@ -65,6 +65,8 @@ class Trainer:
 
     def __init__(self, options: Options, process: Process, logger: Logger) -> None:
         self.options, self.process, self.logger = options, process, logger
+        self.info = describe(options.dataset, options.data_root, options.trained_on)
+        self.skipped = SkippedFiles()
         self.precision = options.precision or default_precision(process.device)
         self.epoch = self.iteration = 0  # done so far
         self.best_score = -1.0  # validation mIoU
@@ -159,7 +161,7 @@ class Trainer:
         loader = self._evaluation_loader("train" if options.val_on_trainset else "validation")
         inference = self._inference()
         confusion = ConfusionMatrix(options.num_classes, device)
-        panels = Panels(_images_of(loader), options.sample_num)
+        panels = Panels(_images_of(loader), options.sample_num, self.info)
         loss_and_images = torch.zeros(2, dtype=torch.float64, device=device)
         for sample in self._progress(loader, "validation"):
             label, size = self._to_device(sample.label), sample.label.shape
@@ -174,7 +176,8 @@ class Trainer:
         confusion.all_reduce()
         loss, images = sum_over_processes(loss_and_images).tolist()
         scores: dict[str, Any] = {**segmentation_scores(confusion.matrix), "Loss": loss / images}
-        log_segmentation(self.logger, "validation", scores, confusion.matrix, self.iteration)
+        matrix = confusion.matrix
+        log_segmentation(self.logger, "validation", scores, matrix, self.info, self.iteration)
         panels.log(self.logger, "validation", self.iteration)
         return scores["Mean IoU"]
 
@@ -191,12 +194,12 @@ class Trainer:
             options.num_classes,
             options.unk_class,
             IGNORE_INDEX,
-            class_indices(options.ignore_classes),
+            self.info.class_indices(options.ignore_classes),
             self.process.device,
-            class_names=CLASS_NAMES,
+            class_names=self.info.class_names,
         )
         pictures = options.log_folder / "pictures" if options.visualize else None
-        panels = Panels(_images_of(loader), options.sample_num, pictures)
+        panels = Panels(_images_of(loader), options.sample_num, self.info, pictures)
         for sample in self._progress(loader, "test"):
             size = sample.label.shape
             logits = inference.logits(sample.images)
@@ -207,11 +210,15 @@ class Trainer:
             if panels.wants(sample.index):
                 panels.add(sample, prediction, score)
         evaluation.all_reduce()
-        results = evaluation.results() | {"options": options.to_dict()}
+        results = evaluation.results() | {
+            "skipped_files": self.skipped.gather("test"),
+            "options": options.to_dict(),
+        }
         panels.log(self.logger, "test", self.iteration)
         if self.process.is_main:
             matrix = evaluation.confusion.matrix
-            report_results(self.logger, options.log_folder, results, matrix, self.iteration)
+            folder = options.log_folder
+            report_results(self.logger, folder, results, matrix, self.info, self.iteration)
         return results
 
     def _anomaly_score(
@@ -237,7 +244,10 @@ class Trainer:
             num_workers=options.num_workers,
             rank=process.rank,
             world_size=process.world_size,
+            dataset=options.dataset,
+            skip_bad_files=options.skip_bad_files,
         )
+        self.skipped.watch("train", self.loader)
         self.steps_per_epoch = len(self.loader) // options.accumulate
         if options.fix_bn:
             self.model.freeze_norms()
@@ -289,7 +299,7 @@ class Trainer:
             "iteration": self.iteration,
             "best_score": self.best_score,
             "options": self.options.to_dict(),
-            "classes": list(CLASS_NAMES),
+            "classes": list(self.info.class_names),
         }
         save_checkpoint(path, state)
 
@@ -304,14 +314,18 @@ class Trainer:
         return Inference(self.model, self.process.device, self.precision, plain=self.options.plain)
 
     def _evaluation_loader(self, split: Split) -> DataLoader[EvaluationSample]:
-        return evaluation_loader(
+        loader = evaluation_loader(
             self.options.data_root,
             split,
             multi_scale=self.options.multi_scala if split == "test" else None,
             num_workers=self.options.num_workers,
             rank=self.process.rank,
             world_size=self.process.world_size,
+            dataset=self.options.dataset,
+            skip_bad_files=self.options.skip_bad_files,
         )
+        self.skipped.watch(split, loader)
+        return loader
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(

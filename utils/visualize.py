@@ -1,5 +1,6 @@
 """Pictures of labels, anomaly scores, confusion matrices and class IoUs."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -9,19 +10,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from dataset.streethazards import CLASS_NAMES, PALETTE
+from dataset import DatasetInfo
 
 Picture = NDArray[np.uint8]
 
 _NOT_A_NUMBER_COLOUR = (0, 255, 255)
 _PANEL_WIDTH_INCHES = 19.2
-_LEGEND_HEIGHT_INCHES = 0.45
+_LEGEND_HEIGHT_INCHES = 0.45  # of a row
+_LEGEND_COLUMNS = 14
 _TITLE_HEIGHT_INCHES = 0.35
 
 
-def colorize(label: NDArray[np.integer]) -> Picture:
+def colorize(label: NDArray[np.integer], info: DatasetInfo) -> Picture:
     """Class indices (H, W) in 0..255 -> their palette colours (H, W, 3)."""
-    return PALETTE[label]
+    return info.palette[label]
 
 
 def score_limits(score: NDArray[np.floating]) -> tuple[float, float]:
@@ -54,6 +56,7 @@ def sample_panel(
     label: NDArray[np.integer],
     prediction: NDArray[np.integer],
     score: NDArray[np.floating],
+    info: DatasetInfo,
 ) -> Picture:
     """One sample, four pictures side by side over a legend of the classes.
 
@@ -62,6 +65,7 @@ def sample_panel(
         label: (H, W) class indices, with anomalies and ignored pixels.
         prediction: (H, W) class indices.
         score: (H, W) anomaly score, higher is more anomalous.
+        info: gives the classes their names and colours.
 
     Returns:
         RGB, 1920 pixels wide; the height follows from the image's shape.
@@ -69,22 +73,22 @@ def sample_panel(
     low, high = score_limits(score)
     pictures = {
         "image": image,
-        "ground truth": colorize(label),
-        "prediction": colorize(prediction),
+        "ground truth": colorize(label, info),
+        "prediction": colorize(prediction, info),
         f"anomaly score, {low:.3g} (black) to {high:.3g} (yellow)": heat_map(score, (low, high)),
     }
-    figure = _side_by_side(pictures)
-    _add_class_legend(figure)
+    figure = _side_by_side(pictures, _legend_rows(info) * _LEGEND_HEIGHT_INCHES)
+    _add_class_legend(figure, info)
     return render(figure)
 
 
-def _side_by_side(pictures: Mapping[str, Picture]) -> Figure:
-    """Titled pictures of one shape in a row, with space for a legend below."""
+def _side_by_side(pictures: Mapping[str, Picture], legend_height: float) -> Figure:
+    """Titled pictures of one shape in a row, with space (in inches) for a legend below."""
     height, width = next(iter(pictures.values())).shape[:2]
     share = 1 / len(pictures)
     picture_height = _PANEL_WIDTH_INCHES * share * height / width
-    total_height = _TITLE_HEIGHT_INCHES + picture_height + _LEGEND_HEIGHT_INCHES
-    bottom = _LEGEND_HEIGHT_INCHES / total_height
+    total_height = _TITLE_HEIGHT_INCHES + picture_height + legend_height
+    bottom = legend_height / total_height
     figure = Figure((_PANEL_WIDTH_INCHES, total_height), dpi=100)
     for column, (title, picture) in enumerate(pictures.items()):
         left = (column + 0.005) * share
@@ -95,15 +99,27 @@ def _side_by_side(pictures: Mapping[str, Picture]) -> Figure:
     return figure
 
 
-def _add_class_legend(figure: Figure) -> None:
+def _legend_entries(info: DatasetInfo) -> dict[int, str]:
+    """Index to name of all that a label map or a prediction can show, but for ignored pixels."""
+    entries = dict(enumerate(info.class_names))
+    if info.anomaly_index > info.num_classes:
+        entries[info.num_classes] = "normal"
+    return entries | {info.anomaly_index: "anomaly"}
+
+
+def _legend_rows(info: DatasetInfo) -> int:
+    return math.ceil(len(_legend_entries(info)) / _LEGEND_COLUMNS)
+
+
+def _add_class_legend(figure: Figure, info: DatasetInfo) -> None:
     patches = [
-        Patch(facecolor=PALETTE[index] / 255, edgecolor="grey", label=name)
-        for index, name in enumerate((*CLASS_NAMES, "anomaly"))
+        Patch(facecolor=info.palette[index] / 255, edgecolor="grey", label=name)
+        for index, name in _legend_entries(info).items()
     ]
     figure.legend(
         handles=patches,
         loc="lower center",
-        ncols=len(patches),
+        ncols=math.ceil(len(patches) / _legend_rows(info)),
         fontsize=11,
         frameon=False,
         handlelength=1.2,
@@ -137,21 +153,21 @@ def confusion_matrix_figure(matrix: NDArray[np.integer], names: Sequence[str]) -
     return figure
 
 
-def class_iou_figure(class_iou: Mapping[int, float], names: Sequence[str]) -> Figure:
+def class_iou_figure(class_iou: Mapping[int, float], info: DatasetInfo) -> Figure:
     """Bars of the IoU of every class, in [0, 1]; a class without a value is marked as absent."""
     figure = Figure((8, 6), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    for index in range(len(names)):
+    for index in range(info.num_classes):
         value = class_iou.get(index, float("nan"))
         present = np.isfinite(value)
-        axes.barh(index, value if present else 0, color=PALETTE[index] / 255, edgecolor="grey")
+        axes.barh(index, value if present else 0, color=info.palette[index] / 255, edgecolor="grey")
         axes.text(
             value + 0.01 if present else 0.01,
             index,
             f"{value:.3f}" if present else "absent",
             va="center",
         )
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(info.num_classes), info.class_names)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.08)
     axes.set_xlabel("IoU")

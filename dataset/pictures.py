@@ -1,0 +1,107 @@
+"""Image and label files to PIL pictures; whatever is wrong with a file is one line naming it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+
+from dataset.description import DatasetInfo
+from errors import PansError
+
+# Pillow hands some other formats to outside programs.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+LABEL_FORMATS = ("PNG",)  # a lossy format would change the classes
+COLOUR_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
+
+
+class BadSample(PansError):
+    """A file of the data set cannot be used.
+
+    A DataLoader raises a worker's error again with the worker's traceback as its message; only
+    the words after the error's own name, on one line, are for the user.
+    """
+
+    def __init__(self, message: str) -> None:
+        own_words = message.rpartition(f"{type(self).__name__}: ")[2]
+        # Names of files may hold what no terminal can print.
+        printable = own_words.encode("utf-8", "backslashreplace").decode("utf-8")
+        super().__init__(" ".join(printable.split()))
+
+
+def read_image(path: Path, info: DatasetInfo) -> Image.Image:
+    """Read a picture as RGB, alpha dropped.
+
+    Raises:
+        BadSample: missing, truncated, or of more than 8 bits a channel.
+    """
+    image, file_mode = _decode(path, IMAGE_FORMATS, info)
+    if image.mode not in COLOUR_MODES or ";16" in file_mode:
+        raise BadSample(f"{path} has mode {file_mode}; expected an 8-bit picture such as RGB(A)")
+    return image.convert("RGB")
+
+
+def read_label(path: Path, info: DatasetInfo, *, with_anomalies: bool) -> Image.Image:
+    """Read a label map and turn the file's values into indices, as `info.index_of` has it.
+
+    Raises:
+        BadSample: missing, truncated, not 8-bit grey (mode L), or it holds a value that the data
+            set does not have, or that marks an anomaly without `with_anomalies`.
+    """
+    label, file_mode = _decode(path, LABEL_FORMATS, info)
+    # Pillow stretches grey of fewer bits over 0..255, which would change the classes.
+    if file_mode != "L":
+        raise BadSample(f"{path} has mode {file_mode}; expected an 8-bit grey label map (mode L)")
+    _check_values(path, label, info, with_anomalies)
+    return label.point(info.lookup)
+
+
+def _check_values(path: Path, label: Image.Image, info: DatasetInfo, with_anomalies: bool) -> None:
+    allowed = info.allowed_values(with_anomalies=with_anomalies)
+    # In most label maps the highest value tells; it takes a quarter of the histogram's time.
+    if allowed == tuple(range(len(allowed))) and np.asarray(label).max() < len(allowed):
+        return
+    histogram = label.histogram()
+    unknown = [value for value in range(256) if histogram[value] and value not in allowed]
+    if unknown:
+        where = "in the test split" if with_anomalies else "outside the test split"
+        raise BadSample(
+            f"{path} holds the value {unknown[-1]}; {where} labels are {_ranges(allowed)} "
+            f"({info.label_meaning})"
+        )
+
+
+def _ranges(values: Iterable[int]) -> str:
+    """Rising whole numbers -> words, such as "0..15, 255"."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _decode(path: Path, formats: tuple[str, ...], info: DatasetInfo) -> tuple[Image.Image, str]:
+    """The picture, and its mode as the file has it, such as "RGB;16B" or "L;4"."""
+    try:
+        with Image.open(path, formats=formats) as picture:
+            file_mode = _file_mode(picture)
+            picture.load()
+            return picture, file_mode
+    except FileNotFoundError as error:
+        raise BadSample(f"{path} is missing; {info.remedy}") from error
+    # Decoders meet damaged files with errors of many types; each means the same to the user.
+    except Exception as error:
+        raise BadSample(
+            f"{path} cannot be decoded ({error}); expected a {' or '.join(formats)} file, "
+            "restore the file"
+        ) from error
+
+
+def _file_mode(picture: Image.Image) -> str:
+    # In these modes Pillow also gives PNG pixels of other depths, stretched or cut to 8 bits.
+    if isinstance(picture, PngImageFile) and picture.mode in ("L", "LA", "RGB", "RGBA"):
+        return str(picture.tile[0].args)
+    return picture.mode
