@@ -25,9 +25,14 @@ class BadSample(PansError):
 
     def __init__(self, message: str) -> None:
         own_words = message.rpartition(f"{type(self).__name__}: ")[2]
-        # Names of files may hold what no terminal can print.
-        printable = own_words.encode("utf-8", "backslashreplace").decode("utf-8")
-        super().__init__(" ".join(printable.split()))
+        one_line = " ".join(own_words.split())
+        # Names of files may hold what no terminal should be given.
+        super().__init__(
+            "".join(
+                letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+                for letter in one_line
+            )
+        )
 
 
 def read_image(path: Path, info: DatasetInfo) -> Image.Image:
