@@ -77,12 +77,18 @@ class DatasetInfo:
         """Index by the value in a label file, 256 entries; values that are no key are ignored."""
         return tuple(self.index_of.get(value, IGNORE_INDEX) for value in range(256))
 
-    def allowed_values(self, *, with_anomalies: bool) -> tuple[int, ...]:
-        """The values that a label file may hold, in rising order."""
+    @cached_property
+    def test_values(self) -> tuple[int, ...]:
+        """The values that a label file of the test split may hold, in rising order."""
+        return tuple(sorted(self.index_of))
+
+    @cached_property
+    def training_values(self) -> tuple[int, ...]:
+        """Those that a label file of another split may hold: no anomalies."""
         return tuple(
             value
-            for value, index in sorted(self.index_of.items())
-            if with_anomalies or index < self.anomaly_index or index == IGNORE_INDEX
+            for value in self.test_values
+            if self.index_of[value] < self.anomaly_index or self.index_of[value] == IGNORE_INDEX
         )
 
     def class_indices(self, names: Iterable[str]) -> tuple[int, ...]:

@@ -124,11 +124,11 @@ def scaled_images(image: Image.Image, scales: Sequence[float]) -> list[Tensor]:
 def normalised(image: Image.Image) -> Tensor:
     """Turn an RGB picture into (3, H, W) float32 with ImageNet's mean and deviation taken out."""
     pixels = np.asarray(image)
-    planes = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
+    planes = torch.empty((3, *pixels.shape[:2]))
     for channel, values in enumerate(_NORMALISED):
         # mode="clip" spares NumPy a check of every index and a copy; a byte is always in range.
-        np.take(values, pixels[..., channel], out=planes[channel], mode="clip")
-    return torch.from_numpy(planes)
+        np.take(values, pixels[..., channel], out=planes[channel].numpy(), mode="clip")
+    return planes
 
 
 def byte_tensor(picture: Image.Image) -> Tensor:
