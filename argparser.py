@@ -10,10 +10,12 @@ import math
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dataset.description import UNKNOWN_INDEX, DatasetInfo
+from dataset.registry import DATASETS, TRAINING_SETS, describe
 from errors import PansError
 from modules.scores import ALL, DROPOUT_PASSES, SCORES, Score, resolve
 
@@ -136,10 +138,25 @@ class Options:
 
     data_root: str = _flag("data", "data", "folder that holds the data set", _PATH)
     dataset: str = _flag(
-        "data", "streethazards", "data set: streethazards", _one_of(RECIPE["dataset"])
+        "data", "streethazards", "data set, one of the names below", _one_of(*DATASETS)
     )
-    num_classes: int = _flag("data", 13, "classes that are trained", _COUNT)
-    unk_class: int = _flag("data", 13, "first label of an anomaly; labels up to 254 are anomalies")
+    trained_on: str | None = _flag(
+        "data",
+        None,
+        "the network's data set, where labels tell no classes",
+        _one_of(*TRAINING_SETS),
+        str,
+        "streethazards",
+    )
+    num_classes: int = _flag(
+        "data", 13, "classes that are trained; other data sets have their own", _COUNT
+    )
+    unk_class: int = _flag(
+        "data", 13, "first label of an anomaly, up to 254; other data sets have their own"
+    )
+    skip_bad_files: bool = _flag(
+        "data", False, "go on without files that cannot be read, list them at the end"
+    )
     num_workers: int = _flag("data", 16, "loader processes per training process", _COUNT_OR_NONE)
 
     backbone: str = _flag(
@@ -309,7 +326,6 @@ class Options:
     def __post_init__(self) -> None:
         for flag in fields(self):
             _check_alone(flag, getattr(self, flag.name))
-        _check_data(self)
         _check_model(self)
         _check_pictures_and_export(self)
         _check_scores(self)
@@ -389,16 +405,39 @@ def _check_alone(flag: Field[Any], value: Any) -> None:
         raise _refusal(flag.name, f"must be {within.words}, got {value!r}")
 
 
-def _check_data(options: Options) -> None:
-    if options.num_classes != 13:
+def _check_data(options: Options, info: DatasetInfo) -> None:
+    """Compare with the description of the data set."""
+    if options.num_classes != info.num_classes:
+        whose = info.name if info.has_class_labels else options.trained_on or "streethazards"
         raise _refusal(
-            "num_classes", f"{options.dataset} has 13 classes to train, got {options.num_classes}"
+            "num_classes",
+            f"{whose} has {info.num_classes} classes to train, got {options.num_classes}",
         )
     if not options.num_classes <= options.unk_class <= 254:
         raise _refusal(
             "unk_class",
             f"must lie from {options.num_classes}, the first label that is not trained, to 254, "
             f"the last before the ignored one, got {options.unk_class}",
+        )
+    if info.has_class_labels and options.trained_on is not None:
+        raise _refusal("trained_on", f"{info.name} has labels of its own classes; leave it out")
+    if not info.has_class_labels and options.unk_class != UNKNOWN_INDEX:
+        raise _refusal("unk_class", f"anomalies of {info.name} are {UNKNOWN_INDEX}; leave it out")
+    _check_splits(options, info)
+
+
+def _check_splits(options: Options, info: DatasetInfo) -> None:
+    needed = {"test"} if options.test else {"train", "validation", "test"}
+    if options.val_on_trainset:
+        needed.discard("validation")
+    missing = sorted(needed - set(info.splits))
+    if missing and info.has_class_labels:
+        raise _refusal("dataset", f"{info.name} has no {', '.join(missing)} images")
+    if missing:
+        raise _refusal(
+            "dataset",
+            f"{info.name} is for evaluation only, its labels tell no classes; give --test and "
+            "--ckpt_test FILE, a network trained on another data set",
         )
 
 
@@ -498,6 +537,7 @@ def _epilog() -> str:
         f"--{name}" if value is True else f"--{name} {value}" for name, value in RECIPE.items()
     )
     paragraphs = (
+        f"Data sets: {', '.join(DATASETS)}.",
         f"--default sets {settings}.",
         "A flag typed beside --default wins over it, before it or after it; the published code "
         "silently overrides such a flag.",
@@ -590,6 +630,7 @@ def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     Raises:
         OptionError: one line that names the flag and the reason.
+        DatasetNotFound, BadSample: the classes of --dataset folder cannot be read.
         SystemExit: after --help.
     """
     typed = _typed_options(sys.argv[1:] if argv is None else argv)
@@ -621,4 +662,9 @@ def parse_options(
             values["precision"] = _PRECISION_OF_OPT_LEVEL.get(typed["opt_level"])
         elif "plain" in typed:
             values["precision"] = "fp32"
-    return Options(**values)
+    options = Options(**values)
+    info = describe(options.dataset, options.data_root, options.trained_on)
+    own_numbers = {"num_classes": info.num_classes, "unk_class": info.anomaly_index}
+    options = replace(options, **(own_numbers | values))
+    _check_data(options, info)
+    return options

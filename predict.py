@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from argparser import Options
-from dataset import CLASS_NAMES, EvaluationSample, evaluation_loader
-from dataset.pictures import (
+from dataset import EvaluationSample, describe, evaluation_loader
+from dataset.own_pictures import (
     PictureSample,
     Source,
     Unreadable,
@@ -35,7 +35,15 @@ from utils.distributed import Process, gather_objects
 from utils.predictions import PredictionFolder
 
 # What a checkpoint's options say about its network and how it is looked at.
-_NETWORK_FLAGS = ("dataset", "num_classes", "backbone", "classifier", "output_stride", "norm_act")
+_NETWORK_FLAGS = (
+    "dataset",
+    "trained_on",
+    "num_classes",
+    "backbone",
+    "classifier",
+    "output_stride",
+    "norm_act",
+)
 _SCORE_FLAGS = ("score", "cosine_scores", "msp")
 _STORED_FLAGS = (*_NETWORK_FLAGS, *_SCORE_FLAGS, "multi_scala")
 
@@ -130,6 +138,8 @@ class Predictor:
             num_workers=options.num_workers,
             rank=self.process.rank,
             world_size=self.process.world_size,
+            dataset=options.dataset,
+            skip_bad_files=options.skip_bad_files,
         )
         counts = PooledCounts()
         for sample in self._progress(loader, "calibration"):
@@ -194,7 +204,8 @@ def predict(options: Options, process: Process) -> None:
     if not sources:
         raise NotPredicted(f"--predict found nothing: {'; '.join(map(str, not_found))}")
     check_video_support(sources)
-    folder = PredictionFolder(out)
+    info = describe(options.dataset, options.data_root, options.trained_on)
+    folder = PredictionFolder(out, info)
     predictor = Predictor(options, process)
     pictures, unreadable = predictor.write_share(sources, folder)
     shares = gather_objects((pictures, unreadable))
@@ -208,7 +219,7 @@ def predict(options: Options, process: Process) -> None:
             "checkpoint": options.ckpt_test,
             "score": options.scores[0],
             "multi_scale": options.multi_scala,
-            "classes": list(CLASS_NAMES),
+            "classes": list(info.class_names),
             "threshold": predictor.threshold,
             "calibrated_fpr": options.calibrate_fpr,
             "pictures": done,
@@ -238,6 +249,7 @@ def export(options: Options) -> None:
     """
     check_export_support()
     path = Path(options.out or "")
+    info = describe(options.dataset, options.data_root, options.trained_on)
     metadata = {
         "input": "image: float32 (batch, 3, height, width), RGB, any batch, sides of 8 or more",
         "preprocessing": "RGB / 255, then (value - mean) / std of each channel; the test of this "
@@ -247,7 +259,7 @@ def export(options: Options) -> None:
         "std": " ".join(map(str, STD)),
         "logits": "(batch, classes, height / stride, width / stride), rounded up",
         "score": f"{options.scores[0]}, (batch, height, width), higher = more anomalous, one scale",
-        "classes": ", ".join(CLASS_NAMES),
+        "classes": ", ".join(info.class_names),
         "output_stride": str(options.output_stride),
     }
 

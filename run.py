@@ -67,6 +67,9 @@ def work(options: Options) -> None:
         if not options.test:
             trainer.fit()
         trainer.test()
+        for line in trainer.skipped.report():
+            if process.is_main:
+                print(line, file=sys.stderr)
     end_process()
 
 

@@ -17,13 +17,12 @@ from tqdm import tqdm
 
 from argparser import Options
 from dataset import (
-    CLASS_NAMES,
     IGNORE_INDEX,
     EpochSampler,
     EvaluationSample,
     Sample,
     Split,
-    class_indices,
+    describe,
     evaluation_loader,
     training_loader,
 )
@@ -43,6 +42,7 @@ from utils.max_logits import training_statistics
 from utils.panels import Panels
 from utils.results import log_segmentation, report_results
 from utils.scheduler import make_scheduler
+from utils.skipped import SkippedFiles
 from utils.visualize import sample_panel
 
 BACKBONES = Path("pretrained")
@@ -74,6 +74,8 @@ class Trainer:
 
     def __init__(self, options: Options, process: Process, logger: Logger) -> None:
         self.options, self.process, self.logger = options, process, logger
+        self.info = describe(options.dataset, options.data_root, options.trained_on)
+        self.skipped = SkippedFiles()
         self.precision = options.precision or default_precision(process.device)
         self.epoch = self.iteration = 0  # done so far
         self.best_score = -1.0  # validation mIoU
@@ -169,7 +171,7 @@ class Trainer:
         loader = self._evaluation_loader("train" if options.val_on_trainset else "validation")
         scorer = self._scorer([options.shown_score])
         confusion = ConfusionMatrix(options.num_classes, device)
-        panels = Panels(_images_of(loader), options.sample_num)
+        panels = Panels(_images_of(loader), options.sample_num, self.info)
         loss_and_images = torch.zeros(2, dtype=torch.float64, device=device)
         for sample in self._progress(loader, "validation"):
             label, size = self._to_device(sample.label), sample.label.shape
@@ -185,7 +187,8 @@ class Trainer:
         confusion.all_reduce()
         loss, images = sum_over_processes(loss_and_images).tolist()
         scores: dict[str, Any] = {**segmentation_scores(confusion.matrix), "Loss": loss / images}
-        log_segmentation(self.logger, "validation", scores, confusion.matrix, self.iteration)
+        matrix = confusion.matrix
+        log_segmentation(self.logger, "validation", scores, matrix, self.info, self.iteration)
         panels.log(self.logger, "validation", self.iteration)
         if self.process.is_main:
             self._log_prototypes()
@@ -202,9 +205,10 @@ class Trainer:
         scorer = self._scorer(options.scores)
         comparison = ScoreComparison(options.scores, self._empty_evaluation)
         pictures = options.log_folder / "pictures" if options.visualize else None
-        panels = Panels(_images_of(loader), options.sample_num, pictures)
+        panels = Panels(_images_of(loader), options.sample_num, self.info, pictures)
         extremes = Extremes(
-            min(options.sample_num, SHOWN_EXTREMES), partial(sample_panel, columns=2)
+            min(options.sample_num, SHOWN_EXTREMES),
+            partial(sample_panel, info=self.info, columns=2),
         )
         for sample in self._progress(loader, "test"):
             size = sample.label.shape
@@ -217,14 +221,18 @@ class Trainer:
             if panels.wants(sample.index):
                 panels.add(sample, prediction, headline_score)
         comparison.all_reduce()
-        results = comparison.results() | {"options": options.to_dict()}
+        results = comparison.results() | {
+            "skipped_files": self.skipped.gather("test"),
+            "options": options.to_dict(),
+        }
         panels.log(self.logger, "test", self.iteration)
         extremes.log(self.logger, "test", self.iteration)
         if self.process.is_main:
             self._log_curves(results, comparison)
             self._log_prototypes()
             matrix = comparison.headline.confusion.matrix
-            report_results(self.logger, options.log_folder, results, matrix, self.iteration)
+            folder = options.log_folder
+            report_results(self.logger, folder, results, matrix, self.info, self.iteration)
         return results
 
     def _log_curves(self, results: dict[str, Any], comparison: ScoreComparison) -> None:
@@ -237,16 +245,17 @@ class Trainer:
     def _log_prototypes(self) -> None:
         if self.options.classifier == "cosine":
             prototypes = self.model.state_dict()["cls.cls.weight"]
-            log_prototypes(self.logger, "prototypes", prototypes, CLASS_NAMES, self.iteration)
+            names = self.info.class_names
+            log_prototypes(self.logger, "prototypes", prototypes, names, self.iteration)
 
     def _empty_evaluation(self) -> AnomalyEvaluation:
         return AnomalyEvaluation(
             self.options.num_classes,
             self.options.unk_class,
             IGNORE_INDEX,
-            class_indices(self.options.ignore_classes),
+            self.info.class_indices(self.options.ignore_classes),
             self.process.device,
-            class_names=CLASS_NAMES,
+            class_names=self.info.class_names,
         )
 
     def _scorer(self, names: Sequence[str]) -> Scorer:
@@ -275,7 +284,10 @@ class Trainer:
             num_workers=options.num_workers,
             rank=process.rank,
             world_size=process.world_size,
+            dataset=options.dataset,
+            skip_bad_files=options.skip_bad_files,
         )
+        self.skipped.watch("train", self.loader)
         self.steps_per_epoch = len(self.loader) // options.accumulate
         if options.fix_bn:
             self.model.freeze_norms()
@@ -333,7 +345,7 @@ class Trainer:
             "iteration": self.iteration,
             "best_score": self.best_score,
             "options": self.options.to_dict(),
-            "classes": list(CLASS_NAMES),
+            "classes": list(self.info.class_names),
         }
         save_checkpoint(path, state)
 
@@ -355,14 +367,18 @@ class Trainer:
         self, split: Split, multi_scale: bool | None = None
     ) -> DataLoader[EvaluationSample]:
         """Whole images: at full size for None, else at one or at five of the test scales."""
-        return evaluation_loader(
+        loader = evaluation_loader(
             self.options.data_root,
             split,
             multi_scale=multi_scale,
             num_workers=self.options.num_workers,
             rank=self.process.rank,
             world_size=self.process.world_size,
+            dataset=self.options.dataset,
+            skip_bad_files=self.options.skip_bad_files,
         )
+        self.skipped.watch(split, loader)
+        return loader
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(

@@ -1,41 +1,40 @@
-"""Files on disk to image and label tensors: StreetHazards, its transforms and its loaders."""
+"""Files on disk to image and label tensors: the data sets, their transforms and their loaders."""
 
+from dataset.base import DatasetNotFound, NoSuchSplit, SegmentationDataset
+from dataset.description import IGNORE_INDEX, DatasetInfo, Split, UnknownClass
 from dataset.loaders import (
     EpochSampler,
+    EvaluationLoader,
     EvaluationSample,
     evaluation_loader,
     training_loader,
     worker_count,
 )
-from dataset.streethazards import (
-    ANOMALY_INDEX,
-    CLASS_NAMES,
-    IGNORE_INDEX,
-    NUM_CLASSES,
-    PALETTE,
-    BadSample,
-    Split,
-    StreetHazards,
-    StreetHazardsNotFound,
-    class_indices,
-)
+from dataset.pictures import BadSample
+from dataset.registry import DATASETS, TRAINING_SETS, describe, open_dataset
+from dataset.streethazards import STREETHAZARDS, StreetHazards
 from dataset.transforms import Sample
 
 __all__ = [
-    "ANOMALY_INDEX",
-    "CLASS_NAMES",
+    "DATASETS",
     "IGNORE_INDEX",
-    "NUM_CLASSES",
-    "PALETTE",
+    "STREETHAZARDS",
+    "TRAINING_SETS",
     "BadSample",
+    "DatasetInfo",
+    "DatasetNotFound",
     "EpochSampler",
+    "EvaluationLoader",
     "EvaluationSample",
+    "NoSuchSplit",
     "Sample",
+    "SegmentationDataset",
     "Split",
     "StreetHazards",
-    "StreetHazardsNotFound",
-    "class_indices",
+    "UnknownClass",
+    "describe",
     "evaluation_loader",
+    "open_dataset",
     "training_loader",
     "worker_count",
 ]

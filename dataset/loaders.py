@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataset.streethazards import Split, StreetHazards
+from dataset.description import Split
+from dataset.pictures import BadSample
+from dataset.registry import open_dataset
+from dataset.skipping import SampleReader
 from dataset.transforms import (
     LARGEST_SCALE,
     TEST_SCALES,
+    Pair,
     Sample,
     byte_tensor,
     normalised,
@@ -34,7 +38,7 @@ class EvaluationSample(NamedTuple):
         images: one (3, h, w) float32 tensor a scale, normalised.
         label: (H, W) uint8, class indices at the size of the file.
         index: position in the split.
-        name: path of the image, relative to the folder of the odgt file.
+        name: path of the image, relative to the folder of the split.
         picture: (H, W, 3) uint8, the picture as it is in the file.
     """
 
@@ -100,36 +104,72 @@ class EpochSampler(Sampler[tuple[int, int]]):
 class TrainingSamples(Dataset[Sample]):
     """Random crops; item (epoch, index) is a function of that key and the seed alone."""
 
-    def __init__(self, pictures: StreetHazards, crop_size: int, seed: int) -> None:
-        self.pictures = pictures
+    def __init__(self, reader: SampleReader, crop_size: int, seed: int) -> None:
+        self.reader = reader
         self.crop_size = crop_size
         self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
-        image, label = self.pictures[index]
+        image, label = self.reader.read(index) or self._replacement(epoch, index)
         return training_sample(image, label, random_stream(self.seed, epoch, index), self.crop_size)
 
+    def _replacement(self, epoch: int, index: int) -> Pair:
+        """The first readable sample of an order drawn for (seed, epoch, index) alone."""
+        order = list(range(len(self.reader)))
+        random_stream(self.seed, epoch, index, len(order)).shuffle(order)
+        for other in order:
+            if (pair := self.reader.read(other)) is not None:
+                return pair
+        raise BadSample(_nothing_readable(self.reader))
 
-class EvaluationSamples(Dataset[EvaluationSample]):
-    """Whole images at the given scales, each decoded once; no scales means their own size."""
 
-    def __init__(self, pictures: StreetHazards, scales: Sequence[float] = ()) -> None:
-        self.pictures = pictures
+class EvaluationSamples(Dataset[EvaluationSample | None]):
+    """Whole images at the given scales, each decoded once; no scales means their own size.
+
+    A sample that is skipped is None.
+    """
+
+    def __init__(self, reader: SampleReader, scales: Sequence[float] = ()) -> None:
+        self.reader = reader
         self.scales = scales
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.reader)
 
-    def __getitem__(self, index: int) -> EvaluationSample:
-        image, label = self.pictures[index]
+    def __getitem__(self, index: int) -> EvaluationSample | None:
+        pair = self.reader.read(index)
+        if pair is None:
+            return None
+        image, label = pair
         return EvaluationSample(
             images=scaled_images(image, self.scales) if self.scales else [normalised(image)],
             label=byte_tensor(label),
             index=index,
-            name=self.pictures.names[index],
+            name=self.reader.pictures.names[index],
             picture=byte_tensor(image),
         )
+
+
+class EvaluationLoader(DataLoader[Any]):
+    """Gives the samples that were not skipped."""
+
+    def __iter__(self) -> Iterator[EvaluationSample]:  # type: ignore[override]
+        is_empty = True
+        for sample in super().__iter__():
+            if sample is not None:
+                is_empty = False
+                yield sample
+        if is_empty and len(self):
+            assert isinstance(self.dataset, EvaluationSamples)
+            raise BadSample(_nothing_readable(self.dataset.reader))
+
+
+def _nothing_readable(reader: SampleReader) -> str:
+    return (
+        f"{reader.pictures.source}: not one of its {len(reader)} samples can be read, the first: "
+        f"{reader.skipped()[0]}"
+    )
 
 
 def training_loader(
@@ -141,8 +181,15 @@ def training_loader(
     num_workers: int,
     rank: int,
     world_size: int,
+    dataset: str = "streethazards",
+    skip_bad_files: bool = False,
 ) -> DataLoader[Sample]:
     """Load the train split in shuffled, whole batches.
+
+    Args:
+        dataset: its name in `dataset.registry`.
+        skip_bad_files: put another sample in the place of one that cannot be read, drawn from
+            (seed, epoch, index), so that batches do not depend on workers or processes.
 
     Yields:
         Sample of image (batch_size, 3, crop_size, crop_size) and label (batch_size, crop_size,
@@ -151,21 +198,21 @@ def training_loader(
     Raises:
         TooFewImages: the split has fewer images than `batch_size * world_size`.
     """
-    pictures = StreetHazards(root, "train")
+    pictures = open_dataset(dataset, root, "train")
     if len(pictures) < batch_size * world_size:
         raise TooFewImages(
-            f"{pictures.list_path} lists {len(pictures)} images, fewer than one batch of "
+            f"{pictures.source} lists {len(pictures)} images, fewer than one batch of "
             f"{batch_size} on each of {world_size} processes; lower --batch_size or --nproc"
         )
     sampler = EpochSampler(
         len(pictures), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size
     )
     return DataLoader(
-        TrainingSamples(pictures, crop_size, seed),
+        TrainingSamples(SampleReader(pictures, skip_bad_files), crop_size, seed),
         batch_size=batch_size,
         sampler=sampler,
         drop_last=True,
-        **_worker_options(num_workers),
+        **worker_options(num_workers),
     )
 
 
@@ -177,10 +224,14 @@ def evaluation_loader(
     num_workers: int,
     rank: int,
     world_size: int,
+    dataset: str = "streethazards",
+    skip_bad_files: bool = False,
 ) -> DataLoader[EvaluationSample]:
     """Load whole images one at a time, without a batch dimension, each on one rank only.
 
     Args:
+        dataset: its name in `dataset.registry`.
+        skip_bad_files: leave out a sample that cannot be read.
         multi_scale: True for the five test scales, False for the largest of them; None for
             validation, at full size.
 
@@ -189,16 +240,18 @@ def evaluation_loader(
         by one.
     """
     scales = {None: (), True: TEST_SCALES, False: (LARGEST_SCALE,)}[multi_scale]
-    samples = EvaluationSamples(StreetHazards(root, split), scales)
-    return DataLoader(
+    pictures = open_dataset(dataset, root, split)
+    samples = EvaluationSamples(SampleReader(pictures, skip_bad_files), scales)
+    return EvaluationLoader(
         samples,
         batch_size=None,
         sampler=range(rank, len(samples), world_size),
-        **_worker_options(num_workers),
+        **worker_options(num_workers),
     )
 
 
-def _worker_options(num_workers: int) -> dict[str, Any]:
+def worker_options(num_workers: int) -> dict[str, Any]:
+    """A DataLoader's arguments about its workers."""
     workers = worker_count(num_workers)
     return {
         "num_workers": workers,

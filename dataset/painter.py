@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from dataset.streethazards import ANOMALY_INDEX, CLASS_NAMES
+from dataset.streethazards import STREETHAZARDS
 
 SUPERSAMPLING = 2
-RAW = {name: index + 1 for index, name in enumerate(CLASS_NAMES)}
-RAW |= {"anomaly": ANOMALY_INDEX + 1, "nothing": 0}
+RAW = {name: index + 1 for index, name in enumerate(STREETHAZARDS.class_names)}
+RAW |= {"anomaly": STREETHAZARDS.anomaly_index + 1, "nothing": 0}
 
 Array = NDArray[np.floating[Any]]
 Pixels = NDArray[np.uint8]

@@ -22,15 +22,11 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dataset.base import DatasetNotFound
+from dataset.description import IGNORE_INDEX, Split
 from dataset.loaders import worker_count
-from dataset.streethazards import (
-    ANOMALY_INDEX,
-    IGNORE_INDEX,
-    BadSample,
-    Split,
-    StreetHazards,
-    StreetHazardsNotFound,
-)
+from dataset.pictures import BadSample
+from dataset.streethazards import STREETHAZARDS, StreetHazards
 from errors import PansError
 
 CHUNK = 1 << 20
@@ -127,11 +123,12 @@ def is_unpacked(root: Path, archive: Archive) -> bool:
     for split in archive.images:
         try:
             pictures = StreetHazards(root, split)
-        except StreetHazardsNotFound:
+        except DatasetNotFound:
             return False
         check_count(pictures, archive)
-        folder = pictures.list_path.parent
-        if not all((folder / name).is_file() for name in pictures.names + pictures.label_names):
+        if not all(
+            (pictures.folder / name).is_file() for name in pictures.names + pictures.label_names
+        ):
             return False
     return True
 
@@ -145,8 +142,8 @@ def check_count(pictures: StreetHazards, archive: Archive) -> None:
     expected = archive.images[pictures.split]
     if len(pictures) != expected:
         raise BadDataSet(
-            f"{pictures.list_path} lists {len(pictures)} images where StreetHazards has "
-            f"{expected}; choose another --root, or delete the folder {pictures.list_path.parent}"
+            f"{pictures.source} lists {len(pictures)} images where StreetHazards has "
+            f"{expected}; choose another --root, or delete the folder {pictures.folder}"
         )
 
 
@@ -346,11 +343,12 @@ class SampleChecks(Dataset[tuple[str, int]]):
             return str(error), 0
         indices = np.asarray(label)
         highest = int(indices.max(initial=0, where=indices != IGNORE_INDEX))
-        path = self.pictures.list_path.parent / self.pictures.names[index]
+        path = self.pictures.folder / self.pictures.names[index]
         if image.size != self.size:
             return f"{path} is {image.width}x{image.height}, not {'x'.join(map(str, self.size))}", 0
-        if highest > ANOMALY_INDEX:
-            return f"the label of {path} holds class {highest}; the last is {ANOMALY_INDEX}", 0
+        if highest > STREETHAZARDS.anomaly_index:
+            last = STREETHAZARDS.anomaly_index
+            return f"the label of {path} holds class {highest}; the last is {last}", 0
         return "", highest
 
 
@@ -362,7 +360,7 @@ def verify(root: Path, archives: Sequence[Archive]) -> str:
 
     Raises:
         BadDataSet: a wrong number of images, or damaged files, each of which was printed.
-        StreetHazardsNotFound, BadSample: a list is missing or cannot be read.
+        DatasetNotFound, BadSample: a list is missing or cannot be read.
     """
     rows = [("split", "images", "size", "classes", "damaged")]
     problems: list[str] = []

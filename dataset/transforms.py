@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import functional
 from torchvision.transforms.functional import InterpolationMode
 
-from dataset.streethazards import IGNORE_INDEX
+from dataset.description import IGNORE_INDEX
 
 Pair = tuple[Image.Image, Image.Image]
 
@@ -24,6 +24,18 @@ STD = (0.229, 0.224, 0.225)
 SMALLEST_SCALE, LARGEST_SCALE = 300 / 720, 1000 / 1280
 TEST_SCALES = (SMALLEST_SCALE, 375 / 720, 450 / 720, 525 / 720, LARGEST_SCALE)
 SIZE_MULTIPLE = 8
+
+# (value / 255 - mean) / std in float32 for each channel and each of the 256 values, as torchvision
+# computes them, so that a picture needs one look-up a value: (3, 256).
+_NORMALISED = (
+    functional.normalize(
+        functional.to_tensor(np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, axis=2)),
+        list(MEAN),
+        list(STD),
+    )
+    .squeeze(1)
+    .numpy()
+)
 
 
 class Sample(NamedTuple):
@@ -111,7 +123,12 @@ def scaled_images(image: Image.Image, scales: Sequence[float]) -> list[Tensor]:
 
 def normalised(image: Image.Image) -> Tensor:
     """Turn an RGB picture into (3, H, W) float32 with ImageNet's mean and deviation taken out."""
-    return functional.normalize(functional.to_tensor(image), list(MEAN), list(STD), inplace=True)
+    pixels = np.asarray(image)
+    planes = torch.empty((3, *pixels.shape[:2]))
+    for channel, values in enumerate(_NORMALISED):
+        # mode="clip" spares NumPy a check of every index and a copy; a byte is always in range.
+        np.take(values, pixels[..., channel], out=planes[channel].numpy(), mode="clip")
+    return planes
 
 
 def byte_tensor(picture: Image.Image) -> Tensor:

@@ -56,6 +56,8 @@ PUBLISHED_DEFAULTS = {
 OWN_DEFAULTS = {
     "default": False,
     "checkpoints": "./checkpoints",
+    "trained_on": None,
+    "skip_bad_files": False,
     "pretrained": None,
     "predict": (),
     "out": None,
@@ -126,6 +128,22 @@ def test_published_defaults_hold_without_any_flag() -> None:
     assert found == PUBLISHED_DEFAULTS | OWN_DEFAULTS
 
 
+@pytest.mark.parametrize(
+    ("flags", "num_classes", "unk_class"),
+    [
+        ("--dataset bdd_anomaly", 16, 16),
+        ("--dataset bdd_anomaly --unk_class 17", 16, 17),
+        ("--dataset road_anomaly --test", 13, 254),
+        ("--dataset road_anomaly_21 --test --trained_on bdd_anomaly", 16, 254),
+    ],
+)
+def test_numbers_of_classes_are_the_data_sets_own(
+    flags: str, num_classes: int, unk_class: int
+) -> None:
+    options = parse_options(flags.split())
+    assert (options.num_classes, options.unk_class) == (num_classes, unk_class)
+
+
 @pytest.mark.parametrize("name", OTHER_VALUES)
 def test_flags_take_values_in_both_spellings(name: str) -> None:
     value = OTHER_VALUES[name]
@@ -153,7 +171,7 @@ def test_switches_turn_on_and_off_again(name: str) -> None:
 
 def test_every_flag_is_tested_above() -> None:
     tested = {*OTHER_VALUES, *SWITCHES, "dataset", "num_classes", "pooling", "head", "opt_level"}
-    tested |= {"ignore_classes", "score", "mc_dropout"}
+    tested |= {"trained_on", "ignore_classes", "score", "mc_dropout"}
     tested |= {"predict", "out", "threshold", "calibrate_fpr", "export"}
     assert tested == {flag.name for flag in fields(Options)}
 
@@ -326,7 +344,19 @@ def test_precision(typed: list[str], precision: str | None) -> None:
         ("--num_classes 12", "argument --num_classes: streethazards has 13 classes to train"),
         ("--unk_class 12", "argument --unk_class: must lie from 13"),
         ("--unk_class 255", "argument --unk_class: must lie from 13"),
-        ("--dataset cityscapes", "argument --dataset: must be one of streethazards, got"),
+        ("--dataset cityscapes", "argument --dataset: must be one of streethazards, bdd_anomaly, "),
+        ("--trained_on cityscapes", "argument --trained_on: must be one of streethazards, bdd_"),
+        ("--trained_on bdd_anomaly", "argument --trained_on: streethazards has labels of its own"),
+        ("--dataset bdd_anomaly --num_classes 13", "argument --num_classes: bdd_anomaly has 16"),
+        (
+            "--dataset road_anomaly --test --trained_on bdd_anomaly --num_classes 13",
+            "argument --num_classes: bdd_anomaly has 16 classes to train",
+        ),
+        (
+            "--dataset road_anomaly --test --unk_class 13",
+            "argument --unk_class: anomalies of road_anomaly are 254",
+        ),
+        ("--dataset road_anomaly", "argument --dataset: road_anomaly is for evaluation only"),
         ("--head ASPP", "argument --head: must be one of PPM, got 'ASPP'"),
         ("--backbone vgg", "argument --backbone: must be one of resnet50, resnet101, got 'vgg'"),
         ("--output_stride 32", "argument --output_stride: must be one of 8, 16, got 32"),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from dataset import DatasetInfo
 from metrics import ThresholdCurve
 from utils.visualize import Picture, class_iou_figure, confusion_matrix_figure, render
 
@@ -65,13 +66,14 @@ class Logger:
             self.image(tag, render(figure), step)
 
     def class_iou(
-        self, tag: str, class_iou: Mapping[int, float], names: Sequence[str], step: int
+        self, tag: str, class_iou: Mapping[int, float], info: DatasetInfo, step: int
     ) -> None:
         """IoU of every class: a curve each, and all of them as bars."""
         if self._writer is not None:
             present = {i: value for i, value in class_iou.items() if math.isfinite(value)}
+            names = info.class_names
             self.scalars({f"{tag}/{names[i]}": value for i, value in present.items()}, step)
-            self.figure(f"{tag}/bars", class_iou_figure(class_iou, names), step)
+            self.figure(f"{tag}/bars", class_iou_figure(class_iou, info), step)
 
     def confusion_matrix(
         self, tag: str, matrix: NDArray[np.integer], names: Sequence[str], step: int

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dataset import EvaluationSample
+from dataset import DatasetInfo, EvaluationSample
 from utils.distributed import gather_objects
 from utils.logger import Logger
 from utils.visualize import Picture, sample_panel
@@ -19,11 +19,15 @@ class Panels:
     Args:
         images: how many the split has.
         shown: how many of them, evenly spaced, go to TensorBoard.
+        info: gives the classes their names and colours.
         folder: where a PNG file of every image goes; None writes none.
     """
 
-    def __init__(self, images: int, shown: int, folder: Path | None = None) -> None:
+    def __init__(
+        self, images: int, shown: int, info: DatasetInfo, folder: Path | None = None
+    ) -> None:
         self._shown = set(np.linspace(0, images - 1, shown).astype(int).tolist())
+        self._info = info
         self._folder = folder
         self._panels: list[tuple[int, Picture]] = []
         if folder is not None:
@@ -40,6 +44,7 @@ class Panels:
             sample.label.numpy(),
             prediction.cpu().numpy(),
             score.float().cpu().numpy(),
+            self._info,
         )
         if self._folder is not None:
             stem = Path(sample.name).stem

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
-from dataset import PALETTE
+from dataset import DatasetInfo
 from errors import PansError
 from utils.visualize import Picture, colorize, heat_map, overlay
 
@@ -31,8 +31,8 @@ class PredictionFolder:
     threshold, 0 elsewhere, if there is one. panel/NAME.png: all of them small, side by side.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, info: DatasetInfo) -> None:
+        self.folder, self.info = folder, info
 
     def write(
         self,
@@ -53,7 +53,7 @@ class PredictionFolder:
         """
         heat = heat_map(score)
         classes = Image.fromarray(prediction, mode="P")
-        classes.putpalette(PALETTE.tobytes())
+        classes.putpalette(self.info.palette.tobytes())
         pictures = {
             "classes": classes,
             "heat": Image.fromarray(heat),
@@ -61,7 +61,7 @@ class PredictionFolder:
         }
         if mask is not None:
             pictures["mask"] = Image.fromarray(mask.astype(np.uint8) * 255)
-        shown = [Image.fromarray(picture), Image.fromarray(colorize(prediction))]
+        shown = [Image.fromarray(picture), Image.fromarray(colorize(prediction, self.info))]
         shown += [pictures[kind] for kind in ("heat", "overlay", "mask") if kind in pictures]
         pictures["panel"] = _panel(name, shown)
         try:

@@ -1,5 +1,6 @@
 """What a validation or a test found: to TensorBoard, results.json and the terminal."""
 
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dataset import CLASS_NAMES
+from dataset import DatasetInfo
 from metrics.report import markdown_run, write_results
 from utils.logger import Logger
 
@@ -16,23 +17,38 @@ _PERCENT = ("AUROC", "AUPR", "FPR95")
 
 
 def log_segmentation(
-    logger: Logger, tag: str, scores: Mapping[str, Any], matrix: Tensor, step: int
+    logger: Logger,
+    tag: str,
+    scores: Mapping[str, Any],
+    matrix: Tensor,
+    info: DatasetInfo,
+    step: int,
 ) -> None:
-    """Segmentation scores, IoU of every class and the confusion matrix, to TensorBoard."""
+    """Segmentation scores, IoU of every class and the confusion matrix, to TensorBoard.
+
+    Of labels that tell no class there is nothing to log.
+    """
+    if not matrix.any():
+        return
     values = {name: scores[name] for name in ("Loss", *_FRACTIONS) if name in scores}
     logger.scalars({f"{tag}/{name}": value for name, value in values.items()}, step)
-    logger.class_iou(f"{tag}_iou", scores["Class IoU"], CLASS_NAMES, step)
-    logger.confusion_matrix(f"{tag}/confusion_matrix", matrix.cpu().numpy(), CLASS_NAMES, step)
+    logger.class_iou(f"{tag}_iou", scores["Class IoU"], info, step)
+    logger.confusion_matrix(f"{tag}/confusion_matrix", matrix.cpu().numpy(), info.class_names, step)
 
 
 def report_results(
-    logger: Logger, folder: Path, results: Mapping[str, Any], matrix: Tensor, step: int
+    logger: Logger,
+    folder: Path,
+    results: Mapping[str, Any],
+    matrix: Tensor,
+    info: DatasetInfo,
+    step: int,
 ) -> None:
     """Write FOLDER/results.json, print the figures, and log both with the options."""
     write_results(folder / "results.json", results)
     metrics = {name: results[name] for name in (*_PERCENT, *_FRACTIONS)}
-    found = {f"test/{name}": value for name, value in metrics.items() if value is not None}
-    log_segmentation(logger, "test", results, matrix, step)
+    found = {f"test/{name}": value for name, value in metrics.items() if _is_known(value)}
+    log_segmentation(logger, "test", results, matrix, info, step)
     for score, figures in results["scores"].items():
         values = {f"scores/{name}/{score}": figures[name] for name in _PERCENT}
         logger.scalars({tag: value for tag, value in values.items() if value is not None}, step)
@@ -47,7 +63,9 @@ def report_results(
 
 
 def _summary(results: Mapping[str, Any]) -> list[str]:
-    lines = [f"{name:12} {results[name]:8.4f}" for name in _FRACTIONS]
+    lines = [f"{name:12} {results[name]:8.4f}" for name in _FRACTIONS if _is_known(results[name])]
+    if not lines:
+        lines.append("no IoU and no accuracy: the labels hold none of the classes that are trained")
     if results["images_scored"]:
         base_rate = 100 * results["anomaly_base_rate"]
         chance = {"AUROC": 50.0, "AUPR": base_rate, "FPR95": 95.0}
@@ -57,6 +75,10 @@ def _summary(results: Mapping[str, Any]) -> list[str]:
         lines.append(f"AUPR is {results['AUPR'] / base_rate:.1f} times the anomaly base rate")
     lines.append(f"{results['images_scored']} of {results['images']} images have anomalies")
     return lines
+
+
+def _is_known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
 
 
 def _warnings(results: Mapping[str, Any]) -> list[str]:

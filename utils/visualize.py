@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from dataset.streethazards import CLASS_NAMES, PALETTE
+from dataset import DatasetInfo
 
 Picture = NDArray[np.uint8]
 
@@ -19,12 +19,13 @@ _PICTURE_WIDTH_INCHES = 4.8
 _PICTURES = 4
 _LEGEND_HEIGHT_INCHES = 0.45
 _LEGEND_LINE_INCHES = 0.25
+_LEGEND_COLUMNS = 14  # of a row of four pictures
 _TITLE_HEIGHT_INCHES = 0.35
 
 
-def colorize(label: NDArray[np.integer]) -> Picture:
+def colorize(label: NDArray[np.integer], info: DatasetInfo) -> Picture:
     """Class indices (H, W) in 0..255 -> their palette colours (H, W, 3)."""
-    return PALETTE[label]
+    return info.palette[label]
 
 
 def score_limits(score: NDArray[np.floating]) -> tuple[float, float]:
@@ -63,6 +64,7 @@ def sample_panel(
     label: NDArray[np.integer],
     prediction: NDArray[np.integer],
     score: NDArray[np.floating],
+    info: DatasetInfo,
     *,
     columns: int = _PICTURES,
 ) -> Picture:
@@ -73,6 +75,7 @@ def sample_panel(
         label: (H, W) class indices, with anomalies and ignored pixels.
         prediction: (H, W) class indices.
         score: (H, W) anomaly score, higher is more anomalous.
+        info: gives the classes their names and colours.
         columns: 1, 2 or 4 pictures a row.
 
     Returns:
@@ -81,22 +84,26 @@ def sample_panel(
     low, high = score_limits(score)
     pictures = {
         "image": image,
-        "ground truth": colorize(label),
-        "prediction": colorize(prediction),
+        "ground truth": colorize(label, info),
+        "prediction": colorize(prediction, info),
         f"anomaly score, {low:.3g} (black) to {high:.3g} (yellow)": heat_map(score, (low, high)),
     }
-    figure = _in_rows(pictures, columns)
-    _add_class_legend(figure, columns)
+    entries = _legend_entries(info)
+    legend_columns = math.ceil(_LEGEND_COLUMNS * columns / _PICTURES)
+    legend_lines = math.ceil(len(entries) / legend_columns)
+    legend_height = _LEGEND_HEIGHT_INCHES + _LEGEND_LINE_INCHES * (legend_lines - 1)
+    figure = _in_rows(pictures, columns, legend_height)
+    _add_class_legend(figure, entries, info, math.ceil(len(entries) / legend_lines))
     return render(figure)
 
 
-def _in_rows(pictures: Mapping[str, Picture], columns: int) -> Figure:
-    """Titled pictures of one shape, with space for a legend below."""
+def _in_rows(pictures: Mapping[str, Picture], columns: int, legend_height: float) -> Figure:
+    """Titled pictures of one shape, with space (in inches) for a legend below."""
     height, width = next(iter(pictures.values())).shape[:2]
     rows = len(pictures) // columns
     picture_height = _PICTURE_WIDTH_INCHES * height / width
     row_height = _TITLE_HEIGHT_INCHES + picture_height
-    total_height = rows * row_height + _legend_height_inches(columns)
+    total_height = rows * row_height + legend_height
     figure = Figure((_PICTURE_WIDTH_INCHES * columns, total_height), dpi=100)
     for number, (title, picture) in enumerate(pictures.items()):
         row, column = divmod(number, columns)
@@ -109,20 +116,25 @@ def _in_rows(pictures: Mapping[str, Picture], columns: int) -> Figure:
     return figure
 
 
-def _legend_height_inches(columns: int) -> float:
-    """A line for each row of pictures."""
-    return _LEGEND_HEIGHT_INCHES + _LEGEND_LINE_INCHES * (_PICTURES // columns - 1)
+def _legend_entries(info: DatasetInfo) -> dict[int, str]:
+    """Index to name of all that a label map or a prediction can show, but for ignored pixels."""
+    entries = dict(enumerate(info.class_names))
+    if info.anomaly_index > info.num_classes:
+        entries[info.num_classes] = "normal"
+    return entries | {info.anomaly_index: "anomaly"}
 
 
-def _add_class_legend(figure: Figure, columns: int) -> None:
+def _add_class_legend(
+    figure: Figure, entries: Mapping[int, str], info: DatasetInfo, columns: int
+) -> None:
     patches = [
-        Patch(facecolor=PALETTE[index] / 255, edgecolor="grey", label=name)
-        for index, name in enumerate((*CLASS_NAMES, "anomaly"))
+        Patch(facecolor=info.palette[index] / 255, edgecolor="grey", label=name)
+        for index, name in entries.items()
     ]
     figure.legend(
         handles=patches,
         loc="lower center",
-        ncols=math.ceil(len(patches) * columns / _PICTURES),
+        ncols=columns,
         fontsize=11,
         frameon=False,
         handlelength=1.2,
@@ -186,21 +198,21 @@ def class_matrix_figure(
     return figure
 
 
-def class_iou_figure(class_iou: Mapping[int, float], names: Sequence[str]) -> Figure:
+def class_iou_figure(class_iou: Mapping[int, float], info: DatasetInfo) -> Figure:
     """Bars of the IoU of every class, in [0, 1]; a class without a value is marked as absent."""
     figure = Figure((8, 6), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    for index in range(len(names)):
+    for index in range(info.num_classes):
         value = class_iou.get(index, float("nan"))
         present = np.isfinite(value)
-        axes.barh(index, value if present else 0, color=PALETTE[index] / 255, edgecolor="grey")
+        axes.barh(index, value if present else 0, color=info.palette[index] / 255, edgecolor="grey")
         axes.text(
             value + 0.01 if present else 0.01,
             index,
             f"{value:.3f}" if present else "absent",
             va="center",
         )
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(info.num_classes), info.class_names)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.08)
     axes.set_xlabel("IoU")

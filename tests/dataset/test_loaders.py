@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dataset import loaders
-from dataset.streethazards import BadSample
+from dataset.pictures import BadSample
 from errors import PansError
 
 MakeTree = Callable[..., Path]

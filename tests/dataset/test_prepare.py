@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from dataset import prepare
-from dataset.streethazards import Split, StreetHazards
+from dataset.description import Split
+from dataset.streethazards import StreetHazards
 
 MakeTree = Callable[..., Path]
 SIZE = (96, 64)

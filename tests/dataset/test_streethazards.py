@@ -8,18 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.streethazards import (
-    ANOMALY_INDEX,
-    CLASS_NAMES,
-    IGNORE_INDEX,
-    NUM_CLASSES,
-    PALETTE,
-    BadSample,
-    StreetHazards,
-    StreetHazardsNotFound,
-    read_image,
-    read_label,
-)
+from dataset.base import DatasetNotFound
+from dataset.description import IGNORE_INDEX
+from dataset.pictures import BadSample, read_image, read_label
+from dataset.streethazards import STREETHAZARDS, StreetHazards
 
 CLASSES = """
 0 unlabeled 0,0,0 | 1 building 70,70,70 | 2 fence 190,153,153 | 3 other 250,170,160 |
@@ -44,18 +36,21 @@ def first_label(root: Path) -> Path:
 def test_classes_and_palette_are_the_published_ones() -> None:
     for line in CLASSES.split("|"):
         number, *name, colour = line.split()
-        assert CLASS_NAMES[int(number)] == " ".join(name)
-        assert PALETTE[int(number)].tolist() == [int(value) for value in colour.split(",")]
-    assert (NUM_CLASSES, ANOMALY_INDEX, IGNORE_INDEX) == (13, 13, 255)
-    assert (PALETTE[13:255] == (60, 250, 240)).all()
-    assert PALETTE[255].tolist() == [0, 0, 0]
-    assert (PALETTE.shape, PALETTE.dtype) == ((256, 3), np.uint8)
+        assert STREETHAZARDS.class_names[int(number)] == " ".join(name)
+        assert STREETHAZARDS.palette[int(number)].tolist() == [
+            int(value) for value in colour.split(",")
+        ]
+    info = STREETHAZARDS
+    assert (info.num_classes, info.anomaly_index, IGNORE_INDEX) == (13, 13, 255)
+    assert (info.palette[13:255] == (60, 250, 240)).all()
+    assert info.palette[255].tolist() == [0, 0, 0]
+    assert (info.palette.shape, info.palette.dtype) == ((256, 3), np.uint8)
 
 
 def test_label_is_raw_value_less_one_and_nothing_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "label.png"
     Image.fromarray(np.arange(256, dtype=np.uint8)[None]).save(path)
-    label = np.array(read_label(path, with_anomalies=True))
+    label = np.array(read_label(path, STREETHAZARDS, with_anomalies=True))
     assert label[0, [0, 1, 2, 13, 14, 15, 255]].tolist() == [255, 0, 1, 12, 13, 14, 254]
     assert label[0, 1:].tolist() == list(range(255))
 
@@ -64,13 +59,16 @@ def test_label_is_raw_value_less_one_and_nothing_is_ignored(tmp_path: Path) -> N
 def test_training_labels_run_to_13(tmp_path: Path, highest: int) -> None:
     path = tmp_path / "label.png"
     Image.new("L", (2, 2), highest).save(path)
-    assert read_label(path, with_anomalies=False).getpixel((0, 0)) == (highest - 1) % 256
+    assert (
+        read_label(path, STREETHAZARDS, with_anomalies=False).getpixel((0, 0))
+        == (highest - 1) % 256
+    )
 
 
 def test_alpha_is_dropped_not_blended(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(path)
-    image = read_image(path)
+    image = read_image(path, STREETHAZARDS)
     assert (image.mode, image.getpixel((1, 1))) == ("RGB", (10, 20, 30))
 
 
@@ -80,8 +78,8 @@ def test_grey_and_palette_pictures_become_rgb(tmp_path: Path) -> None:
     indexed = Image.new("P", (1, 1), 1)
     indexed.putpalette([0, 0, 0, 9, 8, 7])
     indexed.save(palette)
-    assert read_image(grey).getpixel((0, 0)) == (77, 77, 77)
-    assert read_image(palette).getpixel((0, 0)) == (9, 8, 7)
+    assert read_image(grey, STREETHAZARDS).getpixel((0, 0)) == (77, 77, 77)
+    assert read_image(palette, STREETHAZARDS).getpixel((0, 0)) == (9, 8, 7)
 
 
 def test_sample_is_the_files_pixels(make_tree: Callable[..., Path]) -> None:
@@ -116,7 +114,7 @@ def test_validation_is_found_in_both_layouts(make_tree: Callable[..., Path]) -> 
     assert len(StreetHazards(root, "validation")) == 2
     split_folder(root, "train").rename(split_folder(root, "validation"))
     pictures = StreetHazards(root, "validation")
-    assert pictures.list_path == split_folder(root, "validation") / "validation.odgt"
+    assert pictures.source == split_folder(root, "validation") / "validation.odgt"
     assert pictures[0][0].size == (96, 64)
 
 
@@ -147,7 +145,7 @@ def test_every_form_of_list_is_read_whole(
 
 
 def test_missing_list_says_where_and_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(StreetHazardsNotFound) as caught:
+    with pytest.raises(DatasetNotFound) as caught:
         StreetHazards(tmp_path, "validation")
     message = str(caught.value)
     for layout in ("validation/validation.odgt", "train/validation.odgt"):
@@ -248,10 +246,10 @@ def test_bad_file_is_one_clear_line(
 def test_only_png_and_jpeg_are_decoded(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.new("RGB", (8, 8), (9, 9, 9)).save(path, format="JPEG")
-    assert read_image(path).size == (8, 8)
+    assert read_image(path, STREETHAZARDS).size == (8, 8)
     Image.new("RGB", (8, 8)).save(path, format="BMP")
     with pytest.raises(BadSample, match="cannot be decoded"):
-        read_image(path)
+        read_image(path, STREETHAZARDS)
 
 
 def test_data_set_can_be_sent_to_a_spawned_worker(make_tree: Callable[..., Path]) -> None:

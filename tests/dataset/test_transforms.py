@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import functional
 
 from dataset import transforms
 
@@ -139,6 +140,44 @@ def test_training_sample_is_the_chain_of_its_parts() -> None:
         sample.image.numpy(), normalised_in_float64(expected_image), atol=1e-6
     )
     assert np.array_equal(sample.label.numpy(), np.array(expected_label))
+
+
+def torchvision_sample(
+    image: Image.Image, label: Image.Image, rng: random.Random, crop: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The training input in torchvision's own transforms, with the same draws in the same order."""
+    scale = rng.uniform(300 / 720, 1000 / 1280)
+    size = [int(image.height * scale), int(image.width * scale)]
+    image = functional.resize(image, size, functional.InterpolationMode.BILINEAR)
+    label = functional.resize(label, size, functional.InterpolationMode.NEAREST)
+    for side in (0, 1):
+        if image.size[side] < crop:
+            padding = (1 + crop - image.size[side]) // 2
+            image = functional.pad(image, padding)
+            label = functional.pad(label, padding, fill=255)
+    top, left = rng.randint(0, image.height - crop), rng.randint(0, image.width - crop)
+    image = functional.crop(image, top, left, crop, crop)
+    label = functional.crop(label, top, left, crop, crop)
+    if rng.random() < 0.5:
+        image, label = functional.hflip(image), functional.hflip(label)
+    tensor = functional.normalize(functional.to_tensor(image), MEAN.ravel(), STD.ravel())
+    return tensor, functional.pil_to_tensor(label)[0]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_training_sample_has_the_pixels_of_torchvision(seed: int) -> None:
+    image, label = random_pair(180, 101, seed)
+    sample = transforms.training_sample(image, label, random.Random(seed), 63)
+    expected_image, expected_label = torchvision_sample(image, label, random.Random(seed), 63)
+    assert torch.equal(sample.image, expected_image)
+    assert torch.equal(sample.label, expected_label)
+
+
+def test_every_value_is_normalised_as_torchvision_does() -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(np.stack([values, values[::-1], values.T], axis=2))
+    expected = functional.normalize(functional.to_tensor(image), MEAN.ravel(), STD.ravel())
+    assert torch.equal(transforms.normalised(image), expected)
 
 
 def test_padding_is_black_and_ignored() -> None:

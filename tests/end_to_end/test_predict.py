@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.models import ResNet50_Weights
 
 import run
-from dataset import PALETTE
+from dataset import STREETHAZARDS
 from dataset.demo import write_demo
 from modules import build_model
 from modules.resnet import BLOCKS
@@ -93,13 +93,17 @@ def test_predictions_are_those_of_the_plain_network(root, capsys):
         classes = Image.open(out / "classes" / f"{name}.png")
         found = np.asarray(classes)
         assert (found == softmax.argmax(1)[0].numpy()).mean() > 0.999
-        assert (np.asarray(classes.convert("RGB")) == PALETTE[found]).all()
+        assert (np.asarray(classes.convert("RGB")) == STREETHAZARDS.palette[found]).all()
         mask = np.asarray(Image.open(out / "mask" / f"{name}.png"))
         assert ((mask == 255) == (score >= np.float32(0.4))).all()
         for kind in KINDS:
             Image.open(out / kind / f"{name}.png").load()
     summary = json.loads((out / "predictions.json").read_text())
-    assert (summary["score"], summary["multi_scale"], summary["threshold"]) == ("prototype", True, 0.4)
+    assert (summary["score"], summary["multi_scale"], summary["threshold"]) == (
+        "prototype",
+        True,
+        0.4,
+    )
     assert [one["size"] for one in summary["pictures"]] == [[160, 96]] * 3
     assert summary["pictures"][-1]["anomalous_share"] == pytest.approx((mask == 255).mean())
     assert Image.open(out / "contact_sheet_001.png").size == (5 * 320, 3 * 214)
@@ -242,7 +246,7 @@ def test_two_processes_write_each_picture_once(root, tmp_path):
     assert len(list((tmp_path / "out/score").rglob("*.npy"))) == 3
     summary = json.loads((tmp_path / "out/predictions.json").read_text())
     assert len(summary["pictures"]) == 3
-    assert f"3 pictures in {tmp_path / 'out'}, score cosine" in ended.stdout
+    assert f"3 pictures in {tmp_path / 'out'}, score prototype" in ended.stdout
 
 
 def build_real():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import CLASS_NAMES as STREETHAZARDS
+from dataset import STREETHAZARDS
 from errors import PansError
 from metrics import AnomalyEvaluation, InvalidScores
 from metrics.evaluate import CLASS_NAMES, evaluate, main, parse_arguments
@@ -158,7 +158,7 @@ def test_needs_nothing_of_the_network(folders):
 
 
 def test_class_names_are_those_of_the_data_set():
-    assert CLASS_NAMES == STREETHAZARDS
+    assert STREETHAZARDS.class_names == CLASS_NAMES
 
 
 def test_files_without_a_counterpart_are_named(folders):

@@ -10,6 +10,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 from argparser import parse_options
+from dataset import STREETHAZARDS
 from metrics import ThresholdCurve
 from utils.logger import Logger
 from utils.visualize import confusion_matrix_figure, render
@@ -85,10 +86,10 @@ def test_confusion_matrix_is_drawn(tmp_path: Path) -> None:
 
 def test_class_iou_has_a_curve_for_every_class_that_is_present(tmp_path: Path) -> None:
     with Logger(tmp_path) as logger:
-        logger.class_iou("IoU", {0: 0.25, 1: math.nan, 2: 0.75}, ["road", "sky", "car"], 4)
-    assert read(tmp_path).Tags()["scalars"] == ["IoU/road", "IoU/car"]
-    assert points(tmp_path, "IoU/road") == [(4, 0.25)]
-    assert points(tmp_path, "IoU/car") == [(4, 0.75)]
+        logger.class_iou("IoU", {0: 0.25, 1: math.nan, 2: 0.75}, STREETHAZARDS, 4)
+    assert read(tmp_path).Tags()["scalars"] == ["IoU/unlabeled", "IoU/fence"]
+    assert points(tmp_path, "IoU/unlabeled") == [(4, 0.25)]
+    assert points(tmp_path, "IoU/fence") == [(4, 0.75)]
     assert read(tmp_path).Tags()["images"] == ["IoU/bars"]
 
 
@@ -139,7 +140,7 @@ def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         logger.start_at(3)
         logger.scalars({"loss": 1.0}, 0)
         logger.image("sample", np.zeros((2, 2, 3), dtype=np.uint8), 0)
-        logger.class_iou("IoU", {0: 0.5}, ["road"], 0)
+        logger.class_iou("IoU", {0: 0.5}, STREETHAZARDS, 0)
         logger.confusion_matrix("confusion", np.eye(1, dtype=int), ["road"], 0)
         logger.table("options", {"lr": 1})
         logger.hparams({"lr": 1}, {"AUROC": 1.0}, 0)

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import matplotlib
 import numpy as np
 import pytest
 
-from dataset.streethazards import CLASS_NAMES, PALETTE
+from dataset.streethazards import STREETHAZARDS
 from utils.visualize import (
     class_iou_figure,
     colorize,
@@ -24,8 +26,8 @@ def test_colorize_gives_the_published_colours() -> None:
         [[70, 70, 70], [220, 20, 60], [220, 220, 0]],
         [[60, 250, 240], [60, 250, 240], [0, 0, 0]],
     ]
-    assert colorize(label).tolist() == expected
-    assert colorize(label).dtype == np.uint8
+    assert colorize(label, STREETHAZARDS).tolist() == expected
+    assert colorize(label, STREETHAZARDS).dtype == np.uint8
 
 
 def test_score_limits_are_robust_percentiles_of_finite_scores() -> None:
@@ -68,15 +70,15 @@ def test_sample_panel_shows_the_four_pictures_in_order(height: int, width: int) 
     prediction = np.full((height, width), 10, dtype=np.int64)
     score = np.zeros((height, width), dtype=np.float32)
     score[: height // 2] = 1
-    panel = sample_panel(image, label, prediction, score)
+    panel = sample_panel(image, label, prediction, score, STREETHAZARDS)
     pictures = round(480 * height / width)
     assert panel.dtype == np.uint8
     assert panel.shape[1:] == (1920, 3)
     assert abs(panel.shape[0] - (35 + pictures + 45)) <= 1
     centre = 35 + pictures // 4
     assert panel[centre, 240].tolist() == [10, 200, 30]
-    assert panel[centre, 720].tolist() == PALETTE[7].tolist()
-    assert panel[centre, 1200].tolist() == PALETTE[10].tolist()
+    assert panel[centre, 720].tolist() == STREETHAZARDS.palette[7].tolist()
+    assert panel[centre, 1200].tolist() == STREETHAZARDS.palette[10].tolist()
     assert panel[centre, 1680].min() > 150  # the upper half is anomalous: light yellow
     assert panel[centre + pictures // 2, 1680].max() < 10  # and the lower one is not: black
 
@@ -87,18 +89,20 @@ def test_sample_panel_in_two_rows() -> None:
     score = np.zeros((60, 80), dtype=np.float32)
     score[:30] = 1
     image = np.full((60, 80, 3), (10, 200, 30), dtype=np.uint8)
-    panel = sample_panel(image, label, np.full((60, 80), 10), score, columns=2)
+    panel = sample_panel(image, label, np.full((60, 80), 10), score, STREETHAZARDS, columns=2)
     assert panel.shape[1:] == (960, 3)
     assert abs(panel.shape[0] - (2 * (35 + 360) + 70)) <= 1
     first, second = 35 + 90, 35 + 360 + 35 + 90
     assert panel[first, 240].tolist() == [10, 200, 30]
-    assert panel[first, 720].tolist() == PALETTE[7].tolist()
-    assert panel[second, 240].tolist() == PALETTE[10].tolist()
+    assert panel[first, 720].tolist() == STREETHAZARDS.palette[7].tolist()
+    assert panel[second, 240].tolist() == STREETHAZARDS.palette[10].tolist()
     assert panel[second, 720].min() > 150
     assert panel[second + 180, 720].max() < 10
     legend = panel[-68:].reshape(-1, 3)
     for index in range(14):
-        assert (legend == PALETTE[index]).all(axis=1).any(), f"no colour of class {index}"
+        assert (legend == STREETHAZARDS.palette[index]).all(axis=1).any(), (
+            f"no colour of class {index}"
+        )
     assert panel[:, :2].min() == 255
     assert panel[-3:].min() == 255
 
@@ -106,12 +110,16 @@ def test_sample_panel_in_two_rows() -> None:
 def test_sample_panel_has_titles_and_every_class_in_its_legend() -> None:
     shape = (90, 160)
     label = np.zeros(shape, dtype=np.uint8)
-    panel = sample_panel(np.zeros((*shape, 3), dtype=np.uint8), label, label, np.zeros(shape))
+    panel = sample_panel(
+        np.zeros((*shape, 3), dtype=np.uint8), label, label, np.zeros(shape), STREETHAZARDS
+    )
     for left in range(0, 1920, 480):
         assert panel[:30, left : left + 480].min() < 100  # something is written over each picture
     legend = panel[-40:].reshape(-1, 3)
     for index in range(14):
-        assert (legend == PALETTE[index]).all(axis=1).any(), f"no colour of class {index}"
+        assert (legend == STREETHAZARDS.palette[index]).all(axis=1).any(), (
+            f"no colour of class {index}"
+        )
     # Nothing is written over the edges.
     assert panel[:, :2].min() == 255
     assert panel[-3:].min() == 255
@@ -129,18 +137,23 @@ def test_confusion_matrix_shows_the_shares_of_rows() -> None:
 
 
 def test_class_iou_bars_have_the_values_and_mark_absent_classes() -> None:
-    figure = class_iou_figure({0: 0.5, 2: float("nan"), 3: 1.0}, ["road", "sky", "car", "wall"])
+    info = replace(
+        STREETHAZARDS, class_colours=dict.fromkeys(("road", "sky", "car", "wall"), (9, 8, 7))
+    )
+    figure = class_iou_figure({0: 0.5, 2: float("nan"), 3: 1.0}, info)
     axes = figure.axes[0]
     assert texts(axes) == ["0.500", "absent", "absent", "1.000"]
     assert [bar.get_bbox().width for bar in axes.patches] == [0.5, 0, 0, 1.0]
+    assert axes.patches[0].get_facecolor() == pytest.approx((9 / 255, 8 / 255, 7 / 255, 1))
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["road", "sky", "car", "wall"]
     assert axes.get_title() == "IoU of every class, mean 0.750"
 
 
 @pytest.mark.parametrize(
     "figure",
     [
-        confusion_matrix_figure(np.eye(13, dtype=int), CLASS_NAMES),
-        class_iou_figure(dict.fromkeys(range(13), 1.0), CLASS_NAMES),
+        confusion_matrix_figure(np.eye(13, dtype=int), STREETHAZARDS.class_names),
+        class_iou_figure(dict.fromkeys(range(13), 1.0), STREETHAZARDS),
     ],
 )
 def test_no_label_is_clipped(figure: matplotlib.figure.Figure) -> None:

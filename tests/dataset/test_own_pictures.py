@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.pictures import (
+from dataset.own_pictures import (
     PictureSample,
     Unreadable,
     VideoSupportMissing,
@@ -134,7 +134,7 @@ def test_samples_go_on_past_what_cannot_be_read(tmp_path, video, workers, multi_
 
 
 def test_videos_without_their_package_are_refused_before_the_work(video, monkeypatch):
-    monkeypatch.setattr("dataset.pictures.find_spec", lambda name: None)
+    monkeypatch.setattr("dataset.own_pictures.find_spec", lambda name: None)
     sources, _ = find_sources([str(video)], video.parent / "out")
     with pytest.raises(VideoSupportMissing, match=r"clip\.mp4 is a video.*pip install av"):
         check_video_support(sources)

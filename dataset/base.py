@@ -1,0 +1,128 @@
+"""The base of all data sets: pairs of files, read and checked as the description has it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from dataset.description import DatasetInfo, Split
+from dataset.pictures import BadSample, read_image, read_label
+from errors import PansError
+
+Transforms = Callable[[Image.Image, Image.Image], Any]
+
+
+class DatasetNotFound(PansError):
+    """The files of a data set, or of one of its splits, are not where they were looked for."""
+
+
+class NoSuchSplit(PansError):
+    """A split that the data set does not have."""
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """The files of a split.
+
+    Attributes:
+        source: the file or folder that tells which images there are.
+        folder: what the names are relative to.
+        names: (image, label) of every sample.
+    """
+
+    source: Path
+    folder: Path
+    names: list[tuple[str, str]]
+
+
+class SegmentationDataset(Dataset[Any], ABC):
+    """One split of a data set.
+
+    Args:
+        root: the folder of the data, --data_root.
+        split: "train", "validation" or "test"; only that split's files need to exist.
+        transforms: called as `transforms(image, label)`; what it returns is the sample.
+
+    Without transforms a sample is a pair of PIL pictures of one size: the image (RGB) and the
+    label (L) with the indices that `info` describes.
+
+    Attributes:
+        info: the data set's description.
+        source, folder: as in `SampleFiles`.
+        names, label_names: the samples' files, relative to `folder`.
+
+    Raises:
+        NoSuchSplit: the data set has no such split.
+        DatasetNotFound: the split's files are not under `root`.
+        BadSample: a list of files, an image or a label is not as published.
+    """
+
+    published_info: ClassVar[DatasetInfo]
+
+    def __init__(
+        self, root: str | Path, split: Split, transforms: Transforms | None = None
+    ) -> None:
+        self.info = self.describe(Path(root))
+        self.split = split
+        self.transforms = transforms
+        if split not in self.info.splits:
+            raise NoSuchSplit(
+                f"{self.info.name} has no {split} split, only {', '.join(self.info.splits)}; "
+                "choose another --dataset"
+            )
+        files = self.find_files(Path(root), split)
+        self.source, self.folder = files.source, files.folder
+        self.names = [image for image, _ in files.names]
+        self.label_names = [label for _, label in files.names]
+
+    @classmethod
+    def describe(cls, root: Path) -> DatasetInfo:
+        """The description of the data set under `root`; most are the same anywhere."""
+        return cls.published_info
+
+    @abstractmethod
+    def find_files(self, root: Path, split: Split) -> SampleFiles:
+        """Find the split's files under `root`.
+
+        Raises:
+            DatasetNotFound, BadSample: as the class.
+        """
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Any:
+        image_path = self.folder / self.names[index]
+        label_path = self.folder / self.label_names[index]
+        image = read_image(image_path, self.info)
+        label = read_label(label_path, self.info, with_anomalies=self.split == "test")
+        if image.size != label.size:
+            raise BadSample(
+                f"{label_path} is {label.width}x{label.height} but its image {image_path} is "
+                f"{image.width}x{image.height}; restore both from the archive"
+            )
+        return (image, label) if self.transforms is None else self.transforms(image, label)
+
+
+def find_first(root: Path, folder: str, names: Iterable[str], remedy: str) -> Path:
+    """Find the first of several paths that is there, in `root / folder` or in `root` itself.
+
+    Args:
+        remedy: what to do if none is.
+
+    Raises:
+        DatasetNotFound: there is none.
+    """
+    candidates = [base / name for base in (root / folder, root) for name in names]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    raise DatasetNotFound(
+        f"{candidates[0]} is missing (also looked for "
+        f"{', '.join(str(candidate) for candidate in candidates[1:])}); {remedy}, or name the "
+        "folder of the data with --data_root"
+    )

@@ -1,0 +1,106 @@
+"""What is known of a data set without looking at its files: classes, colours, labels, splits."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from errors import PansError
+
+Split = Literal["train", "validation", "test"]
+Colour = tuple[int, int, int]
+
+IGNORE_INDEX = 255
+# Labels of data sets that tell normal from anomalous pixels and no classes. Both lie above every
+# class, so that such pixels stay out of the confusion matrix whatever the number of classes.
+NORMAL_INDEX, UNKNOWN_INDEX = 253, 254
+
+_ANOMALY_COLOUR = (60, 250, 240)
+_NORMAL_COLOUR = (200, 200, 200)
+
+
+class UnknownClass(PansError):
+    """A class name that the data set does not have."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A data set's description.
+
+    Attributes:
+        name: what --dataset calls it.
+        class_colours: class name to RGB, in the order of the class indices.
+        anomaly_index: indices from here to 254 are anomalies.
+        index_of: value in a label file to index; a value that is no key is an error.
+        label_meaning: what the values in the files are, for error messages.
+        splits: those it has; without "train" it is for evaluation only.
+        remedy: what to do where a file is missing.
+    """
+
+    name: str
+    class_colours: Mapping[str, Colour]
+    anomaly_index: int
+    index_of: Mapping[int, int]
+    label_meaning: str
+    splits: tuple[Split, ...]
+    remedy: str
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by class index."""
+        return tuple(self.class_colours)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes are trained: indices 0 to this less one."""
+        return len(self.class_colours)
+
+    @property
+    def has_class_labels(self) -> bool:
+        """Whether its labels tell classes, and not only normal from anomalous."""
+        return any(index < self.num_classes for index in self.index_of.values())
+
+    @cached_property
+    def palette(self) -> NDArray[np.uint8]:
+        """Index to colour, (256, 3) uint8: classes, anomalies, and black for ignored pixels."""
+        palette = np.full((256, 3), _ANOMALY_COLOUR, dtype=np.uint8)
+        palette[: self.num_classes] = list(self.class_colours.values())
+        palette[self.num_classes : self.anomaly_index] = _NORMAL_COLOUR
+        palette[IGNORE_INDEX] = 0
+        return palette
+
+    @cached_property
+    def lookup(self) -> tuple[int, ...]:
+        """Index by the value in a label file, 256 entries; values that are no key are ignored."""
+        return tuple(self.index_of.get(value, IGNORE_INDEX) for value in range(256))
+
+    @cached_property
+    def test_values(self) -> tuple[int, ...]:
+        """The values that a label file of the test split may hold, in rising order."""
+        return tuple(sorted(self.index_of))
+
+    @cached_property
+    def training_values(self) -> tuple[int, ...]:
+        """Those that a label file of another split may hold: no anomalies."""
+        return tuple(
+            value
+            for value in self.test_values
+            if self.index_of[value] < self.anomaly_index or self.index_of[value] == IGNORE_INDEX
+        )
+
+    def class_indices(self, names: Iterable[str]) -> tuple[int, ...]:
+        """Class names, such as "traffic sign" -> their indices.
+
+        Raises:
+            UnknownClass: a name that the data set does not have.
+        """
+        names = list(names)
+        for name in names:
+            if name not in self.class_colours:
+                raise UnknownClass(
+                    f"there is no class {name!r}; the classes: {', '.join(self.class_names)}"
+                )
+        return tuple(self.class_names.index(name) for name in names)

@@ -1,0 +1,209 @@
+"""Pictures and videos of the user's own, as inputs of the network: no labels, no data set."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dataset.loaders import worker_options
+from dataset.pictures import COLOUR_MODES
+from dataset.transforms import LARGEST_SCALE, TEST_SCALES, byte_tensor, scaled_images
+from errors import PansError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
+# Pillow hands some other formats to outside programs.
+PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+SMALLEST_SIDE = 8
+
+
+class Unreadable(PansError):
+    """A picture or a video that cannot be looked at; the message names it and says why."""
+
+
+class VideoSupportMissing(PansError):
+    """There is a video, and the package that reads videos is not installed."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture or a video; `name` is what its results are called, without a suffix."""
+
+    path: Path
+    name: str
+
+    @property
+    def is_video(self) -> bool:
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
+
+
+class PictureSample(NamedTuple):
+    """A picture at every scale it is looked at.
+
+    Attributes:
+        name: of its results.
+        images: one (3, h, w) float32 tensor a scale, normalised.
+        picture: (H, W, 3) uint8 RGB, upright.
+    """
+
+    name: str
+    images: list[Tensor]
+    picture: Tensor
+
+
+def find_sources(paths: Sequence[str], without: Path) -> tuple[list[Source], list[Unreadable]]:
+    """Files as they are named, and all pictures and videos below the folders, in order.
+
+    A file's results go by its name, those of a file in a folder by its path in that folder; a
+    name that is taken gets a number. Hidden files are left out.
+
+    Args:
+        without: a folder to leave out: that of the results.
+
+    Returns:
+        What was found, and what was not.
+    """
+    sources: list[Source] = []
+    problems: list[Unreadable] = []
+    taken: set[str] = set()
+    for path in map(Path, paths):
+        files = _files_below(path, without.resolve()) if path.is_dir() else [path]
+        if not path.exists():
+            problems.append(Unreadable(f"{path} does not exist"))
+        elif not files:
+            known = ", ".join((*PICTURE_SUFFIXES, *VIDEO_SUFFIXES))
+            problems.append(Unreadable(f"{path} holds no picture and no video ({known})"))
+        else:
+            for file in files:
+                relative = file.relative_to(path) if path.is_dir() else Path(file.name)
+                name = _free_name(relative.with_suffix("").as_posix(), taken)
+                taken.add(name)
+                sources.append(Source(file, name))
+    return sources, problems
+
+
+def _files_below(folder: Path, without: Path) -> list[Path]:
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES)
+        and path.is_file()
+        and not path.name.startswith(".")
+        and not path.resolve().is_relative_to(without)
+    ]
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    candidate, number = name, 1
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    return candidate
+
+
+def check_video_support(sources: Sequence[Source]) -> None:
+    """Whether every source could be read at all.
+
+    Raises:
+        VideoSupportMissing: there is a video and PyAV is not installed.
+    """
+    video = next((source for source in sources if source.is_video), None)
+    if video is not None and find_spec("av") is None:
+        raise VideoSupportMissing(
+            f"{video.path} is a video, and the optional package av, which reads videos, is not "
+            "installed; pip install av"
+        )
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Decode a picture as RGB, alpha dropped, turned upright as its EXIF data says.
+
+    Raises:
+        Unreadable: missing, damaged, of more than 8 bits a channel, or tiny.
+    """
+    try:
+        with Image.open(path, formats=PICTURE_FORMATS) as picture:
+            mode = picture.mode
+            upright = ImageOps.exif_transpose(picture).convert("RGB")
+    # Decoders meet damaged files with errors of many types; each means the same to the user.
+    except Exception as error:
+        reason = "it is no picture" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise Unreadable(f"{path} cannot be decoded ({reason})") from error
+    if mode not in COLOUR_MODES:
+        raise Unreadable(f"{path} has mode {mode}; expected an 8-bit picture such as RGB")
+    if min(upright.size) < SMALLEST_SIDE:
+        raise Unreadable(
+            f"{path} is {upright.width}x{upright.height}; expected {SMALLEST_SIDE} pixels a side"
+        )
+    return upright
+
+
+def video_frames(path: Path, step: int) -> Iterator[tuple[int, Image.Image]]:
+    """(number, RGB picture) of every `step`-th frame of the first video stream, from frame 0.
+
+    Raises:
+        Unreadable: it cannot be decoded, from the start or any further.
+    """
+    import av  # optional, see check_video_support
+
+    number = -1
+    try:
+        with av.open(str(path)) as container:
+            for number, frame in enumerate(container.decode(video=0)):
+                if number % step == 0:
+                    yield number, frame.to_image()
+    except (av.FFmpegError, OSError, IndexError) as error:
+        where = "" if number < 0 else f" after frame {number}"
+        raise Unreadable(f"{path} cannot be decoded{where} ({error})") from error
+    if number < 0:
+        raise Unreadable(f"{path} holds no frame")
+
+
+def picture_sample(name: str, picture: Image.Image, *, multi_scale: bool) -> PictureSample:
+    """A decoded picture at the scales of the test: five, or the largest of them alone."""
+    scales = TEST_SCALES if multi_scale else (LARGEST_SCALE,)
+    return PictureSample(name, scaled_images(picture, scales), byte_tensor(picture))
+
+
+class Pictures(Dataset[PictureSample | Unreadable]):
+    """Pictures as samples; one that cannot be read is the error, so that the others go on."""
+
+    def __init__(self, sources: Sequence[Source], *, multi_scale: bool) -> None:
+        self.sources, self.multi_scale = sources, multi_scale
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> PictureSample | Unreadable:
+        source = self.sources[index]
+        try:
+            picture = read_picture(source.path)
+        except Unreadable as error:
+            return error
+        return picture_sample(source.name, picture, multi_scale=self.multi_scale)
+
+
+def samples_of(
+    sources: Sequence[Source], *, multi_scale: bool, frame_step: int, num_workers: int
+) -> Iterator[PictureSample | Unreadable]:
+    """All pictures, then all frames of the videos, NAME/000000 and on; errors among them."""
+    pictures = [source for source in sources if not source.is_video]
+    if pictures:
+        yield from DataLoader(
+            Pictures(pictures, multi_scale=multi_scale),
+            batch_size=None,
+            **worker_options(num_workers),
+        )
+    for source in sources:
+        if source.is_video:
+            try:
+                for number, frame in video_frames(source.path, frame_step):
+                    name = f"{source.name}/{number:06d}"
+                    yield picture_sample(name, frame, multi_scale=multi_scale)
+            except Unreadable as error:
+                yield error

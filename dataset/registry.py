@@ -1,0 +1,50 @@
+"""All data sets by the names that --dataset takes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from dataset.base import SegmentationDataset
+from dataset.bdd_anomaly import BddAnomaly
+from dataset.description import DatasetInfo, Split
+from dataset.fishyscapes import FishyscapesLostAndFound
+from dataset.folder import Folder
+from dataset.road_anomaly import RoadAnomaly
+from dataset.segment_me_if_you_can import RoadAnomaly21, RoadObstacle21
+from dataset.streethazards import StreetHazards
+
+DATASETS: dict[str, type[SegmentationDataset]] = {
+    "streethazards": StreetHazards,
+    "bdd_anomaly": BddAnomaly,
+    "fishyscapes_lostandfound": FishyscapesLostAndFound,
+    "road_anomaly": RoadAnomaly,
+    "road_anomaly_21": RoadAnomaly21,
+    "road_obstacle_21": RoadObstacle21,
+    "folder": Folder,
+}
+TRAINING_SETS = ("streethazards", "bdd_anomaly")
+"""Those whose classes --trained_on can name."""
+
+
+def describe(name: str, root: str | Path, trained_on: str | None = None) -> DatasetInfo:
+    """The description of a data set.
+
+    Args:
+        trained_on: the data set that gives the classes, where the labels tell none; StreetHazards
+            if None.
+
+    Raises:
+        DatasetNotFound, BadSample: the classes of `folder` cannot be read from `root`.
+    """
+    info = DATASETS[name].describe(Path(root))
+    if trained_on is None or info.has_class_labels:
+        return info
+    return replace(info, class_colours=DATASETS[trained_on].published_info.class_colours)
+
+
+def open_dataset(name: str, root: str | Path, split: Split) -> SegmentationDataset:
+    """A split of a data set.
+
+    Raises:
+        NoSuchSplit, DatasetNotFound, BadSample: as `SegmentationDataset`.
+    """
+    return DATASETS[name](root, split)

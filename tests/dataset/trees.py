@@ -1,0 +1,87 @@
+"""Small trees in the official layouts of data sets, with known pixels."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+Pixels = np.ndarray
+
+
+def save(path: Path, pixels: Pixels) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lossless = {"lossless": True} if path.suffix == ".webp" else {}
+    Image.fromarray(pixels).save(path, **lossless)
+
+
+def noise(number: int, size: tuple[int, int] = (96, 64)) -> Pixels:
+    return np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+
+
+def label(values: tuple[int, ...], size: tuple[int, int] = (96, 64)) -> Pixels:
+    """Upright stripes of equal width of the given values."""
+    columns = np.arange(size[0]) * len(values) // size[0]
+    return np.tile(np.array(values, dtype=np.uint8)[columns], (size[1], 1))
+
+
+def write_bdd100k(root: Path, layout: int = 0) -> None:
+    """Four training and three validation images; train/b, train/d and val/c hold anomalies."""
+    images, labels, ending = (
+        ("seg/images", "seg/labels", "_train_id"),
+        ("seg/images", "seg/train_labels", "_train_id"),
+        ("images/10k", "labels/sem_seg/masks", ""),
+    )[layout]
+    contents = {
+        "train": {"a": (0, 1), "b": (0, 16), "c": (15, 255), "d": (17, 18)},
+        "val": {"a": (3, 4), "b": (5, 6), "c": (10, 18, 255)},
+    }
+    for split, files in contents.items():
+        for number, (name, values) in enumerate(files.items()):
+            save(root / "bdd100k" / images / split / f"{name}.jpg", noise(number))
+            save(root / "bdd100k" / labels / split / f"{name}{ending}.png", label(values))
+
+
+def write_fishyscapes(root: Path) -> None:
+    frames = {
+        "train/04_Maurener_Weg_8": "04_Maurener_Weg_8_000000_000030",
+        "test/02_Hanns_Klemm_Str_44": "02_Hanns_Klemm_Str_44_000001_000190",
+    }
+    for number, (folder, frame) in enumerate(frames.items()):
+        save(root / "leftImg8bit" / folder / f"{frame}_leftImg8bit.png", noise(number))
+        name = f"{number:04d}_{frame}_labels.png"
+        save(root / "fishyscapes_lostandfound" / name, label((0, 1, 255)))
+
+
+def write_road_anomaly(root: Path) -> None:
+    folder = root / "RoadAnomaly_jpg"
+    for number, name in enumerate(("animals01_cow", "rock02_road")):
+        save(folder / "frames" / f"{name}.jpg", noise(number))
+        save(folder / "frames" / f"{name}.labels" / "labels_semantic.png", label((0, 2)))
+    frames = ["animals01_cow.jpg", "rock02_road.jpg"]
+    (folder / "frame_list.json").write_text(json.dumps(frames))
+
+
+def write_track(root: Path, track: str, suffix: str) -> None:
+    """Two validation images with labels (and their coloured copies), one test image without."""
+    folder = root / track
+    for number in range(2):
+        name = f"validation{number:04d}"
+        save(folder / "images" / f"{name}{suffix}", noise(number))
+        save(folder / "labels_masks" / f"{name}_labels_semantic.png", label((0, 1, 255)))
+        save(folder / "labels_masks" / f"{name}_labels_semantic_color.png", noise(number))
+    save(folder / "images" / f"airplane0000{suffix}", noise(9))
+
+
+CLASSES = "road 128 64 128\ntraffic sign 220 220 0\n\ncar 0 0 142\n"
+
+
+def write_folder(root: Path, *, train: int = 4, validation: int = 1, test: int = 2) -> None:
+    """Three classes; labels hold them, 255 and, in the test split, 3 as the anomaly."""
+    for split, count in (("train", train), ("validation", validation), ("test", test)):
+        for number in range(count):
+            suffix = (".png", ".jpg", ".webp")[number % 3]
+            values = (0, 1, 2, 255) + (3,) * (split == "test")
+            save(root / "images" / split / "town" / f"{number}{suffix}", noise(number))
+            save(root / "labels" / split / "town" / f"{number}.png", label(values))
+    (root / "classes.txt").write_text(CLASSES)
