@@ -7,6 +7,7 @@ from argparser import Options, parse_options
 from errors import PansError
 from modules.abn import describe_norm
 from train import Trainer
+from utils.determinism import make_deterministic
 from utils.distributed import (
     USER_ERROR,
     default_nproc,
@@ -17,33 +18,31 @@ from utils.distributed import (
     start_process,
 )
 from utils.logger import Logger
-
-CHARTS = {
-    "loss": ["train/loss", "validation/Loss"],
-    "validation": ["validation/Mean IoU", "validation/Overall Acc", "validation/Mean Acc"],
-}
+from utils.results import log_start
 
 
 def work(options: Options) -> None:
     """What one process does, from joining the others to leaving them."""
-    process = start_process(options.local_rank)
+    if options.deterministic:
+        make_deterministic()
+    process = start_process(options.local_rank, options.timeout)
     with Logger(options.log_folder if process.is_main else None) as logger:
         trainer = Trainer(options, process, logger)
-        logger.table("options", options.to_dict())
-        logger.layout(CHARTS)
         if process.is_main:
             print(f"{process.world_size} x {process.device.type}, {trainer.precision}")
             print(describe_norm(options.norm_act, process.device))
             for note in options.notes:
                 print(f"note: {note}")
-        if not options.test:
+        if options.test:
+            log_start(logger, options.to_dict())
+        else:
             trainer.fit()
         trainer.test()
     end_process()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run PAnS; returns the exit code: 0, 1 for a bug, 2 for an error that the user can mend."""
+    """Run PAnS; returns the exit code, see `run_reporting`."""
     argv = sys.argv[1:] if argv is None else argv
     if launched():
         return run_reporting(lambda: work(parse_options(argv)))

@@ -20,6 +20,7 @@ from dataset.transforms import (
     scaled_images,
     training_sample,
 )
+from dataset.worker_signals import only_parent_ends
 from errors import PansError
 
 
@@ -141,8 +142,12 @@ def training_loader(
     num_workers: int,
     rank: int,
     world_size: int,
+    timeout: float = 0,
 ) -> DataLoader[Sample]:
     """Load the train split in shuffled, whole batches.
+
+    Args:
+        timeout: seconds to wait for a batch of the workers; 0 waits for ever.
 
     Yields:
         Sample of image (batch_size, 3, crop_size, crop_size) and label (batch_size, crop_size,
@@ -165,7 +170,7 @@ def training_loader(
         batch_size=batch_size,
         sampler=sampler,
         drop_last=True,
-        **_worker_options(num_workers),
+        **_worker_options(num_workers, timeout),
     )
 
 
@@ -177,12 +182,14 @@ def evaluation_loader(
     num_workers: int,
     rank: int,
     world_size: int,
+    timeout: float = 0,
 ) -> DataLoader[EvaluationSample]:
     """Load whole images one at a time, without a batch dimension, each on one rank only.
 
     Args:
         multi_scale: True for the five test scales, False for the largest of them; None for
             validation, at full size.
+        timeout: seconds to wait for an image of the workers; 0 waits for ever.
 
     Yields:
         EvaluationSample. Sizes may differ between images, and the number of images between ranks
@@ -194,14 +201,18 @@ def evaluation_loader(
         samples,
         batch_size=None,
         sampler=range(rank, len(samples), world_size),
-        **_worker_options(num_workers),
+        **_worker_options(num_workers, timeout),
     )
 
 
-def _worker_options(num_workers: int) -> dict[str, Any]:
+def _worker_options(num_workers: int, timeout: float) -> dict[str, Any]:
     workers = worker_count(num_workers)
     return {
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": torch.cuda.is_available(),
+        "timeout": timeout if workers else 0,
+        "worker_init_fn": only_parent_ends,
+        # A loader draws a seed for its workers, which shall not come from dropout's generator.
+        "generator": torch.Generator(),
     }

@@ -1,10 +1,17 @@
-"""Checkpoints on disk: written whole or not at all, read without running any code of theirs."""
+"""Checkpoints on disk: written whole or not at all, read without running any code of theirs.
+
+A checkpoint is the zip archive of `torch.save`, which any torch reads. Its SHA-256 is the archive's
+comment, so that the two can't part.
+"""
 
 import contextlib
+import hashlib
 import os
 import pickle
 import re
+import struct
 from collections.abc import Iterable, Mapping
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +26,12 @@ _MODEL_KEYS = ("model_state", "model_state_dict", "state_dict", "model")
 _COUNTER = ".num_batches_tracked"
 _SHOWN = 3
 
+# A zip archive ends with a record of 22 bytes, the last two of which are the comment's length.
+_END_RECORD = b"PK\x05\x06"
+_END_RECORD_BYTES = 22
+_SEAL = b"PAnS SHA-256 "
+_SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size
+
 # Best scores and the like were saved as numpy scalars, by numpy 1 (numpy.core) and 2 (numpy._core).
 _NUMPY_SCALARS: list[Any] = [
     np.dtype,
@@ -32,10 +45,25 @@ class CheckpointError(PansError):
     """A checkpoint that is missing, unreadable, or of another network."""
 
 
-def save_checkpoint(path: Path | str, state: Mapping[str, Any]) -> None:
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint that is missing, cut off or altered: an older one may serve instead."""
+
+
+def previous_path(path: Path) -> Path:
+    """Where the checkpoint before `path` is kept: NAME_previous.pth for NAME.pth."""
+    return path.with_stem(f"{path.stem}_previous")
+
+
+def save_checkpoint(
+    path: Path | str, state: Mapping[str, Any], *, keep_previous: bool = False
+) -> None:
     """Write `state` to `path`: whatever happens meanwhile, `path` holds the old or the new state.
 
-    The state goes to a temporary file in the same folder, is synced to the disk and then renamed.
+    The state goes to a temporary file in the same folder, gets its checksum, is synced to the disk
+    and then renamed.
+
+    Args:
+        keep_previous: leave what `path` held as `previous_path(path)`.
 
     Raises:
         CheckpointError: the folder cannot be written to, or the disk is full.
@@ -44,10 +72,13 @@ def save_checkpoint(path: Path | str, state: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:
             torch.save(dict(state), file)
+            _seal(file)
             file.flush()
             os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            _keep(path)
         temporary.replace(path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
@@ -62,6 +93,46 @@ def save_checkpoint(path: Path | str, state: Mapping[str, Any]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _seal(file: BufferedRandom) -> None:
+    """Make the archive's SHA-256 its comment."""
+    end = file.seek(-_END_RECORD_BYTES, os.SEEK_END)
+    if file.read(len(_END_RECORD)) != _END_RECORD:
+        raise RuntimeError("torch.save has not written a zip archive without a comment")
+    file.seek(end + _END_RECORD_BYTES - 2)
+    file.write(struct.pack("<H", _SEAL_BYTES))
+    file.seek(0)
+    file.write(_SEAL + hashlib.file_digest(file, "sha256").digest())
+
+
+def _seal_is_broken(path: Path) -> bool:
+    """Whether the file has a checksum that is not its own; files of other programs have none."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        tail_start = file.seek(max(0, size - 2 * _SEAL_BYTES))
+        before, seal, digest = file.read().rpartition(_SEAL)
+        if not seal:
+            return False
+        unread = tail_start + len(before)
+        file.seek(0)
+        found = hashlib.sha256()
+        while block := file.read(min(unread, 1 << 20)):
+            found.update(block)
+            unread -= len(block)
+    return found.digest() != digest
+
+
+def _keep(path: Path) -> None:
+    """Give `path` its second name, `previous_path`, without a moment in which it has none."""
+    link = path.with_name(f".{path.name}.link")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without hard links: the newer file is whole and comes next
+        path.replace(previous_path(path))
+    else:
+        link.replace(previous_path(path))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -80,12 +151,16 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}; check its name, or train first")
+        raise DamagedCheckpoint(f"there is no checkpoint {path}; check its name, or train first")
     try:
+        if _seal_is_broken(path):
+            raise _damaged(path, "another SHA-256 than it was written with")
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except DamagedCheckpoint:
+        raise
     except Exception as error:
-        raise CheckpointError(_unreadable(path, error)) from error
+        raise _unreadable(path, error) from error
     if not isinstance(state, dict):
         raise CheckpointError(
             f"the checkpoint {path} holds a {type(state).__name__} where a dict was expected"
@@ -93,18 +168,22 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     return state
 
 
-def _unreadable(path: Path, error: Exception) -> str:
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
     if isinstance(error, PermissionError):
-        return f"the checkpoint {path} may not be read; check its rights"
+        return CheckpointError(f"the checkpoint {path} may not be read; check its rights")
     forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and forbidden:
-        return (
+        return CheckpointError(
             f"the checkpoint {path} asks to load {forbidden[1]}, which could run code, and is "
             "refused; save it again as tensors and plain values"
         )
-    return (
+    return _damaged(path, type(error).__name__)
+
+
+def _damaged(path: Path, reason: str) -> DamagedCheckpoint:
+    return DamagedCheckpoint(
         f"the checkpoint {path} is damaged or no checkpoint ({path.stat().st_size} bytes, "
-        f"{type(error).__name__}); copy it again or use another one"
+        f"{reason}); copy it again or use another one"
     )
 
 

@@ -11,8 +11,20 @@ from dataset import CLASS_NAMES
 from metrics.report import markdown_table, write_results
 from utils.logger import Logger
 
+CHARTS = {
+    "loss": ["train/loss", "validation/Loss"],
+    "validation": ["validation/Mean IoU", "validation/Overall Acc", "validation/Mean Acc"],
+}
+"""TensorBoard's charts that show several tags together."""
+
 _FRACTIONS = ("Mean IoU", "Overall Acc", "Mean Acc", "FreqW Acc")
 _PERCENT = ("AUROC", "AUPR", "FPR95")
+
+
+def log_start(logger: Logger, options: Mapping[str, Any]) -> None:
+    """The run's options and charts, once a run."""
+    logger.table("options", options)
+    logger.layout(CHARTS)
 
 
 def log_segmentation(
