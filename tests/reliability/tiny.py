@@ -13,6 +13,7 @@ import run
 import train
 from modules.abn import InPlaceABN
 from modules.segmentation import TrainingLogits
+from utils.logger import Logger
 
 
 class TinyNetwork(nn.Module):
@@ -35,6 +36,7 @@ def tiny_network(*words: object, plain: bool) -> TinyNetwork:
 
 def main() -> int:
     train.build_model = tiny_network
+    Logger.figure = lambda *_: None  # drawing takes longer than all the rest
     run.__file__ = __file__  # what `launch` starts in every process
     return run.main()
 
