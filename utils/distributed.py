@@ -25,6 +25,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.rendezvous import rendezvous
 
 from errors import PansError
 from utils.faults import known_fault, message_of, signal_and_cause
@@ -149,6 +150,7 @@ def start_process(
         on_gpu, timeout = device.type == "cuda", timedelta(seconds=timeout_seconds)
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
+            store=_fresh_store(rank, world_size, timeout),
             rank=rank,
             world_size=world_size,
             timeout=timeout,
@@ -156,6 +158,18 @@ def start_process(
         )
         host_group = dist.new_group(backend="gloo", timeout=timeout)
     return Process(rank, local_rank, world_size, device, host_group)
+
+
+def _fresh_store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+    """Where the processes find each other, free of what those before a restart have left there.
+
+    torchrun keeps one store over its restarts, in which the new processes would find the addresses
+    of the old ones. Only the agent of a single node counts restarts as all of its processes do.
+    """
+    store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return store
+    return dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
 
 
 def end_process() -> None:
