@@ -1,11 +1,11 @@
-"""Leave torch's CUDA packages out of a lock file: which of them torch wants depends on its wheel."""
+"""Leave torch's CUDA packages out of a lock file: torch's wheel decides which of them it wants."""
 
 import re
 import sys
 
 HEAD = """\
 # Made by `make lock`. torch and torchvision, with the CUDA packages that they bring, are pinned by
-# version in requirements.txt: their wheels differ from machine to machine, so that no hash fits all.
+# version in requirements.txt: their wheels differ between machines, so that no hash fits all.
 """
 
 if __name__ == "__main__":

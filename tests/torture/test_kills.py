@@ -16,7 +16,10 @@ from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 TINY = Path(__file__).parents[1] / "reliability/tiny.py"
 KILLS = int(os.environ.get("TORTURE_KILLS", "3"))
-FLAGS = ["--default", "--no_pretrained", "--crop_size", "48", "--epochs", "60", "--val_interval", "60", "--num_workers", "0", "--sample_num", "0", "--ckpt_minutes", "1e-9"]
+FLAGS = [
+    *("--default", "--no_pretrained", "--crop_size", "48", "--epochs", "60"),
+    *("--val_interval", "60", "--num_workers", "0", "--sample_num", "0", "--ckpt_minutes", "1e-9"),
+]
 
 
 @pytest.fixture(scope="module")
