@@ -46,7 +46,7 @@ def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 def test_kills_at_random_moments_lose_nothing(folder: Path) -> None:
     assert start(folder, "whole").wait() == 0
-    moments = random.Random(0)
+    moments, killed = random.Random(0), 0
     path = folder / "checkpoints/streethazards/killed.pth"
     for _ in range(KILLS):
         before = path.stat().st_mtime_ns if path.exists() else 0
@@ -55,8 +55,10 @@ def test_kills_at_random_moments_lose_nothing(folder: Path) -> None:
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        killed += process.wait() == -signal.SIGKILL
         load_checkpoint(path)
+    print(f"{killed} of {KILLS} runs were killed before their end")
+    assert killed
     assert start(folder, "killed").wait() == 0
     found, expected = weights(folder, "killed"), weights(folder, "whole")
     assert all(torch.equal(found[name], value) for name, value in expected.items())
