@@ -10,7 +10,7 @@ TORCH_CUDA_ARCH_LIST ?= $(shell $(BIN)/python -c \
 EPOCHS ?= 9
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench bench-metrics iabn clean
+.PHONY: help install demo test check bench bench-metrics torture lock audit iabn clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,19 @@ bench-metrics: .venv/installed-dev ## the metrics against scikit-learn and torch
 
 # The package links libcudart and asks torch for its build flags, so it needs both at hand and no
 # isolated build environment.
+torture: .venv/installed-dev ## kill, hang and fill up what runs, many times; the rubbish reader 100,000 times
+	FUZZ_RUNS=100000 TORTURE_KILLS=40 $(BIN)/python -m pytest tests/reliability tests/torture
+
+lock: ## make requirements.lock anew (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+		--no-emit-index-url --no-emit-find-links --no-emit-package torch \
+		--no-emit-package torchvision requirements.txt requirements-dev.txt | \
+		$(PYTHON) .ci/lock.py > requirements.lock
+
+audit: .venv/installed ## look the pinned packages up among known vulnerabilities (needs the network)
+	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --requirement requirements.lock --disable-pip
+
 iabn: .venv/iabn ## build the kernels of the inplace-abn package for CUDA (needs nvcc)
 
 .venv/iabn: .venv/installed

@@ -134,6 +134,15 @@ class Options:
         "run", "./checkpoints", "checkpoints go to CHECKPOINTS/DATASET/NAME.pth", _PATH
     )
     ckpt: str | None = _flag("run", None, "checkpoint to continue from", _PATH, str, "none")
+    restart: bool = _flag(
+        "run",
+        False,
+        "begin anew (with the weights of --ckpt) and keep older files aside",
+    )
+    accept_changes: bool = _flag(
+        "run", False, "continue a checkpoint with other flags or processes"
+    )
+    deterministic: bool = _flag("run", False, "same seed, same numbers, at the cost of speed")
     print_interval: int = _flag("run", 10, "iterations between two reports of the loss", _COUNT)
 
     data_root: str = _flag("data", "data", "folder that holds the data set", _PATH)
@@ -209,6 +218,15 @@ class Options:
     lr_power: float = _flag("training", 0.9, "poly: exponent", _ZERO_OR_ABOVE)
     deepsup: float = _flag("training", 0.4, "weight of the deep supervision's loss", _ZERO_OR_ABOVE)
     ckpt_interval: int = _flag("training", 1, "epochs between two checkpoints", _COUNT)
+    ckpt_minutes: float = _flag(
+        "training", 15.0, "minutes between two checkpoints inside an epoch", _ABOVE_ZERO
+    )
+    clip_grad_norm: float | None = _flag(
+        "training", None, "largest L2 norm of all gradients", _ABOVE_ZERO, float, "none"
+    )
+    max_bad_steps: int = _flag(
+        "training", 10, "steps in a row without finite loss and gradients that end the run", _COUNT
+    )
 
     test: bool = _flag("validation and test", False, "test only, without training")
     ckpt_test: str | None = _flag(
@@ -321,6 +339,9 @@ class Options:
     )
     local_rank: int | None = _flag(
         "launch", None, "set by launchers; LOCAL_RANK wins over it", _COUNT_OR_NONE, int, "0"
+    )
+    timeout: float = _flag(
+        "launch", 600.0, "seconds to wait for another process or for a loader", _ABOVE_ZERO
     )
 
     def __post_init__(self) -> None:

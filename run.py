@@ -9,6 +9,7 @@ from errors import PansError
 from modules.abn import describe_norm
 from predict import export, predict, stored_flags
 from train import Trainer
+from utils.determinism import make_deterministic
 from utils.distributed import (
     USER_ERROR,
     default_nproc,
@@ -19,22 +20,7 @@ from utils.distributed import (
     start_process,
 )
 from utils.logger import Logger
-
-CHARTS = {
-    "training": {
-        "loss": ["train/loss", "validation/Loss"],
-        "learning rate": ["train/lr"],
-        "images per second": ["train/images_per_second"],
-    },
-    "validation": {
-        "IoU and accuracies": [
-            "validation/Mean IoU",
-            "validation/Overall Acc",
-            "validation/Mean Acc",
-        ],
-        "IoU of every class": ["validation_iou/.*"],
-    },
-}
+from utils.results import log_start
 
 
 def read_options(argv: Sequence[str]) -> Options:
@@ -50,21 +36,23 @@ def work(options: Options) -> None:
     if options.export:
         export(options)
         return
-    process = start_process(options.local_rank)
+    if options.deterministic:
+        make_deterministic()
+    process = start_process(options.local_rank, options.timeout)
     if options.predict:
         predict(options, process)
         end_process()
         return
     with Logger(options.log_folder if process.is_main else None) as logger:
         trainer = Trainer(options, process, logger)
-        logger.table("options", options.to_dict())
-        logger.layout(CHARTS)
         if process.is_main:
             print(f"{process.world_size} x {process.device.type}, {trainer.precision}")
             print(describe_norm(options.norm_act, process.device))
             for note in options.notes:
                 print(f"note: {note}")
-        if not options.test:
+        if options.test:
+            log_start(logger, options.to_dict())
+        else:
             trainer.fit()
         trainer.test()
         for line in trainer.skipped.report():
@@ -74,7 +62,7 @@ def work(options: Options) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run PAnS; returns the exit code: 0, 1 for a bug, 2 for an error that the user can mend."""
+    """Run PAnS; returns the exit code, see `run_reporting`."""
     argv = sys.argv[1:] if argv is None else argv
     if launched():
         return run_reporting(lambda: work(read_options(argv)))

@@ -35,14 +35,34 @@ from modules.pretrained import backbone_weights, load_backbone
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer, upsample
 from utils.checkpoint import load_checkpoint, load_model_state, model_state, save_checkpoint
 from utils.curves import log_anomaly_figures, log_prototypes
-from utils.distributed import Process, first_on_each_machine, sum_over_processes
+from utils.distributed import (
+    Process,
+    first_on_each_machine,
+    from_main,
+    gather_objects,
+    sum_over_processes,
+    wait_for_all,
+)
 from utils.extremes import Extremes
+from utils.interruption import Interrupted, Interruption, command_to_continue
 from utils.logger import Logger
 from utils.max_logits import training_statistics
 from utils.panels import Panels
-from utils.results import log_segmentation, report_results
-from utils.scheduler import make_scheduler
+from utils.results import log_segmentation, log_start, report_results
+from utils.resume import (
+    Position,
+    Shape,
+    describe_start,
+    is_continued,
+    load_training_state,
+    options_to_record,
+    position_in,
+    random_state,
+    starting_checkpoint,
+)
+from utils.scheduler import go_to, make_scheduler
 from utils.skipped import SkippedFiles
+from utils.step_guard import StepGuard, check_row
 from utils.visualize import sample_panel
 
 BACKBONES = Path("pretrained")
@@ -79,6 +99,8 @@ class Trainer:
         self.precision = options.precision or default_precision(process.device)
         self.epoch = self.iteration = 0  # done so far
         self.best_score = -1.0  # validation mIoU
+        self.last_report: dict[str, float] = {}  # that of the step just done, if it had one
+        self.interruption = Interruption(options.ckpt_minutes, process.host_group)
         torch.manual_seed(options.random_seed)  # the same initial weights in every process
         self.model = build_model(
             options.backbone,
@@ -97,38 +119,42 @@ class Trainer:
         """Train up to `epochs`, validating and saving as often as the options say."""
         options = self.options
         self._prepare_training()
-        while self.epoch < options.epochs:
-            self.train_epoch()
-            self.epoch += 1
-            last = self.epoch == options.epochs
-            if last or self.epoch % options.val_interval == 0:
-                score = self.validate()
+        with self.interruption:
+            while self.epoch < options.epochs:
+                self.train_epoch()
+                done = self.epoch + 1
+                last = done == options.epochs
+                validated = last or done % options.val_interval == 0
+                score = self.validate() if validated else self.best_score
+                self.epoch = done  # only now, so that a validation that was broken off is repeated
                 if score > self.best_score:
                     self.best_score = score
                     self._save(options.best_checkpoint_path)
-            if last or self.epoch % options.ckpt_interval == 0:
-                self._save(options.checkpoint_path)
+                if last or done % options.ckpt_interval == 0:
+                    self._save(options.checkpoint_path)
 
     def train_epoch(self) -> None:
-        """One pass over the training set, with a report every `print_interval` steps."""
+        """What is left of a pass over the training set; a report every `print_interval` steps."""
         interval = self.options.print_interval
         self.model.train()
         assert isinstance(self.loader.sampler, EpochSampler)
-        self.loader.sampler.set_epoch(self.epoch)
+        first = Position(self.epoch, self.iteration).first_step(self.shape)
+        self.loader.sampler.set_epoch(self.epoch, first * self.options.accumulate)
         batches = iter(self.loader)
-        bar = self._progress(range(self.steps_per_epoch), f"epoch {self.epoch + 1}")
-        losses = torch.zeros((), device=self.process.device)
-        start = time.perf_counter()
+        bar = self._progress(range(first, self.shape.steps_per_epoch), f"epoch {self.epoch + 1}")
+        if first == 0:
+            self.guard.start_interval()
+        start, start_iteration = time.perf_counter(), self.iteration
         for step in bar:
-            losses += self.train_step(batches)
+            self.last_report = {}
+            self.train_step(batches)
             if (step + 1) % interval == 0:
-                report = self._training_report(losses / interval, time.perf_counter() - start)
-                self.logger.scalars(
-                    {f"train/{name}": value for name, value in report.items()}, self.iteration
-                )
+                speed = (self.iteration - start_iteration) / (time.perf_counter() - start)
+                report = self._training_report(speed)
+                self._log_report(report)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in report.items()})
-                losses.zero_()
-                start = time.perf_counter()
+                start, start_iteration = time.perf_counter(), self.iteration
+            self._answer_demands()
 
     def train_step(self, batches: Iterator[Sample]) -> Tensor:
         """One step of the optimizer on the next `accumulate` batches; returns their mean loss."""
@@ -146,21 +172,42 @@ class Trainer:
                 loss = (loss + self.options.deepsup * deepsup_loss) / accumulate
                 loss.backward()
             step_loss += loss.detach()
-        self.optimizer.step()
+        self.guard.step(step_loss)
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.iteration += 1
         return step_loss
 
-    def _training_report(self, loss: Tensor, seconds: float) -> dict[str, float]:
+    def _training_report(self, steps_per_second: float) -> dict[str, float]:
         """Means over the last `print_interval` steps of all processes; waits for the device."""
         options, processes = self.options, self.process.world_size
-        images = options.print_interval * options.accumulate * options.batch_size * processes
-        return {
+        tally = self.guard.read()
+        advice = f"{options.checkpoint_path} is the last checkpoint, if one was written"
+        check_row(tally, options.max_bad_steps, self.iteration, advice)
+        loss = torch.tensor(tally.loss, device=self.process.device)
+        report = {
             "loss": sum_over_processes(loss).item() / processes,
             "lr": float(self.scheduler.get_last_lr()[0]),
-            "images_per_second": images / seconds,
+            "images_per_second": steps_per_second
+            * (options.accumulate * options.batch_size * processes),
         }
+        return report | ({"skipped_steps": tally.skipped} if tally.skipped else {})
+
+    def _log_report(self, report: dict[str, float]) -> None:
+        self.last_report = report
+        self.logger.scalars(
+            {f"train/{name}": value for name, value in report.items()}, self.iteration
+        )
+
+    def _answer_demands(self) -> None:
+        """Save and leave, if a signal or the clock demands it of any process."""
+        demand = self.interruption.demand()
+        if demand.save:
+            self._save(self.options.checkpoint_path)
+        if demand.stop:
+            wait_for_all(self.process)  # or the first to leave would end the one that saves
+            done = f"step {self.iteration} is saved in {self.options.checkpoint_path}"
+            raise Interrupted(demand.stop, f"{done}; go on with: {command_to_continue()}")
 
     # Validation
 
@@ -173,7 +220,10 @@ class Trainer:
         confusion = ConfusionMatrix(options.num_classes, device)
         panels = Panels(_images_of(loader), options.sample_num, self.info)
         loss_and_images = torch.zeros(2, dtype=torch.float64, device=device)
-        for sample in self._progress(loader, "validation"):
+        images_of_each = _images_of(loader) // self.process.world_size
+        for number, sample in enumerate(self._progress(loader, "validation")):
+            if number < images_of_each:  # some processes have one image more
+                self._answer_demands()
             label, size = self._to_device(sample.label), sample.label.shape
             evidence = scorer.look(sample.images, size, sample.picture, sample.index)
             full_logits = upsample(evidence.logits[0], size)
@@ -286,9 +336,10 @@ class Trainer:
             world_size=process.world_size,
             dataset=options.dataset,
             skip_bad_files=options.skip_bad_files,
+            timeout=options.timeout,
         )
         self.skipped.watch("train", self.loader)
-        self.steps_per_epoch = len(self.loader) // options.accumulate
+        self.shape = Shape(len(self.loader) // options.accumulate, process.world_size)
         if options.fix_bn:
             self.model.freeze_norms()
         self.optimizer = torch.optim.SGD(
@@ -297,20 +348,29 @@ class Trainer:
             momentum=options.momentum,
             weight_decay=options.weight_decay,
             nesterov=options.momentum > 0,
+            fused=True,
         )
         self.scheduler = make_scheduler(
             self.optimizer,
             options.lr_policy,
-            total_iterations=options.epochs * self.steps_per_epoch,
+            total_iterations=options.epochs * self.shape.steps_per_epoch,
             power=options.lr_power,
             decay_step=options.lr_decay_step,
             decay_factor=options.lr_decay_factor,
         )
-        if options.ckpt is not None:
-            self._resume()
+        self.guard = StepGuard(self.optimizer, self.model, options.clip_grad_norm)
+        self.recorded_options = options.to_dict()
+        path = from_main(process, lambda: starting_checkpoint(options))
+        if path is not None:
+            self._start_from(path)
         elif not options.no_pretrained:
             self._load_backbone()
-        self.logger.start_at(self.iteration)
+        position = Position(self.epoch, self.iteration)
+        self.logger.start_at(position.first_logged(self.shape))
+        if position.first_logged(self.shape) == self.iteration > 0:
+            self._log_report(self.last_report)  # which the line above has hidden
+        if self.iteration == 0:
+            log_start(self.logger, self.recorded_options)
         self.network: nn.Module = self.model
         if dist.is_initialized():
             self.network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
@@ -323,31 +383,44 @@ class Trainer:
         plain_norms = options.norm_act in ("abn", "std")
         load_backbone(self.model.body, weights, plain_norms=plain_norms)
 
-    def _resume(self) -> None:
-        """Go on from --ckpt: the weights alone, or all that a checkpoint of this code holds."""
-        path = Path(self.options.ckpt or "")
-        checkpoint = load_checkpoint(path)
+    def _start_from(self, path: Path) -> None:
+        """Go on where a checkpoint of a run stands, or begin with its weights alone."""
+        options, checkpoint = self.options, load_checkpoint(path)
+        position = None
+        if is_continued(checkpoint, path, options):
+            position = position_in(checkpoint, path, options, self.shape)
         load_model_state(self.model, model_state(checkpoint), path)
-        if "optimizer_state" in checkpoint:
-            self.optimizer.load_state_dict(checkpoint["optimizer_state"])
-            self.scheduler.load_state_dict(checkpoint["scheduler_state"])
-            self.epoch, self.iteration = checkpoint["epoch"], checkpoint["iteration"]
-            self.best_score = checkpoint["best_score"]
+        if position is not None:
+            self.epoch, self.iteration = position.epoch, position.iteration
+            self.best_score = load_training_state(
+                checkpoint, path, self.optimizer, self.guard, self.process
+            )
+            go_to(self.scheduler, self.iteration)
+            self.last_report = checkpoint.get("last_report", {})
+            self.recorded_options = options_to_record(checkpoint, path, options)
+        if self.process.is_main:
+            print(describe_start(path, position, options, self.shape))
 
     def _save(self, path: Path) -> None:
-        if not self.process.is_main:
-            return
-        state = {
-            "model_state": self.model.state_dict(),
-            "optimizer_state": self.optimizer.state_dict(),
-            "scheduler_state": self.scheduler.state_dict(),
-            "epoch": self.epoch,
-            "iteration": self.iteration,
-            "best_score": self.best_score,
-            "options": self.options.to_dict(),
-            "classes": list(self.info.class_names),
-        }
-        save_checkpoint(path, state)
+        """Write a checkpoint; every process calls this."""
+        own_state = {"random": random_state(self.process.device), "guard": self.guard.state_dict()}
+        processes = gather_objects(own_state)
+        if self.process.is_main:
+            state = {
+                "model_state": self.model.state_dict(),
+                "optimizer_state": self.optimizer.state_dict(),
+                "scheduler_state": self.scheduler.state_dict(),
+                "epoch": self.epoch,
+                "iteration": self.iteration,
+                "best_score": self.best_score,
+                **self.shape._asdict(),
+                "last_report": self.last_report,
+                "processes": processes,
+                "options": self.recorded_options,
+                "classes": list(self.info.class_names),
+            }
+            save_checkpoint(path, state, keep_previous=path == self.options.checkpoint_path)
+        self.interruption.saved()
 
     def _load_tested_weights(self) -> None:
         """Those of --ckpt_test, or of the run's best checkpoint, once it is written."""
@@ -376,6 +449,7 @@ class Trainer:
             world_size=self.process.world_size,
             dataset=self.options.dataset,
             skip_bad_files=self.options.skip_bad_files,
+            timeout=self.options.timeout,
         )
         self.skipped.watch(split, loader)
         return loader

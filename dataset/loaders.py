@@ -24,6 +24,7 @@ from dataset.transforms import (
     scaled_images,
     training_sample,
 )
+from dataset.worker_signals import only_parent_ends
 from errors import PansError
 
 
@@ -183,6 +184,7 @@ def training_loader(
     world_size: int,
     dataset: str = "streethazards",
     skip_bad_files: bool = False,
+    timeout: float = 0,
 ) -> DataLoader[Sample]:
     """Load the train split in shuffled, whole batches.
 
@@ -190,6 +192,7 @@ def training_loader(
         dataset: its name in `dataset.registry`.
         skip_bad_files: put another sample in the place of one that cannot be read, drawn from
             (seed, epoch, index), so that batches do not depend on workers or processes.
+        timeout: seconds to wait for a batch of the workers; 0 waits for ever.
 
     Yields:
         Sample of image (batch_size, 3, crop_size, crop_size) and label (batch_size, crop_size,
@@ -212,7 +215,7 @@ def training_loader(
         batch_size=batch_size,
         sampler=sampler,
         drop_last=True,
-        **worker_options(num_workers),
+        **worker_options(num_workers, timeout),
     )
 
 
@@ -226,6 +229,7 @@ def evaluation_loader(
     world_size: int,
     dataset: str = "streethazards",
     skip_bad_files: bool = False,
+    timeout: float = 0,
 ) -> DataLoader[EvaluationSample]:
     """Load whole images one at a time, without a batch dimension, each on one rank only.
 
@@ -234,6 +238,7 @@ def evaluation_loader(
         skip_bad_files: leave out a sample that cannot be read.
         multi_scale: True for the five test scales, False for the largest of them; None for
             validation, at full size.
+        timeout: seconds to wait for an image of the workers; 0 waits for ever.
 
     Yields:
         EvaluationSample. Sizes may differ between images, and the number of images between ranks
@@ -246,15 +251,19 @@ def evaluation_loader(
         samples,
         batch_size=None,
         sampler=range(rank, len(samples), world_size),
-        **worker_options(num_workers),
+        **worker_options(num_workers, timeout),
     )
 
 
-def worker_options(num_workers: int) -> dict[str, Any]:
-    """A DataLoader's arguments about its workers."""
+def worker_options(num_workers: int, timeout: float = 0) -> dict[str, Any]:
+    """A DataLoader's arguments about its workers; `timeout` as for the loaders."""
     workers = worker_count(num_workers)
     return {
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": torch.cuda.is_available(),
+        "timeout": timeout if workers else 0,
+        "worker_init_fn": only_parent_ends,
+        # A loader draws a seed for its workers, which shall not come from dropout's generator.
+        "generator": torch.Generator(),
     }

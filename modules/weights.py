@@ -15,6 +15,7 @@ from numpy._core.multiarray import scalar
 from torch import Tensor
 
 from errors import PansError
+from modules.seal import seal_is_broken
 
 _MODEL_KEYS = ("model_state", "model_state_dict", "state_dict", "model")
 
@@ -31,6 +32,10 @@ class CheckpointError(PansError):
     """A checkpoint that is missing, unreadable, or of another network."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint that is missing, cut off or altered: an older one may serve instead."""
+
+
 class WeightsError(PansError):
     """ImageNet weights are missing or do not fit the backbone."""
 
@@ -43,12 +48,16 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}; check its name, or train first")
+        raise DamagedCheckpoint(f"there is no checkpoint {path}; check its name, or train first")
     try:
+        if seal_is_broken(path):
+            raise _damaged(path, "another SHA-256 than it was written with")
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except DamagedCheckpoint:
+        raise
     except Exception as error:
-        raise CheckpointError(_unreadable(path, error)) from error
+        raise _unreadable(path, error) from error
     if not isinstance(state, dict):
         raise CheckpointError(
             f"the checkpoint {path} holds a {type(state).__name__} where a dict was expected"
@@ -56,18 +65,22 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     return state
 
 
-def _unreadable(path: Path, error: Exception) -> str:
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
     if isinstance(error, PermissionError):
-        return f"the checkpoint {path} may not be read; check its rights"
+        return CheckpointError(f"the checkpoint {path} may not be read; check its rights")
     forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and forbidden:
-        return (
+        return CheckpointError(
             f"the checkpoint {path} asks to load {forbidden[1]}, which could run code, and is "
             "refused; save it again as tensors and plain values"
         )
-    return (
+    return _damaged(path, type(error).__name__)
+
+
+def _damaged(path: Path, reason: str) -> DamagedCheckpoint:
+    return DamagedCheckpoint(
         f"the checkpoint {path} is damaged or no checkpoint ({path.stat().st_size} bytes, "
-        f"{type(error).__name__}); copy it again or use another one"
+        f"{reason}); copy it again or use another one"
     )
 
 

@@ -72,6 +72,13 @@ OWN_DEFAULTS = {
     "accumulate": 1,
     "nproc": None,
     "local_rank": None,
+    "restart": False,
+    "accept_changes": False,
+    "deterministic": False,
+    "ckpt_minutes": 15.0,
+    "clip_grad_norm": None,
+    "max_bad_steps": 10,
+    "timeout": 600.0,
 }
 # A value other than the default for every flag that takes one.
 OTHER_VALUES = {
@@ -109,6 +116,10 @@ OTHER_VALUES = {
     "accumulate": 4,
     "nproc": 2,
     "local_rank": 1,
+    "ckpt_minutes": 0.5,
+    "clip_grad_norm": 2.0,
+    "max_bad_steps": 3,
+    "timeout": 30.0,
 }
 SWITCHES = [flag.name for flag in fields(Options) if isinstance(flag.default, bool)]
 
@@ -411,6 +422,11 @@ def test_precision(typed: list[str], precision: str | None) -> None:
         ("--val_interval 0", "argument --val_interval: must be 1 or more"),
         ("--ckpt_interval 0", "argument --ckpt_interval: must be 1 or more"),
         ("--accumulate 0", "argument --accumulate: must be 1 or more"),
+        ("--ckpt_minutes 0", "argument --ckpt_minutes: must be a number above 0"),
+        ("--clip_grad_norm 0", "argument --clip_grad_norm: must be a number above 0"),
+        ("--clip_grad_norm nan", "argument --clip_grad_norm: must be a number above 0"),
+        ("--max_bad_steps 0", "argument --max_bad_steps: must be 1 or more"),
+        ("--timeout 0", "argument --timeout: must be a number above 0"),
         ("--nproc 0", "argument --nproc: must be 1 or more"),
         ("--local-rank -1", "argument --local_rank: must be 0 or more"),
         ("--test=1", "argument --test: ignored explicit argument '1'"),

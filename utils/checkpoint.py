@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole or not at all, read without running any code of theirs."""
+"""Checkpoints on disk: written whole or not at all, sealed with their checksum."""
 
 import contextlib
 import os
@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modules.weights import CheckpointError, load_checkpoint, model_state
+from modules.seal import seal
+from modules.weights import CheckpointError, DamagedCheckpoint, load_checkpoint, model_state
 
 __all__ = [
     "CheckpointError",
+    "DamagedCheckpoint",
     "load_checkpoint",
     "load_model_state",
     "model_state",
+    "previous_path",
     "save_checkpoint",
 ]
 
@@ -23,10 +26,21 @@ _COUNTER = ".num_batches_tracked"
 _SHOWN = 3
 
 
-def save_checkpoint(path: Path | str, state: Mapping[str, Any]) -> None:
+def previous_path(path: Path) -> Path:
+    """Where the checkpoint before `path` is kept: NAME_previous.pth for NAME.pth."""
+    return path.with_stem(f"{path.stem}_previous")
+
+
+def save_checkpoint(
+    path: Path | str, state: Mapping[str, Any], *, keep_previous: bool = False
+) -> None:
     """Write `state` to `path`: whatever happens meanwhile, `path` holds the old or the new state.
 
-    The state goes to a temporary file in the same folder, is synced to the disk and then renamed.
+    The state goes to a temporary file in the same folder, gets its checksum, is synced to the disk
+    and then renamed.
+
+    Args:
+        keep_previous: leave what `path` held as `previous_path(path)`.
 
     Raises:
         CheckpointError: the folder cannot be written to, or the disk is full.
@@ -35,10 +49,13 @@ def save_checkpoint(path: Path | str, state: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:
             torch.save(dict(state), file)
+            seal(file)
             file.flush()
             os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            _keep(path)
         temporary.replace(path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
@@ -53,6 +70,18 @@ def save_checkpoint(path: Path | str, state: Mapping[str, Any]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _keep(path: Path) -> None:
+    """Give `path` its second name, `previous_path`, without a moment in which it has none."""
+    link = path.with_name(f".{path.name}.link")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without hard links: the newer file is whole and comes next
+        path.replace(previous_path(path))
+    else:
+        link.replace(previous_path(path))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,8 +12,9 @@ import tempfile
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,13 +25,25 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.rendezvous import rendezvous
 
 from errors import USER_ERROR, PansError
+from utils.faults import known_fault, message_of, signal_and_cause
+from utils.interruption import (
+    COMMAND_VARIABLE,
+    SIGNAL_BASE,
+    Interrupted,
+    stop_at_once,
+    typed_command,
+)
 
-_SIGNAL_BASE = 128
-"""Shells report a process that a signal ended as this number plus the signal's."""
+DEFAULT_TIMEOUT = 600.0
+"""Seconds that processes wait for each other."""
 
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+_CLAIM = "reported-"
+"""Start of the name of the file by which a process claims to be the first to report."""
 
 T = TypeVar("T")
 
@@ -41,12 +54,17 @@ class LaunchError(PansError):
 
 @dataclass(frozen=True)
 class Process:
-    """This process among all: `rank` in [0, world_size), `local_rank` counts on this machine."""
+    """This process among all: `rank` in [0, world_size), `local_rank` counts on this machine.
+
+    `host_group` joins the CPUs of all processes, for words that no GPU should wait for; a single
+    process has none.
+    """
 
     rank: int
     local_rank: int
     world_size: int
     device: torch.device
+    host_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -103,11 +121,14 @@ def _refuse_missing_gpu(needed: int) -> None:
         )
 
 
-def start_process(local_rank: int | None = None) -> Process:
+def start_process(
+    local_rank: int | None = None, timeout_seconds: float = DEFAULT_TIMEOUT
+) -> Process:
     """Join the other processes, if there are any: NCCL on GPUs, gloo on CPUs.
 
     Args:
         local_rank: what the launcher passed as --local_rank; the variable LOCAL_RANK wins over it.
+        timeout_seconds: how long a process waits for the others before it ends with an error.
 
     Raises:
         LaunchError: the environment is incomplete, or there are fewer GPUs than processes.
@@ -121,15 +142,31 @@ def start_process(local_rank: int | None = None) -> Process:
         _refuse_missing_gpu(local_rank + 1)
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+    host_group: Any = None
     if world_size > 1:
-        on_gpu = device.type == "cuda"
+        on_gpu, timeout = device.type == "cuda", timedelta(seconds=timeout_seconds)
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
+            store=_fresh_store(rank, world_size, timeout),
             rank=rank,
             world_size=world_size,
+            timeout=timeout,
             device_id=device if on_gpu else None,
         )
-    return Process(rank, local_rank, world_size, device)
+        host_group = dist.new_group(backend="gloo", timeout=timeout)
+    return Process(rank, local_rank, world_size, device, host_group)
+
+
+def _fresh_store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+    """Where the processes find each other, free of what those before a restart have left there.
+
+    torchrun keeps one store over its restarts, in which the new processes would find the addresses
+    of the old ones. Only the agent of a single node counts restarts as all of its processes do.
+    """
+    store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return store
+    return dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
 
 
 def end_process() -> None:
@@ -166,6 +203,20 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
+def from_main(process: Process, compute: Callable[[], T]) -> T:
+    """What `compute` returns on the main process, on all of them; only the main one calls it."""
+    values = [compute() if process.is_main else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values, group=process.host_group)
+    return values[0]  # type: ignore[return-value]
+
+
+def wait_for_all(process: Process) -> None:
+    """Return once every process has come here."""
+    if dist.is_initialized():
+        dist.barrier(group=process.host_group)
+
+
 def _is_first_to_fail() -> bool:
     """Whether no other process of this launch and machine has claimed the report before.
 
@@ -176,7 +227,7 @@ def _is_first_to_fail() -> bool:
     if not reply_file:
         return True
     attempt_folder = Path(reply_file).parent.parent
-    claim = attempt_folder / f"reported-{os.environ.get('MASTER_PORT')}"
+    claim = attempt_folder / f"{_CLAIM}{os.environ.get('MASTER_PORT')}"
     try:
         claim.touch(exist_ok=False)
     except FileExistsError:
@@ -187,18 +238,26 @@ def _is_first_to_fail() -> bool:
 
 
 def run_reporting(work: Callable[[], None]) -> int:
-    """Run this process's work and return its exit code: 0, 1 for a bug, 2 for a user's error.
+    """Run this process's work and return its exit code.
 
-    Of several processes that fail, the first one prints: a `PansError` as one line, anything else
-    as its traceback. A process that fails among others leaves at once instead of returning.
+    It is 0, 1 for a bug or a fault of the machine, 2 for a user's error, 128 + n after signal n.
+    Of several processes that fail, the first one prints: a `PansError` or a known fault as one
+    line, anything else as its traceback. A process that fails among others leaves at once instead
+    of returning.
     """
     try:
-        work()
+        # A launcher's SIGTERM must end a process at once that waits for a peer, deep inside gloo.
+        with nullcontext() if launched() else stop_at_once():
+            work()
+    except (Interrupted, KeyboardInterrupt) as error:
+        stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        return _fail(stop.exit_code, f"error: {stop}")
     except PansError as error:
-        return _fail(USER_ERROR, f"error: {error}")
-    except KeyboardInterrupt:
-        return _fail(_SIGNAL_BASE + signal.SIGINT, "error: stopped by SIGINT")
+        return _fail(USER_ERROR, f"error: {message_of(error)}")
     except Exception as error:
+        line = known_fault(error)
+        if line is not None:
+            return _fail(1, f"error: {line}")
         if launched():
             error.add_note(f"in process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}")
         return _fail(1, traceback.format_exc())
@@ -222,10 +281,13 @@ def _outcome(error: ChildFailedError) -> tuple[int, str | None]:
     exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
     if USER_ERROR in exit_codes.values():
         return USER_ERROR, None
+    stopped = max(exit_codes.values())
+    if stopped > SIGNAL_BASE:
+        return stopped, None
     for rank, exit_code in exit_codes.items():
         # SIGTERM is how the launcher ends the others.
         if exit_code < 0 and exit_code != -signal.SIGTERM:
-            return 1, f"error: process {rank} was ended by {signal.Signals(-exit_code).name}"
+            return 1, f"error: process {rank} was ended by {signal_and_cause(-exit_code)}"
     return 1, "error: a process failed; see its report above"
 
 
@@ -240,6 +302,7 @@ def launch(command: Sequence[str], nproc: int) -> int:
     """
     if torch.cuda.is_available():
         _refuse_missing_gpu(nproc)
+    os.environ[COMMAND_VARIABLE] = typed_command(list(command))
     # torch's launcher would give every process all cores, and torchrun a single one.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // nproc)))
     with tempfile.TemporaryDirectory(prefix="pans_") as folder:
@@ -254,10 +317,10 @@ def launch(command: Sequence[str], nproc: int) -> int:
             local_addr="localhost",
             max_restarts=0,
         )
-        return _run_to_end(config, command)
+        return _run_to_end(config, command, Path(folder))
 
 
-def _run_to_end(config: LaunchConfig, command: Sequence[str]) -> int:
+def _run_to_end(config: LaunchConfig, command: Sequence[str], folder: Path) -> int:
     # The launcher's own log would wrap one line about a missing file into a page about ranks.
     logging.disable(logging.CRITICAL)
     try:
@@ -268,9 +331,9 @@ def _run_to_end(config: LaunchConfig, command: Sequence[str]) -> int:
             print(report, file=sys.stderr)
         return exit_code
     except SignalException as caught:
-        if caught.sigval != signal.SIGINT:  # which is passed on to the processes: they report it
+        if not any(folder.rglob(f"{_CLAIM}*")):
             print(f"error: stopped by {caught.sigval.name}", file=sys.stderr)
-        return _SIGNAL_BASE + caught.sigval
+        return SIGNAL_BASE + caught.sigval
     finally:
         logging.disable(logging.NOTSET)
     return 0

@@ -12,8 +12,31 @@ from dataset import DatasetInfo
 from metrics.report import markdown_run, write_results
 from utils.logger import Logger
 
+CHARTS = {
+    "training": {
+        "loss": ["train/loss", "validation/Loss"],
+        "learning rate": ["train/lr"],
+        "images per second": ["train/images_per_second"],
+    },
+    "validation": {
+        "IoU and accuracies": [
+            "validation/Mean IoU",
+            "validation/Overall Acc",
+            "validation/Mean Acc",
+        ],
+        "IoU of every class": ["validation_iou/.*"],
+    },
+}
+"""TensorBoard's charts that show several tags together."""
+
 _FRACTIONS = ("Mean IoU", "Overall Acc", "Mean Acc", "FreqW Acc")
 _PERCENT = ("AUROC", "AUPR", "FPR95")
+
+
+def log_start(logger: Logger, options: Mapping[str, Any]) -> None:
+    """The run's options and charts, once a run."""
+    logger.table("options", options)
+    logger.layout(CHARTS)
 
 
 def log_segmentation(

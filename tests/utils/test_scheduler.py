@@ -1,18 +1,18 @@
 import pytest
 import torch
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
-from utils.scheduler import make_scheduler
+from utils.scheduler import go_to, make_scheduler
 
 
-def scheduler(policy: str, lr: float = 0.007, total: int = 100) -> LRScheduler:
+def scheduler(policy: str, lr: float = 0.007, total: int = 100) -> LambdaLR:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     return make_scheduler(
         optimizer, policy, total_iterations=total, power=0.9, decay_step=30, decay_factor=0.1
     )
 
 
-def rates(made: LRScheduler, count: int) -> list[float]:
+def rates(made: LambdaLR, count: int) -> list[float]:
     """The learning rate of each of the next `count` steps."""
     found = []
     for _ in range(count):
@@ -50,3 +50,11 @@ def test_restored_scheduler_goes_on_where_it_was(policy: str) -> None:
 def test_other_policies_are_refused() -> None:
     with pytest.raises(ValueError, match="policy must be poly or step, got 'cosine'"):
         scheduler("cosine")
+
+
+@pytest.mark.parametrize("policy", ["poly", "step"])
+def test_going_to_an_iteration_is_stepping_there(policy: str) -> None:
+    stepped, jumped = scheduler(policy), scheduler(policy)
+    rates(stepped, 64)
+    go_to(jumped, 64)
+    assert rates(jumped, 36) == rates(stepped, 36)

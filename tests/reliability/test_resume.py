@@ -1,0 +1,282 @@
+"""A run that is stopped and started again ends as one that never was."""
+
+import os
+import signal
+from typing import Any
+
+import pytest
+import torch
+
+from argparser import parse_options
+from utils.checkpoint import CheckpointError, previous_path
+from utils.interruption import Interrupted
+from utils.resume import FREE_FLAGS, START_FLAGS, Shape, position_in
+
+EVERY_STEP = ("--ckpt_minutes", "1e-9")
+
+
+class Killed(BaseException):
+    """Ends a run where it stands, saving nothing."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def differing(found: Any, expected: Any, path: str = "") -> list[str]:
+    """Where two states differ by as much as a bit."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), path
+        return [
+            d for key in expected for d in differing(found[key], expected[key], f"{path}/{key}")
+        ]
+    if isinstance(expected, list):
+        assert len(found) == len(expected), path
+        pairs = enumerate(zip(found, expected, strict=True))
+        return [d for i, pair in pairs for d in differing(*pair, f"{path}/{i}")]
+    same = torch.equal(found, expected) if isinstance(expected, torch.Tensor) else found == expected
+    return [] if same else [path]
+
+
+def without_flags(state: dict[str, Any]) -> dict[str, Any]:
+    """The state but for the flags (those of saving differ) and the last report (its speed does)."""
+    return {key: value for key, value in state.items() if key not in {"options", "last_report"}}
+
+
+def test_the_same_run_twice_is_the_same(runs: Any, unbroken: Any) -> None:
+    runs.fit()
+    assert differing(without_flags(runs.state()), without_flags(unbroken.state())) == []
+
+
+@pytest.mark.parametrize("step", [0, 2, 3, 4, 7])
+def test_a_killed_run_continues_bit_for_bit(runs: Any, unbroken: Any, step: int) -> None:
+    with pytest.raises(Killed):
+        runs.stop_at(step, kill, *EVERY_STEP)
+    if step:
+        assert runs.state()["iteration"] == step
+    runs.fit(*EVERY_STEP)
+    assert differing(without_flags(runs.state()), without_flags(unbroken.state())) == []
+    for tag in ("train/loss", "train/lr", "validation/Mean IoU", "validation/Loss"):
+        assert runs.points(tag) == unbroken.points(tag), tag
+
+
+@pytest.mark.parametrize("step", [0, 3, 7])
+def test_a_signal_saves_after_the_step(
+    runs: Any, unbroken: Any, step: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Interrupted, match=f"stopped by SIGTERM: step {step + 1} is saved in"):
+        runs.stop_at(step, terminate)
+    assert runs.state()["iteration"] == step + 1
+    assert "SIGTERM: saving after this step" in capfd.readouterr().err
+    runs.fit()
+    assert differing(without_flags(runs.state()), without_flags(unbroken.state())) == []
+    assert runs.points("train/loss") == unbroken.points("train/loss")
+
+
+def test_a_report_over_several_steps_spans_the_stop(runs: Any) -> None:
+    runs.fit("--print_interval", "4", "--name", "whole")
+    whole = runs.state("whole")
+    with pytest.raises(Interrupted):
+        runs.stop_at(1, terminate, "--print_interval", "4")
+    runs.fit("--print_interval", "4")
+    assert torch.equal(
+        runs.state()["model_state"]["conv.weight"], whole["model_state"]["conv.weight"]
+    )
+    points = runs.points("train/loss")
+    assert [step for step, _ in points] == [4, 8]
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_validation_that_is_broken_off_is_repeated(runs: Any, unbroken: Any, epoch: int) -> None:
+    trainer = runs.trainer()
+    validate = trainer.validate
+
+    def terminate_and_validate() -> float:
+        if trainer.epoch == epoch:
+            terminate()
+        return validate()
+
+    trainer.validate = terminate_and_validate
+    with pytest.raises(Interrupted), trainer.logger:
+        trainer.fit()
+    assert (runs.state()["epoch"], runs.state()["iteration"]) == (epoch, 4 * epoch + 4)
+    runs.fit()
+    assert differing(without_flags(runs.state()), without_flags(unbroken.state())) == []
+    for tag in ("train/loss", "validation/Mean IoU"):
+        assert [step for step, _ in runs.points(tag)] == [
+            step for step, _ in unbroken.points(tag)
+        ], tag
+
+
+def test_accumulated_steps_continue_bit_for_bit(runs: Any) -> None:
+    flags = ("--accumulate", "2", "--epochs", "3")
+    runs.fit("--name", "whole", *flags)
+    with pytest.raises(Interrupted):
+        runs.stop_at(2, terminate, *flags)  # the second of two batches: the step is finished
+    assert runs.state()["iteration"] == 3
+    runs.fit(*flags)
+    assert differing(without_flags(runs.state()), without_flags(runs.state("whole"))) == []
+
+
+def test_a_finished_run_is_not_trained_again(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.fit()
+    before = (runs.checkpoints / "x.pth").read_bytes()
+    runs.fit()
+    assert (runs.checkpoints / "x.pth").read_bytes() == before
+    assert "x.pth has done its 2 epochs: on to the test" in capsys.readouterr().out
+
+
+def test_start_up_tells_where_it_goes_on(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Interrupted):
+        runs.stop_at(5, terminate)
+    runs.fit()
+    assert "x.pth: epoch 2 of 2, 2 of 4 steps done\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--lr", "0.1", "--lr 0.007 there, 0.1 here"),
+        ("--epochs", "3", "--epochs 2 there, 3 here"),
+        ("--random_seed", "1", "--random_seed 42 there, 1 here"),
+        ("--batch_size", "4", "4 steps an epoch there, 2 here"),
+        ("--pretrained", "a.pth", "--no_pretrained True there, False here"),
+        ("--ckpt", "other.pth", "--ckpt None there, other.pth here"),
+    ],
+)
+def test_another_run_does_not_continue_it(runs: Any, flag: str, value: str, words: str) -> None:
+    runs.fit()
+    if flag == "--pretrained":
+        runs.flags.remove("--no_pretrained")
+    with pytest.raises(CheckpointError, match=words) as caught:
+        runs.fit(flag, value)
+    assert "--restart" in str(caught.value)
+    assert "--accept_changes" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_changes_are_taken_if_asked(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Interrupted):
+        runs.stop_at(5, terminate)  # 2 of 4 steps of the second epoch
+    trainer = runs.trainer(
+        "--accept_changes", "--batch_size", "4", "--lr", "0.1", "--momentum", "0"
+    )
+    trainer._prepare_training()
+    assert (trainer.epoch, trainer.iteration) == (1, 3)  # 1 of 2 steps of it
+    (group,) = trainer.optimizer.param_groups
+    assert group["momentum"] == 0
+    assert group["lr"] == trainer.scheduler.get_last_lr()[0] == pytest.approx(0.1 * 0.25**0.9)
+    trainer.optimizer.step()
+    trainer.scheduler.step()
+    assert group["lr"] == 0
+    assert "step 6 is step 3 here" in capsys.readouterr().out
+
+
+def test_other_processes_are_refused_unless_asked(runs: Any) -> None:
+    runs.fit()
+    state, path = runs.state(), runs.checkpoints / "x.pth"
+    options, shape = parse_options(runs.flags), Shape(2, 2)
+    words = "1 processes there, 2 here; 4 steps an epoch there, 2 here"
+    with pytest.raises(CheckpointError, match=words):
+        position_in(state, path, options, shape)
+    asked = parse_options([*runs.flags, "--accept_changes"])
+    found = position_in(state, path, asked, shape)
+    assert (found.epoch, found.iteration) == (2, 4)
+
+
+def test_restart_begins_anew_and_keeps_what_there_was(runs: Any, unbroken: Any) -> None:
+    runs.fit("--lr", "0.1")
+    old = runs.state()
+    runs.fit("--restart")
+    assert differing(runs.state("x_old1"), old) == []
+    assert (runs.checkpoints / "x_old1_best.pth").is_file()
+    assert differing(without_flags(runs.state()), without_flags(unbroken.state())) == []
+    assert runs.points("train/loss") == unbroken.points("train/loss")
+    runs.fit("--restart")
+    assert (runs.checkpoints / "x_old2.pth").is_file()
+
+
+@pytest.mark.parametrize("variable", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_a_launcher_that_starts_again_continues_in_spite_of_restart(
+    runs: Any, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    with pytest.raises(Interrupted):
+        runs.stop_at(2, terminate, "--restart")
+    monkeypatch.setenv(variable, "1")
+    assert runs.fit("--restart").iteration == 8
+    assert not (runs.checkpoints / "x_old1.pth").exists()
+
+
+def test_ckpt_names_the_runs_own_file(runs: Any, unbroken: Any) -> None:
+    with pytest.raises(Interrupted):
+        runs.stop_at(2, terminate)
+    runs.flags.remove("--no_pretrained")
+    runs.fit("--ckpt", str(runs.checkpoints / "x.pth"))
+    assert differing(without_flags(runs.state()), without_flags(unbroken.state())) == []
+    # How the run began is still on record.
+    assert runs.state()["options"]["no_pretrained"] is True
+    assert runs.state()["options"]["ckpt"] is None
+
+
+def test_ckpt_of_another_name_is_continued_under_this_one(runs: Any, unbroken: Any) -> None:
+    with pytest.raises(Interrupted):
+        runs.stop_at(2, terminate, "--name", "first")
+    command = ("--ckpt", str(runs.checkpoints / "first.pth"))
+    with pytest.raises(Interrupted):
+        runs.stop_at(5, terminate, *command)
+    runs.fit(*command)  # x.pth is further than --ckpt, and is the one that counts
+    assert differing(without_flags(runs.state()), without_flags(unbroken.state())) == []
+
+
+def test_weights_alone_begin_a_run(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.fit()
+    weights = runs.state()["model_state"]
+    torch.save({"state_dict": weights, "epoch": 7}, runs.folder / "weights.pth")
+    for flags in (
+        ("--ckpt", str(runs.folder / "weights.pth")),
+        ("--ckpt", str(runs.checkpoints / "x.pth"), "--restart"),
+    ):
+        trainer = runs.trainer("--name", "y", *flags)
+        trainer._prepare_training()
+        assert (trainer.epoch, trainer.iteration) == (0, 0)
+        assert differing(dict(trainer.model.state_dict()), dict(weights)) == []
+        assert f"begins with the weights of {flags[1]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "gone"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    runs: Any, unbroken: Any, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Killed):
+        runs.stop_at(6, kill, *EVERY_STEP)
+    path = runs.checkpoints / "x.pth"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # torch itself does not notice
+    path.write_bytes(content[: len(content) if damage == "altered" else 1000])
+    if damage == "gone":
+        path.unlink()
+    runs.fit()
+    printed = capsys.readouterr().out
+    assert "x.pth" in printed
+    assert f"{previous_path(path)}, the one before, is taken" in printed
+    assert f"continues {previous_path(path)}: epoch 2 of 2, 1 of 4 steps done" in printed
+    assert (runs.checkpoints / "x_damaged.pth").exists() == (damage != "gone")
+    assert differing(without_flags(runs.state()), without_flags(unbroken.state())) == []
+
+
+def test_two_damaged_checkpoints_end_in_one_line(runs: Any) -> None:
+    runs.fit()
+    for name in ("x.pth", "x_previous.pth"):
+        (runs.checkpoints / name).write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"x_previous\.pth is damaged"):
+        runs.fit()
+
+
+def test_every_flag_is_free_or_compared() -> None:
+    known = set(parse_options([]).to_dict())
+    assert known >= FREE_FLAGS
+    assert known >= START_FLAGS

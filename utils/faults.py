@@ -1,0 +1,63 @@
+"""Known ways in which machine and processes fail, each in one line with its remedy."""
+
+import re
+import signal
+
+import torch
+import torch.distributed as dist
+
+from errors import PansError
+
+_SMALLER = "lower --batch_size or --crop_size"
+_MEMORY = "most likely for want of memory or of /dev/shm; lower --num_workers or --batch_size"
+_LOADER_FAULTS = {
+    r"DataLoader worker \(pid \d+\) is killed by signal: ([^.]+)\.": (
+        "a loader process was ended by a signal ({0}), " + _MEMORY
+    ),
+    r"DataLoader worker \(pid\(s\) ([\d, ]+)\) exited unexpectedly": (
+        "loader process {0} has ended, " + _MEMORY
+    ),
+    r"DataLoader timed out after (\d+) seconds": (
+        "the loader has given no batch for {0} seconds: its disk or network hangs; look at "
+        "--data_root, or raise --timeout"
+    ),
+}
+_PROCESS_FAULTS = {
+    r"(?i)timed ?out|timeout": (
+        "a process has waited in vain for another one, which hangs or is far slower; look at the "
+        "machines and their network, or raise --timeout"
+    ),
+    r"(?i)closed|reset|refused|broken pipe|unreachable|aborted": (
+        "a process has lost its connection to another one, whose end is the cause"
+    ),
+}
+
+
+def known_fault(error: BaseException) -> str | None:
+    """One line with the remedy for a known fault of the machine; None for anything else."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU has too little memory; {_SMALLER}, or choose --precision bf16"
+    if isinstance(error, MemoryError):
+        return f"this machine has too little memory; {_SMALLER} or --num_workers"
+    if not isinstance(error, RuntimeError):
+        return None
+    among_processes = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    faults = _LOADER_FAULTS | (_PROCESS_FAULTS if among_processes else {})
+    for pattern, line in faults.items():
+        found = re.search(pattern, str(error))
+        if found:
+            return line.format(*found.groups())
+    return None
+
+
+def message_of(error: PansError) -> str:
+    """Its one line, also where a loader process has wrapped it into its traceback."""
+    last = str(error).rstrip().splitlines()[-1]
+    return last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+
+
+def signal_and_cause(number: int) -> str:
+    """A signal's name, with what it most likely means."""
+    name = signal.Signals(number).name
+    # The kernel's way of ending the process that takes most memory.
+    return f"{name}, most likely for want of memory" if number == signal.SIGKILL else name

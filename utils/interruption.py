@@ -1,0 +1,141 @@
+"""Stopping in good order: signals and the clock are answered between two steps.
+
+A process that is told to end by SIGTERM or SIGINT finishes its step, saves and leaves. Saving takes
+all processes, so that they must answer at the same step: they agree by an all-reduce of three
+numbers between CPUs, about once a second. Neither the device nor the steps in between wait for it.
+"""
+
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+COMMAND_VARIABLE = "PANS_COMMAND"
+"""Where `utils.distributed.launch` leaves the command that its user typed."""
+
+SIGNAL_BASE = 128
+"""Shells report a process that a signal ended as this number plus the signal's."""
+
+STDERR = 2
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SECONDS_BETWEEN_CHECKS = 1.0
+_MOST_STEPS_BETWEEN_CHECKS = 100
+
+
+class Interrupted(Exception):
+    """A signal has asked this run to end; `report` tells what was saved and how to go on."""
+
+    def __init__(self, signal_number: int, report: str = "") -> None:
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name}" + (f": {report}" if report else ""))
+        self.exit_code = SIGNAL_BASE + signal_number
+
+
+class Demand(NamedTuple):
+    """What the processes have agreed to do now; `stop` is the number of a signal, or 0."""
+
+    save: bool
+    stop: int
+
+
+_NOTHING = Demand(save=False, stop=0)
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Let SIGTERM raise `Interrupted` wherever the program is, as SIGINT raises an exception."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Interruption:
+    """Holds signals back inside a `with`, and tells at every step what is to be done.
+
+    Args:
+        checkpoint_minutes: how long after the last checkpoint another one is due.
+        group: the processes, on a backend for CPUs; None for a single one.
+    """
+
+    def __init__(self, checkpoint_minutes: float, group: dist.ProcessGroup | None) -> None:
+        self._seconds_between_saves = 60 * checkpoint_minutes
+        self._group = group
+        self._signal = 0
+        self._handlers: dict[int, Any] = {}
+        self._saved_at = self._checked_at = time.monotonic()
+        self._steps_left = self._steps_between = 1
+
+    def __enter__(self) -> "Interruption":
+        self.saved()
+        self._handlers = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if error is None and self._signal:
+            raise Interrupted(self._signal)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self._signal and number == signal.SIGINT:
+            signal.default_int_handler(number, frame)  # whoever asks twice does not want to wait
+        self._signal = self._signal or number
+        # Not print: the signal may have come in the middle of one.
+        name = signal.Signals(number).name
+        os.write(STDERR, f"\n{name}: saving after this step\n".encode())
+
+    def saved(self) -> None:
+        """A checkpoint was written just now."""
+        self._saved_at = time.monotonic()
+
+    def demand(self) -> Demand:
+        """What all processes shall do now; each of them calls this equally often."""
+        due = time.monotonic() - self._saved_at >= self._seconds_between_saves
+        if self._group is None:
+            return Demand(bool(due or self._signal), self._signal)
+        self._steps_left -= 1
+        return _NOTHING if self._steps_left else self._agree(due)
+
+    def _agree(self, due: bool) -> Demand:
+        now = time.monotonic()
+        seconds_per_step = (now - self._checked_at) / self._steps_between
+        self._checked_at = now
+        agreed = torch.tensor([due, self._signal, seconds_per_step], dtype=torch.float64)
+        dist.all_reduce(agreed, dist.ReduceOp.MAX, group=self._group)
+        save, stop, seconds_per_step = agreed.tolist()
+        # From numbers that all share, so that all of them come back at the same step.
+        steps = int(_SECONDS_BETWEEN_CHECKS / max(seconds_per_step, 1e-9))
+        self._steps_left = self._steps_between = min(max(steps, 1), _MOST_STEPS_BETWEEN_CHECKS)
+        return Demand(bool(save or stop), int(stop))
+
+
+def command_to_continue() -> str:
+    """What to type to go on with this run."""
+    command = os.environ.get(COMMAND_VARIABLE)
+    if command is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        return "the same torchrun command"
+    return command or typed_command(sys.argv)
+
+
+def typed_command(argv: list[str]) -> str:
+    """The command line without --restart, which would begin anew."""
+    return shlex.join(["python", *(word for word in argv if word.strip("-") != "restart")])

@@ -1,0 +1,143 @@
+"""Steps whose loss or gradients are not finite change nothing; they are counted on the device."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from errors import PansError
+
+
+class TrainingFailed(PansError):
+    """Too many steps in a row had no finite loss or gradients."""
+
+
+class Tally(NamedTuple):
+    """What the steps since the last reading came to.
+
+    Attributes:
+        loss: this process's mean loss over the steps that were taken; NaN if none was.
+        skipped: steps left out in the whole run.
+        longest_row: the most steps in a row that were left out since the last reading.
+    """
+
+    loss: float
+    skipped: int
+    longest_row: int
+
+
+class StepGuard:
+    """Steps an SGD optimizer, unless the step would spoil the network.
+
+    A step that is left out keeps weights, momentum and the norms' running statistics (through
+    which a NaN passes already in the forward pass) as they were, on all processes alike. Whether
+    a step is good stays on the device until `read` is called, so that no step waits for the host.
+
+    Args:
+        optimizer: `torch.optim.SGD(..., fused=True)`; the fused kernel can leave a step out.
+        model: the network whose running statistics are guarded.
+        clip_norm: gradients of a larger total L2 norm are scaled down to it; None never does.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.SGD, model: nn.Module, clip_norm: float | None
+    ) -> None:
+        self.optimizer, self.clip_norm = optimizer, clip_norm
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self.keep_statistics_of_now()
+        device = self.parameters[0].device
+        self.loss_sum = torch.zeros((), device=device)
+        self.taken, self.skipped, self.row, self.longest_row = torch.zeros(
+            4, dtype=torch.int64, device=device
+        ).unbind()
+        _start_momentum_at_zero(optimizer)
+
+    @torch.no_grad()
+    def step(self, loss: Tensor) -> None:
+        """Step the optimizer if `loss`, 0-d, and the gradients are finite on every process."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = get_total_norm(gradients)
+        good = _on_all_processes(norm.isfinite() & loss.isfinite())
+        if self.clip_norm is not None:
+            clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+        self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # read by step
+        self.optimizer.step()
+        self._restore_statistics_unless(good)
+        self.loss_sum += torch.where(good, loss, 0)
+        self.taken += good
+        self.skipped += ~good
+        self.row.copy_(torch.where(good, 0, self.row + 1))
+        self.longest_row.copy_(torch.maximum(self.longest_row, self.row))
+
+    def keep_statistics_of_now(self) -> None:
+        """Take the norms' running statistics for good ones, as after loading them."""
+        self.kept_statistics = torch.cat([buffer.flatten() for buffer in self.statistics])
+
+    def _restore_statistics_unless(self, good: Tensor) -> None:
+        before = self.kept_statistics
+        self.keep_statistics_of_now()
+        self.kept_statistics = torch.where(good, self.kept_statistics, before)
+        sizes = [buffer.numel() for buffer in self.statistics]
+        parts = self.kept_statistics.split(sizes)
+        torch._foreach_copy_(
+            self.statistics,
+            [part.view_as(buffer) for part, buffer in zip(parts, self.statistics, strict=True)],
+        )
+
+    def read(self) -> Tally:
+        """Read and restart the mean loss and the longest row; waits for the device."""
+        skipped, longest_row = torch.stack([self.skipped, self.longest_row]).tolist()
+        loss = float(self.loss_sum / self.taken)
+        self.start_interval()
+        return Tally(loss, skipped, longest_row)
+
+    def start_interval(self) -> None:
+        """Forget the losses so far, as at the start of an epoch; a row goes on."""
+        self.loss_sum.zero_()
+        self.taken.zero_()
+        self.longest_row.copy_(self.row)
+
+    def state_dict(self) -> dict[str, float]:
+        """The counts and the sum of losses of this process; waits for the device."""
+        names = ("loss_sum", "taken", "skipped", "row", "longest_row")
+        return {name: getattr(self, name).item() for name in names}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            getattr(self, name).fill_(value)
+
+
+def check_row(tally: Tally, limit: int, step: int, advice: str) -> None:
+    """Raise if `limit` steps in a row were left out.
+
+    Raises:
+        TrainingFailed: with `advice`, which names the last good checkpoint.
+    """
+    if tally.longest_row >= limit:
+        raise TrainingFailed(
+            f"{tally.longest_row} steps in a row up to step {step} had a loss or gradients that "
+            f"are not finite (--max_bad_steps {limit}); {advice}; look at --lr, at "
+            "--clip_grad_norm, at --precision fp32 and at the images of these steps"
+        )
+
+
+def _start_momentum_at_zero(optimizer: torch.optim.SGD) -> None:
+    # The first step would take the gradient itself: 0.9 * 0 + gradient is the same number, and a
+    # first step that is left out does not leave the kernel's buffer unfilled.
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            state = optimizer.state[parameter]
+            state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+
+
+def _on_all_processes(good: Tensor) -> Tensor:
+    """Whether `good`, 0-d bool, holds on every process; stays on the device."""
+    if not dist.is_initialized():
+        return good
+    everywhere = good.to(torch.int32)
+    dist.all_reduce(everywhere, dist.ReduceOp.MIN)
+    return everywhere.bool()
