@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 from torch import nn
 
 import train
@@ -103,6 +104,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[R
 def make_small(patch: pytest.MonkeyPatch) -> None:
     """The tiny network, and no drawing of figures, which takes longer than all the rest."""
     patch.setattr(train, "build_model", tiny_network())
+    # Event files of one second and process sort by this number as text: 10 would come before 9.
+    patch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(10**6))
     patch.setattr(Logger, "figure", lambda *_: None)
 
 
