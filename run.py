@@ -20,6 +20,7 @@ from utils.distributed import (
     start_process,
 )
 from utils.logger import Logger
+from utils.memory import keep_freed_memory
 from utils.results import log_start
 
 
@@ -33,6 +34,8 @@ def read_options(argv: Sequence[str]) -> Options:
 
 def work(options: Options) -> None:
     """What one process does, from joining the others to leaving them."""
+    if not options.plain:
+        keep_freed_memory()
     if options.export:
         export(options)
         return

@@ -23,7 +23,7 @@ class SegmentationModel(nn.Module):
 
     h and w are H and W over the output stride, rounded up; upsampling is the caller's, since the
     scores differ in where they do it. In training mode a `TrainingLogits` pair with the logits of
-    deep supervision, which evaluation never computes.
+    deep supervision; evaluation computes those for a plain head only, as published, and drops them.
     """
 
     def __init__(self, body: ResNet, head: PyramidHead, classifier: Classifier) -> None:
@@ -33,9 +33,10 @@ class SegmentationModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor | TrainingLogits:
         mod4, mod5 = self.body(images)
         logits = self.cls(self.head(mod5))
-        if not self.training:
+        if not (self.training or self.head.plain):
             return logits
-        return TrainingLogits(logits, self.cls.deep_supervision(self.head.deep_supervision(mod4)))
+        deepsup_logits = self.cls.deep_supervision(self.head.deep_supervision(mod4))
+        return TrainingLogits(logits, deepsup_logits) if self.training else logits
 
     def features(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 512, h, w), what the classifier sees."""
@@ -67,7 +68,8 @@ def build_model(
         classifier: "cosine" (prototypes) or "standard".
         norm_act: "iabn_sync", "iabn", "abn" or "std" (see `modules.abn`).
         output_stride: 8 or 16.
-        plain: compute the head as published, over 4096 concatenated channels.
+        plain: compute the head as published, over 4096 concatenated channels, and deep supervision
+            in evaluation too.
         checkpoint_activations: recompute the body's blocks in backward instead of keeping them.
         group: the processes that "iabn_sync" synchronises; None means all.
 
