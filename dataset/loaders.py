@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dataset.base import SegmentationDataset
 from dataset.description import Split
 from dataset.pictures import BadSample
 from dataset.registry import open_dataset
@@ -202,11 +203,7 @@ def training_loader(
         TooFewImages: the split has fewer images than `batch_size * world_size`.
     """
     pictures = open_dataset(dataset, root, "train")
-    if len(pictures) < batch_size * world_size:
-        raise TooFewImages(
-            f"{pictures.source} lists {len(pictures)} images, fewer than one batch of "
-            f"{batch_size} on each of {world_size} processes; lower --batch_size or --nproc"
-        )
+    _require_a_batch(pictures, batch_size, world_size)
     sampler = EpochSampler(
         len(pictures), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size
     )
@@ -217,6 +214,14 @@ def training_loader(
         drop_last=True,
         **worker_options(num_workers, timeout),
     )
+
+
+def _require_a_batch(pictures: SegmentationDataset, batch_size: int, world_size: int) -> None:
+    if len(pictures) < batch_size * world_size:
+        raise TooFewImages(
+            f"{pictures.source} lists {len(pictures)} images, fewer than one batch of "
+            f"{batch_size} on each of {world_size} processes; lower --batch_size or --nproc"
+        )
 
 
 def evaluation_loader(

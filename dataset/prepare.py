@@ -29,7 +29,7 @@ from dataset.loaders import worker_count
 from dataset.odgt import leaves_folder
 from dataset.pictures import BadSample
 from dataset.streethazards import STREETHAZARDS, StreetHazards
-from errors import PansError
+from errors import PansError, exit_code
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 60.0
@@ -449,20 +449,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None, archives: Sequence[Archive] = ARCHIVES) -> int:
     """Run the command; returns its exit code."""
     options = parse_arguments(arguments)
-    try:
+
+    def run() -> None:
         if not options.check:
             prepare(options.root, options.source, archives)
         print(verify(options.root, archives))
-    except PansError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}; mend it and run the same command again", file=sys.stderr)
-        return 2
+
+    try:
+        return exit_code(run)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":
