@@ -191,8 +191,7 @@ def training_loader(
 
     Args:
         dataset: its name in `dataset.registry`.
-        skip_bad_files: put another sample in the place of one that cannot be read, drawn from
-            (seed, epoch, index), so that batches do not depend on workers or processes.
+        skip_bad_files: put a sample drawn from (seed, epoch, index) in an unreadable one's place.
         timeout: seconds to wait for a batch of the workers; 0 waits for ever.
 
     Yields:

@@ -104,18 +104,18 @@ def prepare(root: Path, source: Path | None, archives: Sequence[Archive]) -> Non
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for archive in archives:
+        path = (source or folder) / archive.name
         if is_unpacked(root, archive):
             print(f"{archive.name}: unpacked already")
-            continue
-        path = (source or folder) / archive.name
-        if source is None and not path.exists():
-            download(archive.url, path)
-        check_md5(path, archive, keep=source is not None)
-        unpack(path, folder)
-        if not is_unpacked(root, archive):
-            raise BadArchive(f"{path} lacks files that its lists name; find it whole elsewhere")
+        else:
+            if source is None and not path.exists():
+                download(archive.url, path)
+            check_md5(path, archive, keep=source is not None)
+            unpack(path, folder)
+            if not is_unpacked(root, archive):
+                raise BadArchive(f"{path} lacks files that its lists name; find it whole elsewhere")
         if source is None:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def is_unpacked(root: Path, archive: Archive) -> bool:

@@ -2,9 +2,7 @@
 
 import json
 import os
-import struct
 import traceback
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,26 +19,12 @@ from dataset.odgt import read_list
 from dataset.pictures import BadSample, read_image, read_label
 from dataset.skipping import SampleReader
 from dataset.streethazards import STREETHAZARDS, StreetHazards
+from tests.dataset.trees import png
 
 MakeTree = Callable[..., Path]
 Damage = Callable[[Path], Any]
 SIZE = (96, 64)
 IMAGE, LABEL = "images/training/t1/1.png", "annotations/training/t1/1.png"
-
-
-def png(bits: int, colour_type: int, size: tuple[int, int] = SIZE, body: bytes = b"") -> bytes:
-    """A PNG file of zeros (or of `body`), of kinds that Pillow itself does not write."""
-    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour_type]
-    rows = (b"\0" + bytes(-(-size[0] * channels * bits // 8))) * min(size[1], 64)
-    chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", *size, bits, colour_type, 0, 0, 0),
-        b"IDAT": body or zlib.compress(rows),
-        b"IEND": b"",
-    }
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks.items()
-    )
 
 
 def content(data: bytes) -> Damage:

@@ -396,6 +396,16 @@ def test_unpacking_again_writes_only_what_is_missing(
     assert kept.stat().st_mtime == 1
 
 
+def test_an_archive_that_a_killed_run_left_is_deleted(
+    archives: list[prepare.Archive], server: Server, root: Path
+) -> None:
+    prepare.prepare(root, None, archives)
+    expected = files_under(root)
+    (root / "StreetHazards/train.tar").write_bytes(server.files["train.tar"])
+    prepare.prepare(root, None, archives)
+    assert files_under(root) == expected
+
+
 def test_another_data_set_is_not_overwritten(
     archives: list[prepare.Archive], make_tree: MakeTree, server: Server
 ) -> None:
