@@ -1,7 +1,6 @@
 """Files and lists that are not as they should be: one line each, or skipped and listed."""
 
 import json
-import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from dataset.streethazards import STREETHAZARDS, StreetHazards
 from tests.dataset.trees import png
 
 MakeTree = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("two_cpus")
 Damage = Callable[[Path], Any]
 SIZE = (96, 64)
 IMAGE, LABEL = "images/training/t1/1.png", "annotations/training/t1/1.png"
@@ -172,12 +172,6 @@ def test_strange_names_in_a_list_end_in_one_printable_line(make_tree: MakeTree, 
 
 
 # With --skip_bad_files
-
-
-@pytest.fixture(autouse=True)
-def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
 
 
 def training(root: Path, num_workers: int, **changes: Any) -> Any:
