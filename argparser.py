@@ -408,13 +408,6 @@ class Options:
             for name, value in asdict(self).items()
         }
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Options":
-        """The inverse of `to_dict`; flags of other versions are dropped, missing ones default."""
-        known = {flag.name: values[flag.name] for flag in fields(cls) if flag.name in values}
-        lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
-        return cls(**{**known, **lists})
-
 
 def _check_alone(flag: Field[Any], value: Any) -> None:
     if value is None and flag.default is None:

@@ -12,10 +12,17 @@ class PansError(Exception):
 
 
 def exit_code(command: Callable[[], None]) -> int:
-    """Run a command; returns 0, or `USER_ERROR` after printing a `PansError` as one line."""
+    """Run a command.
+
+    Returns:
+        0, or `USER_ERROR` after printing a `PansError`, or what the disk refused, as one line.
+    """
     try:
         command()
     except PansError as error:
         print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except OSError as error:
+        print(f"error: {error}; mend it and run the same command again", file=sys.stderr)
         return USER_ERROR
     return 0

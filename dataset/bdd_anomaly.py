@@ -27,7 +27,7 @@ from dataset.base import DatasetNotFound, SampleFiles, SegmentationDataset, find
 from dataset.description import IGNORE_INDEX, DatasetInfo, Split
 from dataset.odgt import read_list
 from dataset.pictures import read_label
-from errors import PansError
+from errors import exit_code
 
 FOLDER = "bdd100k"
 # Folder of the images, folder of the label maps, what the labels' names add to the images'.
@@ -139,13 +139,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--root", type=Path, default=Path("data"), help="folder of bdd100k/ (default: data)"
     )
-    try:
-        for split, images in write_lists(parser.parse_args(arguments).root).items():
-            print(f"{split:<12}{images:>6} images")
-    except (PansError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    root = parser.parse_args(arguments).root
+    return exit_code(lambda: _write_and_count(root))
+
+
+def _write_and_count(root: Path) -> None:
+    for split, images in write_lists(root).items():
+        print(f"{split:<12}{images:>6} images")
 
 
 if __name__ == "__main__":

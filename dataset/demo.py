@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dataset.loaders import worker_count
 from dataset.scene import draw_scene
-from errors import PansError
+from errors import PansError, exit_code
 
 FOLDER = "StreetHazards"
 STAMP = "demo.json"
@@ -193,12 +193,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    try:
-        print(f"demo data: {write_demo(**vars(parse_arguments(arguments)))}")
-    except (PansError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    options = parse_arguments(arguments)
+    return exit_code(lambda: print(f"demo data: {write_demo(**vars(options))}"))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dataset.base import SegmentationDataset
 from dataset.description import Split
 from dataset.pictures import BadSample
 from dataset.registry import open_dataset
@@ -190,8 +191,7 @@ def training_loader(
 
     Args:
         dataset: its name in `dataset.registry`.
-        skip_bad_files: put another sample in the place of one that cannot be read, drawn from
-            (seed, epoch, index), so that batches do not depend on workers or processes.
+        skip_bad_files: put a sample drawn from (seed, epoch, index) in an unreadable one's place.
         timeout: seconds to wait for a batch of the workers; 0 waits for ever.
 
     Yields:
@@ -202,11 +202,7 @@ def training_loader(
         TooFewImages: the split has fewer images than `batch_size * world_size`.
     """
     pictures = open_dataset(dataset, root, "train")
-    if len(pictures) < batch_size * world_size:
-        raise TooFewImages(
-            f"{pictures.source} lists {len(pictures)} images, fewer than one batch of "
-            f"{batch_size} on each of {world_size} processes; lower --batch_size or --nproc"
-        )
+    _require_a_batch(pictures, batch_size, world_size)
     sampler = EpochSampler(
         len(pictures), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size
     )
@@ -217,6 +213,14 @@ def training_loader(
         drop_last=True,
         **worker_options(num_workers, timeout),
     )
+
+
+def _require_a_batch(pictures: SegmentationDataset, batch_size: int, world_size: int) -> None:
+    if len(pictures) < batch_size * world_size:
+        raise TooFewImages(
+            f"{pictures.source} lists {len(pictures)} images, fewer than one batch of "
+            f"{batch_size} on each of {world_size} processes; lower --batch_size or --nproc"
+        )
 
 
 def evaluation_loader(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.loaders import worker_options
-from dataset.pictures import COLOUR_MODES
+from dataset.pictures import is_colour_of_8_bits, mode_in_file
 from dataset.transforms import LARGEST_SCALE, TEST_SCALES, byte_tensor, scaled_images
 from errors import PansError
 
@@ -128,13 +128,14 @@ def read_picture(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path, formats=PICTURE_FORMATS) as picture:
-            mode = picture.mode
+            mode = mode_in_file(picture)
+            is_readable = is_colour_of_8_bits(picture, mode)
             upright = ImageOps.exif_transpose(picture).convert("RGB")
     # Decoders meet damaged files with errors of many types; each means the same to the user.
     except Exception as error:
         reason = "it is no picture" if isinstance(error, Image.UnidentifiedImageError) else error
         raise Unreadable(f"{path} cannot be decoded ({reason})") from error
-    if mode not in COLOUR_MODES:
+    if not is_readable:
         raise Unreadable(f"{path} has mode {mode}; expected an 8-bit picture such as RGB")
     if min(upright.size) < SMALLEST_SIDE:
         raise Unreadable(

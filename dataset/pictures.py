@@ -46,7 +46,7 @@ def read_image(path: Path, info: DatasetInfo) -> Image.Image:
         BadSample: missing, truncated, or of more than 8 bits a channel.
     """
     image, file_mode = _decode(path, IMAGE_FORMATS, info)
-    if image.mode not in COLOUR_MODES or ";16" in file_mode:
+    if not is_colour_of_8_bits(image, file_mode):
         raise BadSample(f"{path} has mode {file_mode}; expected an 8-bit picture such as RGB(A)")
     return image.convert("RGB")
 
@@ -96,7 +96,7 @@ def _decode(path: Path, formats: tuple[str, ...], info: DatasetInfo) -> tuple[Im
     """The picture, and its mode as the file has it, such as "RGB;16B" or "L;4"."""
     try:
         with Image.open(path, formats=formats) as picture:
-            file_mode = _file_mode(picture)
+            file_mode = mode_in_file(picture)
             picture.load()
             return picture, file_mode
     except FileNotFoundError as error:
@@ -109,7 +109,13 @@ def _decode(path: Path, formats: tuple[str, ...], info: DatasetInfo) -> tuple[Im
         ) from error
 
 
-def _file_mode(picture: Image.Image) -> str:
+def is_colour_of_8_bits(picture: Image.Image, file_mode: str) -> bool:
+    """Whether a picture is colour or grey of at most 8 bits a channel, by its `mode_in_file`."""
+    return picture.mode in COLOUR_MODES and ";16" not in file_mode
+
+
+def mode_in_file(picture: Image.Image) -> str:
+    """The mode that the file of a picture has, such as "RGB;16B"; ask before it is decoded."""
     # In these modes Pillow also gives PNG pixels of other depths, stretched or cut to 8 bits.
     if isinstance(picture, PngImageFile) and picture.mode in ("L", "LA", "RGB", "RGBA"):
         return str(picture.tile[0].args)

@@ -17,21 +17,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-import numpy as np
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset.base import DatasetNotFound
 from dataset.description import IGNORE_INDEX, Split
 from dataset.loaders import worker_count
+from dataset.odgt import leaves_folder
 from dataset.pictures import BadSample
 from dataset.streethazards import STREETHAZARDS, StreetHazards
-from errors import PansError
+from errors import PansError, exit_code
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 60.0
 CHECKING_WORKERS = 16
+IMAGE_MODES = ("RGBA", "RGB")  # published with an alpha that is dropped; it may be gone already
 
 
 @dataclass(frozen=True)
@@ -95,56 +98,61 @@ def prepare(root: Path, source: Path | None, archives: Sequence[Archive]) -> Non
             once it is unpacked.
 
     Raises:
-        DownloadFailed, BadArchive, CannotWrite, BadDataSet, BadSample: each names its file.
+        DownloadFailed, BadArchive, CannotWrite, BadDataSet: each names its file.
     """
     folder = root / "StreetHazards"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for archive in archives:
+        path = (source or folder) / archive.name
         if is_unpacked(root, archive):
             print(f"{archive.name}: unpacked already")
-            continue
-        path = (source or folder) / archive.name
-        if source is None and not path.exists():
-            download(archive.url, path)
-        check_md5(path, archive, keep=source is not None)
-        unpack(path, folder)
+        else:
+            if source is None and not path.exists():
+                download(archive.url, path)
+            check_md5(path, archive, keep=source is not None)
+            unpack(path, folder)
+            if not is_unpacked(root, archive):
+                raise BadArchive(f"{path} lacks files that its lists name; find it whole elsewhere")
         if source is None:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def is_unpacked(root: Path, archive: Archive) -> bool:
     """Tell whether every file that the archive's lists name is on disk.
 
     Raises:
-        BadDataSet: another data set lies there.
-        BadSample: a list cannot be read.
+        BadDataSet: another data set lies there, or a list cannot be read.
     """
     for split in archive.images:
         try:
-            pictures = StreetHazards(root, split)
+            pictures = open_split(root, split, archive)
         except DatasetNotFound:
             return False
-        check_count(pictures, archive)
-        if not all(
-            (pictures.folder / name).is_file() for name in pictures.names + pictures.label_names
-        ):
+        names = pictures.names + pictures.label_names
+        if not all((pictures.folder / name).is_file() for name in names):
             return False
     return True
 
 
-def check_count(pictures: StreetHazards, archive: Archive) -> None:
-    """Compare the number of listed images with the published one.
+def open_split(root: Path, split: Split, archive: Archive) -> StreetHazards:
+    """Open a split and compare the number of listed images with the published one.
 
     Raises:
-        BadDataSet: they differ.
+        BadDataSet: they differ, or the list cannot be read.
+        DatasetNotFound: there is no list.
     """
-    expected = archive.images[pictures.split]
+    try:
+        pictures = StreetHazards(root, split)
+    except BadSample as error:
+        raise BadDataSet(f"{error}: delete it and run the command without --check") from error
+    expected = archive.images[split]
     if len(pictures) != expected:
         raise BadDataSet(
             f"{pictures.source} lists {len(pictures)} images where StreetHazards has "
             f"{expected}; choose another --root, or delete the folder {pictures.folder}"
         )
+    return pictures
 
 
 def download(url: str, path: Path, *, attempts: int = 5, wait_seconds: float = 2.0) -> None:
@@ -174,6 +182,7 @@ def download(url: str, path: Path, *, attempts: int = 5, wait_seconds: float = 2
                     "same command again to go on from there, or fetch it by other means and use "
                     "--from"
                 ) from error
+            print(f"{path.name}: broke off at byte {size} ({error}); trying again")
             time.sleep(wait_seconds)
         else:
             part.replace(path)
@@ -182,6 +191,7 @@ def download(url: str, path: Path, *, attempts: int = 5, wait_seconds: float = 2
 
 def _download_rest(url: str, part: Path) -> None:
     start = part.stat().st_size
+    # Whether the file has changed since is not asked: then it is not the published one anyway.
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
@@ -202,20 +212,20 @@ def _download_rest(url: str, part: Path) -> None:
 def _append(response: http.client.HTTPResponse, part: Path, start: int) -> None:
     if response.status != HTTPStatus.PARTIAL_CONTENT:
         start = 0  # the server sends the whole file again
-    total = start + int(response.headers.get("Content-Length", 0))
-    require_space(part.parent, total - start)
+    # Not every server tells the length; then the end of the stream or the md5 does.
+    total = None if response.length is None else start + response.length
     with (
         writing(part),
         part.open("r+b") as file,
         tqdm(desc=part.stem, initial=start, total=total, unit="B", unit_scale=True) as bar,
     ):
+        file.truncate(start)
         file.seek(start)
-        file.truncate()
+        require_space(part.parent, response.length or 0)
         for chunk in _chunks(response):
             file.write(chunk)
             bar.update(len(chunk))
-        end = file.tell()
-    if end != total:
+    if response.length:
         raise ConnectionBroken(f"the server closed the connection before byte {total}")
 
 
@@ -274,7 +284,10 @@ def check_md5(path: Path, archive: Archive, *, keep: bool) -> None:
         remedy = f"fetch it again from {archive.url}"
     else:
         path.unlink()
-        remedy = "it was deleted; run the same command again to fetch it anew"
+        remedy = (
+            "it was deleted; run the same command again to fetch it anew, and if that does not "
+            "help, fetch it from elsewhere and use --from"
+        )
     raise BadArchive(f"{path} has md5 {found} instead of {archive.md5}; {remedy}")
 
 
@@ -284,7 +297,8 @@ def unpack(path: Path, folder: Path) -> None:
     Nothing is written if any member is a link, a device or would lie outside `folder`.
 
     Raises:
-        BadArchive: such a member, or not a whole tar file.
+        BadArchive: such a member, a link on disk that leads out of `folder`, or not a whole tar
+            file.
         CannotWrite: the files do not fit.
     """
     try:
@@ -299,14 +313,16 @@ def unpack(path: Path, folder: Path) -> None:
             ]
             require_space(folder, sum(member.size for member in missing))
             for member in tqdm(missing, desc=f"unpacking {path.name}", unit="file"):
-                _write_member(tar, member, folder / member.name)
+                _write_member(tar, member, folder)
+    except tarfile.FilterError as error:
+        raise BadArchive(f"{path}: {error}; choose a --root without links in it") from error
     except tarfile.TarError as error:
         raise BadArchive(f"{path} is not a whole tar file ({error}); fetch it again") from error
 
 
 def _check_member(path: Path, member: tarfile.TarInfo) -> None:
-    name = PurePosixPath(member.name)
-    if name.is_absolute() or ".." in name.parts or not (member.isfile() or member.isdir()):
+    # Stricter than tarfile's own filter, which would drop a leading slash and allow some links.
+    if leaves_folder(member.name) or not (member.isfile() or member.isdir()):
         raise BadArchive(
             f"{path} holds {member.name!r}, which is a link, a device or outside the folder; "
             "nothing of it was unpacked; fetch the published archive"
@@ -317,39 +333,52 @@ def _is_there(target: Path, size: int) -> bool:
     return target.is_file() and target.stat().st_size == size
 
 
-def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    content = tar.extractfile(member)
-    assert content is not None, "only regular files are written"
+def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     # A half-written file must not bear its name: the next run would take it as done.
-    part = target.with_name(target.name + ".part")
-    with writing(target), content:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            shutil.copyfileobj(content, file, CHUNK)
-        part.replace(target)
+    part = member.replace(name=f"{member.name}.part", deep=False)
+    with writing(folder / member.name):
+        tar.extract(part, folder, filter="data")
+        (folder / part.name).replace(folder / member.name)
 
 
-class SampleChecks(Dataset[tuple[str, int]]):
-    """Item i reads sample i in full: what is wrong with it ("" for nothing), its highest label."""
+class SampleCheck(NamedTuple):
+    """What is wrong with a sample ("" for nothing), its image's mode and its label's classes."""
+
+    problem: str
+    image_mode: str = ""
+    classes: tuple[int, ...] = ()
+
+
+class SampleChecks(Dataset[SampleCheck]):
+    """Item i reads sample i in full."""
 
     def __init__(self, pictures: StreetHazards, size: tuple[int, int]) -> None:
         self.pictures = pictures
         self.size = size
 
-    def __getitem__(self, index: int) -> tuple[str, int]:
+    def __getitem__(self, index: int) -> SampleCheck:
+        path = self.pictures.folder / self.pictures.names[index]
         try:
             image, label = self.pictures[index]
         except BadSample as error:
-            return str(error), 0
-        indices = np.asarray(label)
-        highest = int(indices.max(initial=0, where=indices != IGNORE_INDEX))
-        path = self.pictures.folder / self.pictures.names[index]
+            return SampleCheck(str(error))
+        with Image.open(path) as file:  # the data set turns every mode into RGB
+            mode = file.mode
+        classes = tuple(
+            index for index, count in enumerate(label.histogram()[:IGNORE_INDEX]) if count
+        )
         if image.size != self.size:
-            return f"{path} is {image.width}x{image.height}, not {'x'.join(map(str, self.size))}", 0
-        if highest > STREETHAZARDS.anomaly_index:
+            return SampleCheck(f"{path} is {_by(image.size)}, not {_by(self.size)}")
+        if mode not in IMAGE_MODES:
+            return SampleCheck(f"{path} has mode {mode}, not {' or '.join(IMAGE_MODES)}")
+        if classes and classes[-1] > STREETHAZARDS.anomaly_index:
             last = STREETHAZARDS.anomaly_index
-            return f"the label of {path} holds class {highest}; the last is {last}", 0
-        return "", highest
+            return SampleCheck(f"the label of {path} holds class {classes[-1]}; the last is {last}")
+        return SampleCheck("", mode, classes)
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def verify(root: Path, archives: Sequence[Archive]) -> str:
@@ -360,21 +389,17 @@ def verify(root: Path, archives: Sequence[Archive]) -> str:
 
     Raises:
         BadDataSet: a wrong number of images, or damaged files, each of which was printed.
-        DatasetNotFound, BadSample: a list is missing or cannot be read.
+        DatasetNotFound: a list is missing.
     """
-    rows = [("split", "images", "size", "classes", "damaged")]
+    rows = [("split", "images", "size", "mode", "classes", "damaged")]
     problems: list[str] = []
     for archive in archives:
         for split in archive.images:
-            pictures = StreetHazards(root, split)
-            check_count(pictures, archive)
-            checks = _check_samples(pictures, archive.size)
-            found = [problem for problem, _ in checks if problem]
-            highest = max(highest for _, highest in checks)
-            size = "x".join(map(str, archive.size))
-            rows.append((split, str(len(pictures)), size, f"0..{highest}", str(len(found))))
+            checks = _check_samples(open_split(root, split, archive), archive.size)
+            found = [check.problem for check in checks if check.problem]
+            rows.append((split, *_summary(checks, archive.size), str(len(found))))
             problems += found
-    table = "\n".join("{:<12}{:>8}{:>12}{:>10}{:>10}".format(*row) for row in rows)
+    table = "\n".join("{:<12}{:>8}{:>12}{:>10}{:>10}{:>10}".format(*row) for row in rows)
     if problems:
         print(*problems, table, sep="\n")
         raise BadDataSet(
@@ -384,7 +409,14 @@ def verify(root: Path, archives: Sequence[Archive]) -> str:
     return table
 
 
-def _check_samples(pictures: StreetHazards, size: tuple[int, int]) -> list[tuple[str, int]]:
+def _summary(checks: Sequence[SampleCheck], size: tuple[int, int]) -> tuple[str, str, str, str]:
+    modes = {check.image_mode for check in checks if not check.problem}
+    classes = {index for check in checks for index in check.classes}
+    span = f"{min(classes)}..{max(classes)}" if classes else "none"
+    return str(len(checks)), _by(size), "+".join(sorted(modes)), span
+
+
+def _check_samples(pictures: StreetHazards, size: tuple[int, int]) -> list[SampleCheck]:
     loader = DataLoader(
         SampleChecks(pictures, size),
         batch_size=None,
@@ -417,20 +449,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None, archives: Sequence[Archive] = ARCHIVES) -> int:
     """Run the command; returns its exit code."""
     options = parse_arguments(arguments)
-    try:
+
+    def run() -> None:
         if not options.check:
             prepare(options.root, options.source, archives)
         print(verify(options.root, archives))
-    except PansError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}; mend it and run the same command again", file=sys.stderr)
-        return 2
+
+    try:
+        return exit_code(run)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

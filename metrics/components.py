@@ -63,10 +63,7 @@ def match_components(
     predicted, predicted_sizes = connected_components(is_predicted & valid)
     is_true, is_kept = true_sizes >= min_true_size, predicted_sizes >= min_predicted_size
 
-    both = (true > 0) & (predicted > 0)
-    pairs = (true[both] - np.int64(1)) * len(predicted_sizes) + predicted[both] - 1
-    pairs, pixels = np.unique(pairs, return_counts=True)
-    of_true, of_predicted = np.divmod(pairs, max(len(predicted_sizes), 1))
+    of_true, of_predicted, pixels = _overlaps(true, predicted, len(predicted_sizes))
     ignored = ~is_true[of_true]
     sizes = predicted_sizes - _sums(of_predicted[ignored], pixels[ignored], len(predicted_sizes))
     matched = is_true[of_true] & is_kept[of_predicted]
@@ -79,6 +76,17 @@ def match_components(
     return ComponentMatch(
         siou=covered[is_true] / union[is_true], ppv=inside[is_kept] / sizes[is_kept]
     )
+
+
+def _overlaps(
+    true: np.ndarray, predicted: np.ndarray, predicted_count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every true and predicted component that meet, numbered from 0, and how many pixels share."""
+    both = (true > 0) & (predicted > 0)
+    pairs = (true[both] - np.int64(1)) * predicted_count + predicted[both] - 1
+    pairs, pixels = np.unique(pairs, return_counts=True)
+    of_true, of_predicted = np.divmod(pairs, max(predicted_count, 1))
+    return of_true, of_predicted, pixels
 
 
 def component_scores(matches: Sequence[ComponentMatch]) -> ComponentScores:

@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import fields
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -265,7 +266,6 @@ def test_score_takes_a_list(typed: str, scores: tuple[str, ...]) -> None:
     options = parse_options(typed.split())
     assert options.scores == scores
     assert options.notes == ()
-    assert Options.from_dict(options.to_dict()) == options
 
 
 @pytest.mark.parametrize("crf", [True, False])
@@ -458,7 +458,7 @@ def test_pictures_are_a_list_of_paths() -> None:
     typed = ["--predict", "a,b.png", "c", "--out", "d", "--ckpt_test", "e", "--threshold", "-0.5"]
     options = parse_options(typed)
     assert (options.predict, options.threshold) == (("a,b.png", "c"), -0.5)
-    assert Options.from_dict(json.loads(json.dumps(options.to_dict()))) == options
+    assert options.to_dict()["predict"] == ["a,b.png", "c"]
 
 
 def test_stored_values_win_over_default_and_typed_flags_over_both() -> None:
@@ -468,20 +468,10 @@ def test_stored_values_win_over_default_and_typed_flags_over_both() -> None:
     assert options.multi_scala  # of --default, as nothing else says
 
 
-def test_options_come_back_from_json() -> None:
-    options = parse_options(["--default", "--lr", "0.1", "--ignore_classes", "car,wall"])
-    stored = json.loads(json.dumps(options.to_dict()))
-    assert Options.from_dict(stored) == options
-
-
-def test_from_dict_drops_unknown_flags_and_fills_in_missing_ones() -> None:
-    assert Options.from_dict({"lr": 0.1, "of_another_version": 1}) == Options(lr=0.1)
-
-
 @pytest.mark.parametrize("values", [{"lr": -1.0}, {"epochs": "3"}, {"name": None}, {"msp": "yes"}])
-def test_from_dict_checks(values: dict[str, object]) -> None:
+def test_values_are_checked_without_a_command_line(values: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"argument --{next(iter(values))}: "):
-        Options.from_dict(values)
+        Options(**values)
 
 
 def test_help_tells_every_flag_and_its_default_in_one_line(
@@ -527,7 +517,7 @@ def outcome(argv: list[str]) -> Options | OptionError | SystemExit:
 def test_any_command_line_ends_in_options_or_one_line(argv: list[str]) -> None:
     end = outcome(argv)
     if isinstance(end, Options):
-        assert Options.from_dict(end.to_dict()) == end
+        assert json.loads(json.dumps(end.to_dict())) == end.to_dict()
     elif isinstance(end, OptionError):
         assert len(str(end).splitlines()) == 1
     else:

@@ -41,7 +41,7 @@ def training_statistics(
     path, key = statistics_path(checkpoint), ""
     kept = None
     if process.is_main:
-        names = loader.dataset.pictures.names  # type: ignore[attr-defined]
+        names = loader.dataset.reader.pictures.names  # type: ignore[attr-defined]
         key = _key(checkpoint, names, settings)
         kept = _read(path, key)
     kept = gather_objects(kept)[0]

@@ -1,6 +1,7 @@
 """Small StreetHazards trees with known pixels."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,3 +61,10 @@ def make_tree(tmp_path: Path) -> MakeTree:
         return root
 
     return make
+
+
+@pytest.fixture
+def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has loaders start up to two workers, whatever the machine and the launcher."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)

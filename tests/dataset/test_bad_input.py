@@ -1,10 +1,7 @@
 """Files and lists that are not as they should be: one line each, or skipped and listed."""
 
 import json
-import os
-import struct
 import traceback
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,26 +18,13 @@ from dataset.odgt import read_list
 from dataset.pictures import BadSample, read_image, read_label
 from dataset.skipping import SampleReader
 from dataset.streethazards import STREETHAZARDS, StreetHazards
+from tests.dataset.trees import png
 
 MakeTree = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("two_cpus")
 Damage = Callable[[Path], Any]
 SIZE = (96, 64)
 IMAGE, LABEL = "images/training/t1/1.png", "annotations/training/t1/1.png"
-
-
-def png(bits: int, colour_type: int, size: tuple[int, int] = SIZE, body: bytes = b"") -> bytes:
-    """A PNG file of zeros (or of `body`), of kinds that Pillow itself does not write."""
-    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour_type]
-    rows = (b"\0" + bytes(-(-size[0] * channels * bits // 8))) * min(size[1], 64)
-    chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", *size, bits, colour_type, 0, 0, 0),
-        b"IDAT": body or zlib.compress(rows),
-        b"IEND": b"",
-    }
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks.items()
-    )
 
 
 def content(data: bytes) -> Damage:
@@ -188,12 +172,6 @@ def test_strange_names_in_a_list_end_in_one_printable_line(make_tree: MakeTree, 
 
 
 # With --skip_bad_files
-
-
-@pytest.fixture(autouse=True)
-def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
 
 
 def training(root: Path, num_workers: int, **changes: Any) -> Any:

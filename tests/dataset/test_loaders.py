@@ -14,12 +14,7 @@ from dataset.pictures import BadSample
 from errors import PansError
 
 MakeTree = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+pytestmark = pytest.mark.usefixtures("two_cpus")
 
 
 def training(root: Path, **changes: Any) -> torch.utils.data.DataLoader[Any]:

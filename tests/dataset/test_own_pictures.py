@@ -14,6 +14,7 @@ from dataset.own_pictures import (
     samples_of,
     video_frames,
 )
+from tests.dataset.trees import png
 
 av = pytest.importorskip("av", reason="reading videos is optional; requirements-dev.txt has it")
 FRAMES = 5
@@ -100,6 +101,12 @@ def test_unreadable_pictures_say_why(tmp_path):
         with pytest.raises(Unreadable) as caught:
             read_picture(tmp_path / name)
         assert str(caught.value).startswith(f"{tmp_path / name} {reason}")
+
+
+def test_colour_of_16_bits_is_refused(tmp_path):
+    (tmp_path / "deep.png").write_bytes(png(16, 2))
+    with pytest.raises(Unreadable, match=r"deep\.png has mode RGB;16B; expected an 8-bit picture"):
+        read_picture(tmp_path / "deep.png")
 
 
 def test_every_second_frame_of_a_video(video):

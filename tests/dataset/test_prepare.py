@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import os
@@ -31,6 +32,7 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.longest_answer: int | None = None  # the connection is cut after so many bytes
         self.knows_ranges = True
+        self.tells_length = True
         self.refusal: int | None = None
         self.requests: list[tuple[str, int]] = []  # (file, first byte asked for)
 
@@ -54,7 +56,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(416)
         first = start if self.server.knows_ranges else 0
         self.send_response(206 if first else 200)
-        self.send_header("Content-Length", str(len(content) - first))
+        if self.server.tells_length:
+            self.send_header("Content-Length", str(len(content) - first))
         self.end_headers()
         self.wfile.write(content[first:][: self.server.longest_answer])
         return None
@@ -135,10 +138,10 @@ def test_one_command_fetches_unpacks_and_verifies(
 ) -> None:
     assert prepare.main(["--root", str(root)], archives) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()[-4:]] == [
-        ["split", "images", "size", "classes", "damaged"],
-        ["train", "3", "96x64", "0..12", "0"],
-        ["validation", "2", "96x64", "0..12", "0"],
-        ["test", "2", "96x64", "0..13", "0"],
+        ["split", "images", "size", "mode", "classes", "damaged"],
+        ["train", "3", "96x64", "RGBA", "0..12", "0"],
+        ["validation", "2", "96x64", "RGBA", "0..12", "0"],
+        ["test", "2", "96x64", "RGBA", "0..13", "0"],
     ]
     assert files_under(root) == files_under(make_tree())
     assert len(StreetHazards(root, "validation")) == 2
@@ -179,6 +182,15 @@ def test_a_server_without_ranges_sends_it_all_again(server: Server, root: Path) 
     root.mkdir()
     (root / "x.tar.part").write_bytes(b"?" * 2400)
     prepare.download(f"{server.url}/x.tar", root / "x.tar")
+    assert files_under(root) == {"x.tar": server.files["x.tar"]}
+
+
+def test_a_server_that_tells_no_length_ends_with_the_connection(server: Server, root: Path) -> None:
+    server.files["x.tar"] = os.urandom(2500)
+    server.tells_length = False
+    root.mkdir()
+    prepare.download(f"{server.url}/x.tar", root / "x.tar", attempts=1)
+    assert server.requests == [("x.tar", 0)]
     assert files_under(root) == {"x.tar": server.files["x.tar"]}
 
 
@@ -230,6 +242,10 @@ def test_corrupt_bytes_are_fetched_anew(
         "it was deleted" in capsys.readouterr().err
     )
     assert files_under(root) == {}
+    server.requests.clear()
+    assert prepare.main(["--root", str(root)], archives) == 2
+    assert server.requests == [("train.tar", 0)]
+    assert "if that does not help, fetch it from elsewhere" in capsys.readouterr().err
     server.files["train.tar"] = good
     assert prepare.main(["--root", str(root)], archives) == 0
 
@@ -308,6 +324,33 @@ def test_nothing_is_unpacked_from_a_truncated_archive(
     assert list(root.iterdir()) == []
 
 
+def test_an_archive_that_ends_early_is_kept_and_named(
+    archives: list[prepare.Archive], server: Server, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(fileobj=io.BytesIO(server.files["train.tar"])) as tar:
+        first_label = min(m.offset for m in tar.getmembers() if m.isfile() and "annot" in m.name)
+    short = server.files["train.tar"][:first_label]
+    server.files["train.tar"] = short
+    archives[0] = dataclasses.replace(archives[0], md5=hashlib.md5(short).hexdigest())
+    path = root / "StreetHazards/train.tar"
+    for _ in range(2):
+        assert prepare.main(["--root", str(root)], archives) == 2
+        assert f"error: {path} lacks files that its lists name" in capsys.readouterr().err
+    assert server.requests == [("train.tar", 0)]
+
+
+def test_nothing_is_written_through_a_link_out_of_the_root(
+    archives: list[prepare.Archive], root: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (root / "StreetHazards").mkdir(parents=True)
+    (root / "StreetHazards/train").symlink_to(outside)
+    with pytest.raises(prepare.BadArchive, match=r"outside the destination; choose a --root"):
+        prepare.prepare(root, None, archives)
+    assert list(outside.iterdir()) == []
+
+
 @pytest.fixture
 def small_files_only() -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -353,6 +396,16 @@ def test_unpacking_again_writes_only_what_is_missing(
     assert kept.stat().st_mtime == 1
 
 
+def test_an_archive_that_a_killed_run_left_is_deleted(
+    archives: list[prepare.Archive], server: Server, root: Path
+) -> None:
+    prepare.prepare(root, None, archives)
+    expected = files_under(root)
+    (root / "StreetHazards/train.tar").write_bytes(server.files["train.tar"])
+    prepare.prepare(root, None, archives)
+    assert files_under(root) == expected
+
+
 def test_another_data_set_is_not_overwritten(
     archives: list[prepare.Archive], make_tree: MakeTree, server: Server
 ) -> None:
@@ -395,6 +448,35 @@ def test_check_names_every_damaged_file(
     assert lines[3] == f"{test}/images/test/t1/1.png is 10x9, not 96x64"
     assert [line.split()[-1] for line in lines[4:]] == ["damaged", "1", "1", "2"]
     assert f"error: 4 samples under {root} are damaged, the first: {train}" in output.err
+
+
+def test_check_names_an_image_of_another_mode(
+    archives: list[prepare.Archive], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare.prepare(root, None, archives)
+    images = root / "StreetHazards/test/images/test/t1"
+    Image.new("L", SIZE).save(images / "0.png")
+    Image.new("RGB", SIZE).save(images / "1.png")
+    capsys.readouterr()
+    assert prepare.main(["--root", str(root), "--check"], archives) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{images}/0.png has mode L, not RGBA or RGB"
+    assert lines[-1].split() == ["test", "2", "96x64", "RGB", "0..13", "1"]
+
+
+def test_a_damaged_list_is_named_with_the_remedy(
+    archives: list[prepare.Archive], server: Server, root: Path
+) -> None:
+    prepare.prepare(root, None, archives)
+    expected = files_under(root)
+    path = root / "StreetHazards/test/test.odgt"
+    path.write_text("[{")
+    with pytest.raises(prepare.BadDataSet, match=rf"^{re.escape(str(path))} .*: delete it and run"):
+        prepare.prepare(root, None, archives)
+    path.unlink()
+    prepare.prepare(root, None, archives)
+    assert server.requests[2:] == [("test.tar", 0)]
+    assert files_under(root) == expected
 
 
 def test_check_never_fetches(archives: list[prepare.Archive], server: Server, root: Path) -> None:

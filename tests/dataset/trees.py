@@ -1,6 +1,8 @@
-"""Small trees in the official layouts of data sets, with known pixels."""
+"""Small trees in the official layouts of data sets, with known pixels, and odd PNG files."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +87,18 @@ def write_folder(root: Path, *, train: int = 4, validation: int = 1, test: int =
             save(root / "images" / split / "town" / f"{number}{suffix}", noise(number))
             save(root / "labels" / split / "town" / f"{number}.png", label(values))
     (root / "classes.txt").write_text(CLASSES)
+
+
+def png(bits: int, colour_type: int, size: tuple[int, int] = (96, 64), body: bytes = b"") -> bytes:
+    """A PNG file of zeros (or of `body`), of kinds that Pillow itself does not write."""
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour_type]
+    rows = (b"\0" + bytes(-(-size[0] * channels * bits // 8))) * min(size[1], 64)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", *size, bits, colour_type, 0, 0, 0),
+        b"IDAT": body or zlib.compress(rows),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )

@@ -1,9 +1,6 @@
 """--predict and --export as a user starts them, against the plain network and onnxruntime."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,7 @@ from dataset.demo import write_demo
 from modules import build_model
 from modules.resnet import BLOCKS
 from modules.scores import cosine_score, msp_score
+from tests.end_to_end import command
 
 REPOSITORY = Path(__file__).parents[2]
 SIZES = [(40, 72), (56, 88), (64, 104), (72, 120), (80, 128)]  # 96x160 at the five scales
@@ -233,15 +231,7 @@ def test_two_processes_write_each_picture_once(root, tmp_path):
     torch.save({"model_state": build_real().state_dict()}, tmp_path / "real.pth")
     folder = root / "data/StreetHazards/test/images"
     flags = ["--ckpt_test", tmp_path / "real.pth", "--out", tmp_path / "out", "--num_workers", 0]
-    ended = subprocess.run(
-        [sys.executable, "run.py", "--predict", folder, *map(str, flags), "--nproc", "2"],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    ended = command.start("--predict", folder, *flags, "--nproc", "2")
     assert ended.returncode == 0, ended.stderr
     assert len(list((tmp_path / "out/score").rglob("*.npy"))) == 3
     summary = json.loads((tmp_path / "out/predictions.json").read_text())

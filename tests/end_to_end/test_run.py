@@ -1,9 +1,6 @@
 """run.py as a user starts it, on a tiny data set, against figures computed apart from it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +13,11 @@ from torch.nn import functional as F
 
 from dataset.demo import write_demo
 from modules import build_model
+from tests.end_to_end.command import start
 from utils.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
 SIZES = [(40, 72), (56, 88), (64, 104), (72, 120), (80, 128)]  # 96x160 at the five scales
-
-
-def start(*flags, launcher=(), **environment):
-    """Run run.py in the repository, one thread a process."""
-    return subprocess.run(
-        [sys.executable, *launcher, "run.py", *map(str, flags)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 from argparser import parse_options
 from dataset.demo import write_demo
 from modules.scores import SCORES
+from tests.end_to_end import command
 from train import Trainer
 from utils.checkpoint import save_checkpoint
 from utils.distributed import Process
@@ -82,15 +80,7 @@ def test_two_processes_give_the_figures_of_one(tiny, every_score):
     checkpoint = Path(flags[flags.index("--ckpt_test") + 1])
     for kept in checkpoint.parent.glob("*.json"):
         kept.unlink()
-    ended = subprocess.run(
-        [sys.executable, "run.py", *flags],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    ended = command.start(*flags)
     assert ended.returncode == 0, ended.stderr
     assert "| mc_dropout |" in ended.stdout
     results = json.loads((parse_options(flags).log_folder / "results.json").read_text())

@@ -21,7 +21,8 @@ class Loader(list):
             SimpleNamespace(images=[image], index=index) for index, image in enumerate(images)
         )
         names = [f"{index}.png" for index in range(len(images))]
-        self.dataset = SimpleNamespace(pictures=SimpleNamespace(names=names))
+        pictures = SimpleNamespace(names=names)
+        self.dataset = SimpleNamespace(reader=SimpleNamespace(pictures=pictures))
 
 
 class Identity:

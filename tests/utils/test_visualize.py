@@ -20,6 +20,12 @@ def texts(axes: matplotlib.axes.Axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
 
+def assert_every_class_is_in(legend: np.ndarray) -> None:
+    for index in range(14):
+        is_colour = (legend == STREETHAZARDS.palette[index]).all(axis=1)
+        assert is_colour.any(), f"no colour of class {index}"
+
+
 def test_colorize_gives_the_published_colours() -> None:
     label = np.array([[1, 4, 12], [13, 200, 255]], dtype=np.uint8)
     expected = [
@@ -99,10 +105,7 @@ def test_sample_panel_in_two_rows() -> None:
     assert panel[second, 720].min() > 150
     assert panel[second + 180, 720].max() < 10
     legend = panel[-68:].reshape(-1, 3)
-    for index in range(14):
-        assert (legend == STREETHAZARDS.palette[index]).all(axis=1).any(), (
-            f"no colour of class {index}"
-        )
+    assert_every_class_is_in(legend)
     assert panel[:, :2].min() == 255
     assert panel[-3:].min() == 255
 
@@ -116,10 +119,7 @@ def test_sample_panel_has_titles_and_every_class_in_its_legend() -> None:
     for left in range(0, 1920, 480):
         assert panel[:30, left : left + 480].min() < 100  # something is written over each picture
     legend = panel[-40:].reshape(-1, 3)
-    for index in range(14):
-        assert (legend == STREETHAZARDS.palette[index]).all(axis=1).any(), (
-            f"no colour of class {index}"
-        )
+    assert_every_class_is_in(legend)
     # Nothing is written over the edges.
     assert panel[:, :2].min() == 255
     assert panel[-3:].min() == 255
