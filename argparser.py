@@ -144,6 +144,9 @@ class Options:
     )
     deterministic: bool = _flag("run", False, "same seed, same numbers, at the cost of speed")
     print_interval: int = _flag("run", 10, "iterations between two reports of the loss", _COUNT)
+    ablate: str | None = _flag(
+        "run", None, "run a grid of flags and seeds, see docs/ablation.md", _PATH, str, "none"
+    )
 
     data_root: str = _flag("data", "data", "folder that holds the data set", _PATH)
     dataset: str = _flag(
