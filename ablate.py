@@ -169,7 +169,7 @@ def _cell(shared: Mapping[str, Any], values: Mapping[str, Any], seeds: Sequence[
         try:
             options = parse_options(as_words(flags))
         except OptionError as error:
-            return Cell(values, (), str(error))
+            return Cell(values, (), str(error).removesuffix("; see --help"))
         runs.append(Run(flags, options, "_".join([name, *map(_label, tested, tested.values())])))
     return Cell(values, tuple(runs))
 

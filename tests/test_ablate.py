@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -282,3 +286,46 @@ def test_a_grid_outlives_a_failure_and_is_mended_by_a_second_call(tmp_path, caps
         assert float(row["Mean IoU mean"]) == pytest.approx(100 * results["Mean IoU"])
     assert mended[4]["origin"] == "published, secondary source"
     assert (folder / "ablation.png").exists()
+
+
+SLOW_PROGRAM = """
+import pathlib, signal, sys, time
+
+def save(number, frame):
+    print("saved")
+    sys.exit(128 + number)
+
+signal.signal({number}, save)
+pathlib.Path("started").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_run_at_hand_save_and_ends_the_grid(
+    tmp_path, capsys, monkeypatch, number
+):
+    """A program that saves when it is told to end, in the place of run.py."""
+    monkeypatch.chdir(tmp_path)
+    Path("program.py").write_text(SLOW_PROGRAM.format(number=int(number)))
+    Path("grid.toml").write_text("seeds = [1, 2]")
+    monkeypatch.setattr(program, "__file__", "program.py")
+
+    def interrupt():
+        while not Path("started").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert program.main(["--ablate", "grid.toml"]) == 128 + number
+    thread.join()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: stopped by {number.name}: the same command goes on with the grid"
+    logs = list(Path("logs/streethazards/ablation").glob("*.txt"))
+    assert [log.read_text() for log in logs] == ["saved\n"]  # and the second seed was not begun
+
+
+def test_a_launcher_is_refused():
+    with pytest.raises(GridError, match="--ablate launches every run itself"):
+        program.work(parse_options(["--ablate", "grid.toml"]))

@@ -106,9 +106,9 @@ def draw_plot(folder: Path, rows: Sequence[Row]) -> None:
             if row.origin != "measured":
                 bar.set(facecolor="#d9d9d9", edgecolor="#606060", hatch="//")
         better = "lower" if name in _LOWER_IS_BETTER else "higher"
-        panel.set(title=f"{name} in percent\n({better} is better)", xlim=(0, None))
+        panel.set_title(f"{name} in percent\n({better} is better)")
         panel.bar_label(bars, fmt="%.1f", padding=4, fontsize=8)
-        panel.margins(x=0.15)
+        panel.set_xlim(0, 1.15 * panel.get_xlim()[1])  # room for the numbers
     panels[0].set_yticks(positions, [_title(row) for row in shown])
     panels[0].invert_yaxis()
     figure.savefig(folder / "ablation.png", dpi=110)
