@@ -31,11 +31,10 @@ def arrow(axes: Axes, start: Point, end: Point, words: str = "", style: str = "-
         FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, ls=style, color="#303030")
     )
     x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-    upright = start[0] == end[0]
-    place = (
-        {"x": x + 0.1, "y": y, "ha": "left"} if upright else {"x": x, "y": y + 0.18, "ha": "center"}
-    )
-    axes.text(s=words, va="center", fontsize=11, color="#303030", **place)
+    if start[0] == end[0]:
+        axes.text(x + 0.1, y, words, ha="left", va="center", fontsize=11, color="#303030")
+    else:
+        axes.text(x, y + 0.18, words, ha="center", va="center", fontsize=11, color="#303030")
 
 
 def frame(axes: Axes, corner: Point, width: float, height: float, words: str) -> None:
