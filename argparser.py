@@ -144,6 +144,9 @@ class Options:
     )
     deterministic: bool = _flag("run", False, "same seed, same numbers, at the cost of speed")
     print_interval: int = _flag("run", 10, "iterations between two reports of the loss", _COUNT)
+    ablate: str | None = _flag(
+        "run", None, "run a grid of flags and seeds, see docs/ablation.md", _PATH, str, "none"
+    )
 
     data_root: str = _flag("data", "data", "folder that holds the data set", _PATH)
     dataset: str = _flag(
@@ -407,6 +410,13 @@ class Options:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Options":
+        """The inverse of `to_dict`; flags of other versions are dropped, missing ones default."""
+        known = {flag.name: values[flag.name] for flag in fields(cls) if flag.name in values}
+        lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        return cls(**{**known, **lists})
 
 
 def _check_alone(flag: Field[Any], value: Any) -> None:

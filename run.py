@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ablate import GridError, ablate
 from argparser import Options, parse_options, typed_flags
 from errors import PansError
 from modules.abn import describe_norm
@@ -34,6 +35,8 @@ def read_options(argv: Sequence[str]) -> Options:
 
 def work(options: Options) -> None:
     """What one process does, from joining the others to leaving them."""
+    if options.ablate:
+        raise GridError("--ablate launches every run itself; give it --nproc N, not a launcher")
     if not options.plain:
         keep_freed_memory()
     if options.export:
@@ -70,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if launched():
         return run_reporting(lambda: work(read_options(argv)))
     try:
+        typed = typed_flags(argv)
+        if "ablate" in typed:
+            return run_reporting(lambda: ablate(typed, __file__))
         options = read_options(argv)
         nproc = 1 if options.export else options.nproc or default_nproc()
         if nproc > 1:

@@ -55,6 +55,7 @@ PUBLISHED_DEFAULTS = {
     "opt_level": None,
 }
 OWN_DEFAULTS = {
+    "ablate": None,
     "default": False,
     "checkpoints": "./checkpoints",
     "trained_on": None,
@@ -185,6 +186,7 @@ def test_every_flag_is_tested_above() -> None:
     tested = {*OTHER_VALUES, *SWITCHES, "dataset", "num_classes", "pooling", "head", "opt_level"}
     tested |= {"trained_on", "ignore_classes", "score", "mc_dropout"}
     tested |= {"predict", "out", "threshold", "calibrate_fpr", "export"}
+    tested |= {"ablate"}  # see tests/test_ablate.py
     assert tested == {flag.name for flag in fields(Options)}
 
 

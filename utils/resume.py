@@ -26,7 +26,7 @@ FREE_FLAGS = {
     *("test", "ckpt_test", "val_interval", "val_on_trainset", "multi_scala", "cosine_scores"),
     *("msp", "ignore_classes", "sample_num", "visualize", "opt_level", "nproc", "local_rank"),
     *("timeout", "score", "mc_dropout", "checkpoint_activations", "predict", "export", "out"),
-    *("threshold", "calibrate_fpr", "frame_step"),
+    *("threshold", "calibrate_fpr", "frame_step", "ablate"),
 }
 # Flags that bear on the weights at the start alone.
 START_FLAGS = {"ckpt", "no_pretrained", "pretrained"}

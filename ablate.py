@@ -1,0 +1,384 @@
+"""A grid of options and seeds, run one after the other: `python run.py --ablate FILE.toml`.
+
+Every run is a process of its own, so that none takes the others down with it. What is done is
+skipped, and runs that differ only in how they are tested share one training.
+"""
+
+import hashlib
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import product
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from argparser import OptionError, Options, parse_options
+from errors import PansError
+from metrics.report import UnreadableResults, read_results
+from utils.ablation_table import FIGURES, Row, draw_plot, write_tables
+from utils.interruption import Interrupted
+from utils.resume import FREE_FLAGS
+
+TEST_FLAGS = frozenset(
+    {"score", "cosine_scores", "msp", "mc_dropout", "multi_scala", "ignore_classes"}
+)
+"""Flags that bear on a test and on no training."""
+
+_JOBS = {"test", "ckpt_test", "predict", "export", "out", "ablate", "local_rank"}
+_DECIDE_FIGURES = TEST_FLAGS | {"data_root", "unk_class"}
+_TABLES = {"seeds", "flags", "grid", "published"}
+_PUBLISHED_KEYS = {"name", "source", "cell", "figures"}
+
+
+class GridError(PansError):
+    """A file of --ablate that describes no grid, or flags beside it that contradict it."""
+
+
+class RunsFailed(PansError):
+    """The grid is through, but not every run of it."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a file of --ablate says: flags for all runs, axes with their values, seeds."""
+
+    path: Path
+    seeds: tuple[int, ...]
+    flags: Mapping[str, Any]
+    axes: Mapping[str, Sequence[Any]]
+    published: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell with one seed. `options` are those of a training that is tested as the cell asks."""
+
+    flags: Mapping[str, Any]
+    options: Options
+    test_name: str
+
+    @property
+    def training_name(self) -> str:
+        """Shared by all runs that differ in their test alone."""
+        return self.options.name
+
+    def results_path(self, name: str) -> Path:
+        """Where the training or the test of this name leaves its results."""
+        return self.options.log_folder.parent / name / "results.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value for each axis: its runs, one a seed, or the reason why there can be none."""
+
+    values: Mapping[str, Any]
+    runs: tuple[Run, ...]
+    left_out: str = ""
+
+
+def read_grid(path: Path) -> Grid:
+    """Read and check a file of --ablate.
+
+    Raises:
+        GridError: the file cannot be read, or names a table or a flag that does not exist.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise GridError(f"--ablate {path} cannot be read: {error}; see docs/ablation.md") from error
+    _refuse_unknown(path, content, _TABLES)
+    flags, axes = content.get("flags", {}), content.get("grid", {})
+    known = {flag.name for flag in fields(Options)} - _JOBS - {"name", "random_seed"}
+    for table in (flags, axes):
+        if not isinstance(table, dict):
+            raise GridError(f"{path}: flags and grid should be tables; see docs/ablation.md")
+        _refuse_unknown(path, table, known)
+    for axis, values in axes.items():
+        if not isinstance(values, list) or not values:
+            raise GridError(f"{path}: {axis} should be a list of values, got {values!r}")
+        if axis in flags:
+            raise GridError(f"{path}: {axis} is in both flags and grid; leave it out of one")
+    seeds = content.get("seeds", [42])
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise GridError(f"{path}: seeds should be a list of whole numbers, got {seeds!r}")
+    published = _published(path, content.get("published", []), set(axes))
+    return Grid(path, tuple(dict.fromkeys(seeds)), flags, axes, published)
+
+
+def _published(path: Path, entries: Any, axes: set[str]) -> tuple[Mapping[str, Any], ...]:
+    tables = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+    if not tables or not all(entry.keys() >= {"name", "source", "figures"} for entry in entries):
+        raise GridError(f"{path}: every [[published]] needs name, source and figures")
+    for entry in entries:
+        _refuse_unknown(path, entry, _PUBLISHED_KEYS)
+        _refuse_unknown(path, entry["figures"], set(FIGURES))
+        _refuse_unknown(path, entry.get("cell", {}), axes)
+    return tuple(entries)
+
+
+def _refuse_unknown(path: Path, names: Mapping[str, Any], known: set[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise GridError(f"{path}: {name!r} has no place here; take {', '.join(sorted(known))}")
+
+
+def expand(grid: Grid, typed: Mapping[str, Any]) -> list[Cell]:
+    """Every combination of the axes' values, the last axis running fastest.
+
+    Args:
+        typed: the flags typed beside --ablate; they win over the file's.
+
+    Raises:
+        GridError: a typed flag is an axis or a job of its own, or no cell takes a value.
+    """
+    typed = {name: value for name, value in typed.items() if name != "ablate"}
+    taken = set(typed) & (_JOBS | set(grid.axes) | {"random_seed"})
+    if taken:
+        name = min(taken)
+        raise GridError(f"argument --{name}: does not go with --ablate {grid.path}; leave it out")
+    shared = {**grid.flags, **typed}
+    combinations = product(*grid.axes.values())
+    cells = [
+        _cell(shared, dict(zip(grid.axes, values, strict=True)), grid.seeds)
+        for values in combinations
+    ]
+    for axis, values in grid.axes.items():
+        for value in values:
+            reasons = [cell.left_out for cell in cells if cell.values[axis] == value]
+            if all(reasons):
+                raise GridError(f"{grid.path}: no run takes {axis} = {value!r}: {reasons[0]}")
+    if all(cell.left_out for cell in cells):
+        raise GridError(f"{grid.path}: no run can be made: {cells[0].left_out}")
+    return cells
+
+
+def _cell(shared: Mapping[str, Any], values: Mapping[str, Any], seeds: Sequence[int]) -> Cell:
+    trained = {axis: value for axis, value in values.items() if axis not in TEST_FLAGS}
+    tested = {axis: value for axis, value in values.items() if axis in TEST_FLAGS}
+    runs = []
+    for seed in seeds:
+        name = "_".join(
+            [shared.get("name", "ablation"), *map(_label, trained, trained.values()), f"seed{seed}"]
+        )
+        flags = {**shared, **values, "random_seed": seed, "name": name}
+        try:
+            options = parse_options(as_words(flags))
+        except OptionError as error:
+            return Cell(values, (), str(error).removesuffix("; see --help"))
+        runs.append(Run(flags, options, "_".join([name, *map(_label, tested, tested.values())])))
+    return Cell(values, tuple(runs))
+
+
+def _label(axis: str, value: Any) -> str:
+    """An axis's value as part of a file name, another one for every other value."""
+    if isinstance(value, bool):
+        return axis if value else f"no_{axis}"
+    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    if not re.fullmatch(r"[\w.+-]{1,40}", text):
+        text = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"{axis}-{text}"
+
+
+def as_words(flags: Mapping[str, Any]) -> list[str]:
+    """Flags and their values as words of a command line."""
+    words = []
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            # --no_pretrained has no opposite: it is off where it is not typed.
+            words += [f"--{name}"] if value else [f"--no_{name}"] * (name[:3] != "no_")
+        elif isinstance(value, list | tuple):
+            words.append(f"--{name}={','.join(map(str, value))}")
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    return words
+
+
+def find_results(run: Run) -> dict[str, Any] | None:
+    """The run's results, of its training's own test or of one that came later; None if not done."""
+    for name in (run.training_name, run.test_name):
+        results = _results_at(run.results_path(name))
+        if results and _decisive(results, ()) == _decisive({"options": run.options.to_dict()}, ()):
+            return results
+    return None
+
+
+def is_trained(run: Run) -> bool:
+    """Whether a training that serves this run is done, its test included."""
+    results = _results_at(run.results_path(run.training_name))
+    if results is None or not run.options.best_checkpoint_path.is_file():
+        return False
+    wanted = {"options": run.options.to_dict()}
+    return _decisive(results, TEST_FLAGS) == _decisive(wanted, TEST_FLAGS)
+
+
+def _results_at(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_results(path)
+    except UnreadableResults:
+        return None
+
+
+def _decisive(results: Mapping[str, Any], but: Sequence[str] | frozenset[str]) -> Any:
+    """Those of the options, without `but`, that bear on the figures; None if they are unreadable.
+
+    Scores are taken as what they come to: --msp and --score msp are the same.
+    """
+    try:
+        options = Options.from_dict(results["options"])
+    except (KeyError, TypeError, AttributeError, OptionError):
+        return None
+    left_out = (FREE_FLAGS - _DECIDE_FIGURES) | {"score", "cosine_scores", "msp"} | set(but)
+    values = {name: value for name, value in options.to_dict().items() if name not in left_out}
+    return values if "score" in but else {**values, "scores": options.scores}
+
+
+def words_of(run: Run) -> list[str]:
+    """The command line of what is to be done next for a run: a training, or a test of one."""
+    if not is_trained(run):
+        return as_words(run.flags)
+    tested = {
+        "name": run.test_name,
+        "test": True,
+        "ckpt_test": str(run.options.best_checkpoint_path),
+    }
+    return as_words({**run.flags, **tested})
+
+
+def ablate(typed: Mapping[str, Any], program: str) -> None:
+    """Run what a grid still lacks, and write its tables after every run, its plot at the end.
+
+    Args:
+        typed: the flags that were typed, --ablate among them.
+        program: the script that is started for every run.
+
+    Raises:
+        GridError: the grid cannot be read or contradicts the flags beside it.
+        RunsFailed: some runs failed; all others are done.
+        Interrupted: a signal ended the run at hand, which has saved.
+    """
+    grid = read_grid(Path(typed["ablate"]))
+    cells = expand(grid, typed)
+    first = next(cell.runs[0] for cell in cells if cell.runs)
+    folder = first.options.log_folder.parent / typed.get("name", "ablation")
+    folder.mkdir(parents=True, exist_ok=True)
+    for cell in cells:
+        if cell.left_out:
+            print(f"left out: {_described(cell.values)}: {cell.left_out}")
+    # Seed by seed, so that a grid that is broken off has compared all cells already.
+    runs = [cell.runs[number] for number in range(len(grid.seeds)) for cell in cells if cell.runs]
+    failures: dict[str, str] = {}  # by the name of a test, or of a training for all of its tests
+    for number, run in enumerate(runs, 1):
+        print(f"{number} of {len(runs)}: {run.test_name}: ", end="", flush=True)
+        print(_complete(run, failures, folder, program))
+        write_tables(folder, _rows(grid, cells, failures))
+    draw_plot(folder, _rows(grid, cells, failures))
+    print(f"table: {folder / 'ablation.md'}, {folder / 'ablation.csv'}   plot: ablation.png there")
+    failed = [run for run in runs if _failure(run, failures)]
+    if failed:
+        raise RunsFailed(
+            f"{len(failed)} of {len(runs)} runs failed, such as {failed[0].test_name}: "
+            f"{_failure(failed[0], failures)}; the same command tries them again"
+        )
+
+
+def _complete(run: Run, failures: dict[str, str], folder: Path, program: str) -> str:
+    """Do what a run lacks; returns in a word what happened, and enters a failure."""
+    if find_results(run) is not None:
+        return "done before"
+    if _failure(run, failures):
+        return "its training has failed"
+    testing = is_trained(run)
+    name = run.test_name if testing else run.training_name
+    log = folder / f"{name}.txt"
+    print(f"{'test' if testing else 'training'}, see {log} ", end="", flush=True)
+    exit_code = _start([sys.executable, program, *words_of(run)], log)
+    if exit_code == 0 and find_results(run) is not None:
+        return "done"
+    failures[name] = _reason(log, exit_code)
+    return f"FAILED: {failures[name]}"
+
+
+def _failure(run: Run, failures: Mapping[str, str]) -> str | None:
+    if find_results(run) is not None:
+        return None
+    return failures.get(run.training_name) or failures.get(run.test_name)
+
+
+def _start(command: Sequence[str], log: Path) -> int:
+    """Run a command, its words going to `log`; a signal is its to answer, and ends the grid."""
+    received = 0
+    with (
+        log.open("w") as out,
+        # In a session of its own, or a terminal's SIGINT would reach it twice.
+        subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        ) as child,
+    ):
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            nonlocal received
+            received = number
+            child.send_signal(number)
+
+        before = {
+            number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            exit_code = child.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if received:
+        raise Interrupted(received, "the same command goes on with the grid")
+    return exit_code
+
+
+def _reason(log: Path, exit_code: int) -> str:
+    """Why a run failed: its line of error, else the last that it said."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    last = lines[-1] if lines else "it said nothing"
+    return errors[-1] if errors else f"exit code {exit_code}: {last}"
+
+
+def _rows(grid: Grid, cells: Sequence[Cell], failures: Mapping[str, str]) -> list[Row]:
+    rows = [_measured(grid, cell, failures) for cell in cells]
+    for entry in grid.published:
+        given = entry.get("cell", {})
+        values = {axis: _text(given[axis]) if axis in given else "" for axis in grid.axes}
+        figures = {name: [value] for name, value in entry["figures"].items()}
+        rows.append(Row(values, f"published, {entry['source']}", "", figures, entry["name"]))
+    return rows
+
+
+def _measured(grid: Grid, cell: Cell, failures: Mapping[str, str]) -> Row:
+    values = {axis: _text(value) for axis, value in cell.values.items()}
+    if cell.left_out:
+        return Row(values, "left out", "", {}, cell.left_out)
+    results = [found for run in cell.runs if (found := find_results(run)) is not None]
+    figures = {
+        name: [scale * one[name] for one in results if one[name] is not None]
+        for name, scale in FIGURES.items()
+    }
+    reasons = [
+        f"seed {run.options.random_seed} failed: {reason}"
+        for run in cell.runs
+        if (reason := _failure(run, failures))
+    ]
+    runs = f"{len(results)} of {len(cell.runs)}"
+    return Row(values, "measured", runs, figures, "; ".join(reasons))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _described(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{axis} {_text(value)}" for axis, value in values.items())

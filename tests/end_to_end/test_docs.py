@@ -1,0 +1,278 @@
+"""Every command in README.md and docs/: its words are accepted, its files exist, cheap ones run."""
+
+import argparse
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.plugins.core.core_plugin import CorePluginLoader
+from torch.distributed.run import get_args_parser
+
+import run
+from ablate import expand, read_grid
+from argparser import parse_options, typed_flags
+from dataset.base import DatasetNotFound
+from dataset.demo import write_demo
+from modules import build_model
+from modules.resnet import BLOCKS
+
+REPOSITORY = Path(__file__).parents[2]
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+SHELL = {"", "sh", "bash", "shell", "console"}
+PROGRAMS = ("python", "torchrun", "make", "pip", "tensorboard", "pytest")
+# Programs are started by their modules' names, of which these tests have imported some already.
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package")
+ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line and where it stands."""
+
+    place: str
+    words: tuple[str, ...]
+
+    def __str__(self):
+        return f"{self.place}: {shlex.join(self.words)}"
+
+
+def commands_of(document):
+    """Those in fenced shell blocks, and those in code inside of sentences and tables."""
+    text = document.read_text()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [
+        line
+        for language, block in blocks
+        if language in SHELL
+        for line in block.replace("\\\n", " ").splitlines()
+        if starts_a_program(line)
+    ]
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", prose)
+    lines += [span for span in spans if starts_a_program(span) and len(span.split()) > 1]
+    return [Command(document.name, words_of(line)) for line in lines]
+
+
+def starts_a_program(line):
+    words = [word for word in line.split() if not ASSIGNMENT.fullmatch(word)]
+    return bool(words) and words[0] in PROGRAMS
+
+
+def words_of(line):
+    """Without comment and variables in front, with what is optional and the first of choices."""
+    words = [word.strip("[]").split("|")[0] for word in shlex.split(line, comments=True)]
+    while ASSIGNMENT.fullmatch(words[0]):
+        words = words[1:]
+    return tuple(words)
+
+
+COMMANDS = [command for document in DOCUMENTS for command in commands_of(document)]
+
+
+class Parsed(BaseException):
+    """A program has read its command line."""
+
+
+def check(words):
+    """Raise where a command would not be understood."""
+    program, *rest = words
+    if program == "make":
+        ended = subprocess.run(
+            ["make", "-n", *rest], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+    elif program == "torchrun":
+        check_launcher(rest)
+    elif program == "pip":
+        check_packages(rest)
+    elif program == "pytest":
+        check_tests(rest)
+    elif program == "tensorboard":
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        CorePluginLoader().define_flags(parser)
+        parser.parse_args(rest)
+    elif rest[0] == "-m":
+        check_module(rest[1], rest[2:])
+    else:
+        check_script(rest[0], rest[1:])
+
+
+def check_launcher(words):
+    found = get_args_parser().parse_args(words)
+    check_script(found.training_script, found.training_script_args)
+
+
+def check_script(script, words):
+    assert (REPOSITORY / script).is_file(), f"{script} does not exist"
+    if script != "run.py":
+        check_parser(lambda: runpy.run_path(str(REPOSITORY / script), run_name="__main__"), words)
+        return
+    if "--help" in words:
+        return
+    typed = typed_flags(words)
+    if "ablate" in typed:
+        assert expand(read_grid(REPOSITORY / typed["ablate"]), typed)
+        return
+    if typed.get("dataset") == "folder":  # the user's own, whose classes only its files tell
+        with pytest.raises(DatasetNotFound):
+            parse_options(words)
+    else:
+        parse_options(words)
+
+
+def check_module(name, words):
+    if name == "pytest":
+        check_tests(words)
+    elif name == "torch.distributed.launch":
+        check_launcher(words)
+    else:
+        check_parser(lambda: runpy.run_module(name, run_name="__main__"), words)
+
+
+def check_parser(start, words):
+    """Start a program up to where its command line is read."""
+    with pytest.MonkeyPatch.context() as patch:
+        read = argparse.ArgumentParser.parse_args
+
+        def parse_and_leave(parser, *arguments):
+            read(parser, *arguments)
+            raise Parsed
+
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_leave)
+        patch.setattr(sys, "argv", ["program", *words])
+        with pytest.raises(Parsed):
+            start()
+
+
+def check_packages(words):
+    """`pip install -r FILE`, or packages that one of the requirement files pins."""
+    assert words[0] == "install"
+    if words[1] == "-r":
+        assert (REPOSITORY / words[2]).is_file(), f"{words[2]} does not exist"
+        return
+    pinned = "".join(path.read_text() for path in REPOSITORY.glob("requirements*.txt"))
+    for name in words[1:]:
+        assert re.search(rf"^{name}==", pinned, re.MULTILINE), f"{name} is in no requirements file"
+
+
+def check_tests(words):
+    """Files of tests exist, and every word of -k is in the name of a test there."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("paths", nargs="*")
+    parser.add_argument("-k", default="")
+    found = parser.parse_args(words)
+    source = ""
+    for path in found.paths:
+        assert (REPOSITORY / path).exists(), f"{path} does not exist"
+        files = [REPOSITORY / path] if path.endswith(".py") else (REPOSITORY / path).glob("*.py")
+        source += "".join(file.read_text() for file in files)
+    names = " ".join(re.findall(r"def (test_\w+)", source))
+    for word in re.findall(r"\w+", found.k):
+        assert word in {"or", "and", "not"} or word in names, f"no test is named {word}"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_every_command_is_understood(command, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    check(command.words)
+
+
+def test_commands_of_every_kind_are_collected():
+    assert {command.place for command in COMMANDS} >= {"README.md", "training.md", "faq.md"}
+    assert {command.words[0] for command in COMMANDS} >= {"python", "torchrun", "make"}
+    assert len(COMMANDS) > 50
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "python run.py --nam x",
+        "python run.py --epochs 0",
+        "python run.py --ablate docs/no.toml",
+        "python runs.py --name x",
+        "python -m dataset.prepare --rot data",
+        "python -m dataset.prepares",
+        "torchrun --processes=8 run.py --name x",
+        "torchrun --nproc_per_node=8 run.py --nam x",
+        "python -m pytest tests/test_argparser.py -k no_such_test",
+        "make demos",
+        "pip install no_such_package",
+        "tensorboard --logdirs logs",
+    ],
+)
+def test_a_wrong_command_is_found(line, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises((Exception, SystemExit, pytest.fail.Exception)):
+        check(words_of(line))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text())
+    for link in links:
+        if "://" not in link:
+            assert (document.parent / link).exists(), link
+
+
+def test_the_grid_in_the_docs_is_the_file_beside_them():
+    text = (REPOSITORY / "docs/ablation.md").read_text()
+    (block,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    shown, kept = (
+        tomllib.loads(block),
+        tomllib.loads((REPOSITORY / "docs/ablation.toml").read_text()),
+    )
+    assert shown.pop("published") == kept.pop("published")[:1]
+    assert shown == kept
+
+
+def command_with(*parts):
+    """The first command of the docs that holds these words."""
+    return next(command.words for command in COMMANDS if {*parts} <= {*command.words})
+
+
+def exit_code_of(start):
+    """0 for programs that end without sys.exit."""
+    try:
+        start()
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
+    """Predict, evaluate, report and look at weights as the docs have it, with other places."""
+    write_demo(tmp_path / "data", train=1, validation=1, test=2, size=(96, 64), seed=3)
+    test = tmp_path / "data/StreetHazards/test"
+    monkeypatch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
+    torch.save({"model_state": build_model().state_dict()}, tmp_path / "FILE")
+    monkeypatch.chdir(tmp_path)
+
+    def start(words, places):
+        words = [places.get(word, word) for word in words]
+        if words[1] == "run.py":
+            assert run.main(words[2:]) == 0, capsys.readouterr().err
+            return
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", words[2:])
+            code = exit_code_of(lambda: runpy.run_module(words[2], run_name="__main__"))
+            assert not code, capsys.readouterr().err
+
+    start(command_with("modules.pretrained", "FILE"), {})
+    assert "resnet50" in capsys.readouterr().out
+    start(command_with("run.py", "--predict"), {"PATH": str(test / "images"), "DIR": "out"})
+    assert len(list((tmp_path / "out/score").rglob("*.npy"))) == 2
+    evaluate = list(command_with("metrics.evaluate", "--scores", "--labels"))
+    evaluate[evaluate.index("--scores") + 1] = "out/score"
+    evaluate[evaluate.index("--labels") + 1] = str(test / "annotations")
+    start([*evaluate, "--out", "results.json"], {})
+    table = capsys.readouterr().out
+    assert "| per image | AUROC |" in table
+    start(command_with("metrics.report", "results.json"), {})
+    assert "| per image | AUROC |" in capsys.readouterr().out

@@ -1,0 +1,119 @@
+"""The table of a grid of runs, as Markdown and CSV, and its bars."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from matplotlib.figure import Figure
+
+FIGURES = {"AUPR": 1.0, "AUROC": 1.0, "FPR95": 1.0, "Mean IoU": 100.0}
+"""Columns, and the factors that make percent of what results.json holds."""
+
+_LOWER_IS_BETTER = {"FPR95"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Args:
+        values: the axes' values, as words.
+        origin: measured, published (and where) or left out.
+        runs: how many runs of how many are done.
+        figures: by name, those of all runs, in percent.
+        note: a name, or why something is missing.
+    """
+
+    values: Mapping[str, str]
+    origin: str
+    runs: str
+    figures: Mapping[str, Sequence[float]]
+    note: str
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (n - 1); NaN where there are too few values."""
+    mean = fmean(values) if values else math.nan
+    return mean, stdev(values) if len(values) > 1 else math.nan
+
+
+def write_tables(folder: Path, rows: Sequence[Row]) -> None:
+    """Write ablation.md and ablation.csv; either is whole at any time."""
+    _replace(folder / "ablation.md", _markdown(rows))
+    _replace(folder / "ablation.csv", _csv(rows))
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    axes = list(rows[0].values)
+    names = [*axes, "origin", "runs", *(f"{figure} %" for figure in FIGURES), "note"]
+    aligned = ["---"] * (len(axes) + 2) + ["---:"] * len(FIGURES) + ["---"]
+    lines = [names, aligned]
+    for row in rows:
+        figures = (_spread(row.figures.get(figure, ())) for figure in FIGURES)
+        lines.append([*row.values.values(), row.origin, row.runs, *figures, row.note])
+    table = [
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+    ]
+    legend = (
+        "Mean ± sample standard deviation over seeds. AUPR, AUROC and FPR95 per image; lower FPR95 "
+        "is better. Published rows were not measured here."
+    )
+    return "\n".join([*table, "", legend, ""])
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean, deviation = mean_and_deviation(values)
+    if math.isnan(mean):
+        return ""
+    return f"{mean:.2f}" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f}"
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = [f"{figure} {part}" for figure in FIGURES for part in ("mean", "standard deviation")]
+    writer.writerow([*rows[0].values, "origin", "runs", *columns, "note"])
+    for row in rows:
+        spreads = [mean_and_deviation(row.figures.get(figure, ())) for figure in FIGURES]
+        numbers = ["" if math.isnan(value) else value for pair in spreads for value in pair]
+        writer.writerow([*row.values.values(), row.origin, row.runs, *numbers, row.note])
+    return text.getvalue()
+
+
+def draw_plot(folder: Path, rows: Sequence[Row]) -> None:
+    """Write ablation.png: a panel a figure, a bar a row, published ones hatched."""
+    shown = [row for row in rows if any(row.figures.values())]
+    if not shown:
+        return
+    figure = Figure(figsize=(16, 1.6 + 0.45 * len(shown)), layout="constrained")
+    panels = figure.subplots(1, len(FIGURES), sharey=True)
+    positions = range(len(shown))
+    for panel, name in zip(panels, FIGURES, strict=True):
+        spreads = [mean_and_deviation(row.figures.get(name, ())) for row in shown]
+        means, deviations = zip(*spreads, strict=True)
+        bars = panel.barh(positions, means, xerr=deviations, color="#4878a8", capsize=3)
+        for bar, row in zip(bars, shown, strict=True):
+            if row.origin != "measured":
+                bar.set(facecolor="#d9d9d9", edgecolor="#606060", hatch="//")
+        better = "lower" if name in _LOWER_IS_BETTER else "higher"
+        panel.set_title(f"{name} in percent\n({better} is better)")
+        panel.bar_label(bars, fmt="%.1f", padding=4, fontsize=8)
+        panel.set_xlim(0, 1.15 * panel.get_xlim()[1])  # room for the numbers
+    panels[0].set_yticks(positions, [_title(row) for row in shown])
+    panels[0].invert_yaxis()
+    figure.savefig(folder / "ablation.png", dpi=110)
+
+
+def _title(row: Row) -> str:
+    values = ", ".join(f"{axis} {value}" for axis, value in row.values.items() if value)
+    return values if row.origin == "measured" else f"{row.note} ({row.origin})"
