@@ -64,7 +64,12 @@ def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
     content = load_checkpoint(path)
     options = content.get("options")
     if isinstance(options, Mapping):
-        stored = {name: options[name] for name in _STORED_FLAGS if name in options}
+        # Checkpoints hold lists where options hold tuples.
+        stored = {
+            name: tuple(options[name]) if isinstance(options[name], list) else options[name]
+            for name in _STORED_FLAGS
+            if name in options
+        }
     else:
         weights = identify(content, str(path))
         if weights.kind != CHECKPOINT:
