@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from argparser import Options
 from dataset import EvaluationSample, describe, evaluation_loader
@@ -33,6 +32,7 @@ from train import default_precision
 from utils.checkpoint import load_model_state
 from utils.distributed import Process, gather_objects
 from utils.predictions import PredictionFolder
+from utils.progress import ProgressBar
 
 # What a checkpoint's options say about its network and how it is looked at.
 _NETWORK_FLAGS = (
@@ -64,7 +64,12 @@ def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
     content = load_checkpoint(path)
     options = content.get("options")
     if isinstance(options, Mapping):
-        stored = {name: options[name] for name in _STORED_FLAGS if name in options}
+        # Checkpoints hold lists where options hold tuples.
+        stored = {
+            name: tuple(options[name]) if isinstance(options[name], list) else options[name]
+            for name in _STORED_FLAGS
+            if name in options
+        }
     else:
         weights = identify(content, str(path))
         if weights.kind != CHECKPOINT:
@@ -188,8 +193,8 @@ class Predictor:
             "anomalous_share": None if mask is None else float(mask.mean()),
         }
 
-    def _progress(self, items: Any, name: str) -> tqdm:
-        return tqdm(items, name, disable=not self.process.is_main, dynamic_ncols=True)
+    def _progress(self, items: Any, name: str) -> ProgressBar:
+        return ProgressBar(items, name, disable=not self.process.is_main, dynamic_ncols=True)
 
 
 def predict(options: Options, process: Process) -> None:

@@ -56,10 +56,11 @@ def work(options: Options) -> None:
             print(describe_norm(options.norm_act, process.device))
             for note in options.notes:
                 print(f"note: {note}")
+        if not options.test:
+            trainer.fit()
+        logger.start_test()
         if options.test:
             log_start(logger, options.to_dict())
-        else:
-            trainer.fit()
         trainer.test()
         for line in trainer.skipped.report():
             if process.is_main:

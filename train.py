@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from argparser import Options
 from dataset import (
@@ -48,6 +47,7 @@ from utils.interruption import Interrupted, Interruption, command_to_continue
 from utils.logger import Logger
 from utils.max_logits import training_statistics
 from utils.panels import Panels
+from utils.progress import ProgressBar
 from utils.results import log_segmentation, log_start, report_results
 from utils.resume import (
     Position,
@@ -468,8 +468,8 @@ class Trainer:
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.process.device, non_blocking=True)
 
-    def _progress(self, items: Iterable[Any], name: str) -> tqdm:
-        return tqdm(items, name, disable=not self.process.is_main, dynamic_ncols=True)
+    def _progress(self, items: Iterable[Any], name: str) -> ProgressBar:
+        return ProgressBar(items, name, disable=not self.process.is_main, dynamic_ncols=True)
 
 
 def _images_of(loader: DataLoader[EvaluationSample]) -> int:

@@ -36,6 +36,7 @@ from utils.interruption import (
     stop_at_once,
     typed_command,
 )
+from utils.progress import end_line_of_bars
 
 DEFAULT_TIMEOUT = 600.0
 """Seconds that processes wait for each other."""
@@ -266,6 +267,7 @@ def run_reporting(work: Callable[[], None]) -> int:
 
 def _fail(exit_code: int, report: str) -> int:
     if _is_first_to_fail():
+        end_line_of_bars()
         print(report.rstrip(), file=sys.stderr)
     if dist.is_initialized():
         # A collective that never ended keeps a thread of gloo's, on which the interpreter's own
@@ -328,7 +330,8 @@ def _run_to_end(config: LaunchConfig, command: Sequence[str], folder: Path) -> i
     except ChildFailedError as error:
         exit_code, report = _outcome(error)
         if report is not None:
-            print(report, file=sys.stderr)
+            # The line may be a progress bar's, of a process that has ended without a word.
+            print(f"\n{report}", file=sys.stderr)
         return exit_code
     except SignalException as caught:
         if not any(folder.rglob(f"{_CLAIM}*")):

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from errors import PansError
 
 _SMALLER = "lower --batch_size or --crop_size"
+# How torch's allocator for CPUs says it, in a RuntimeError.
+_CPU_WITHOUT_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 _MEMORY = "most likely for want of memory or of /dev/shm; lower --num_workers or --batch_size"
 _LOADER_FAULTS = {
     r"DataLoader worker \(pid \d+\) is killed by signal: ([^.]+)\.": (
@@ -37,7 +39,7 @@ def known_fault(error: BaseException) -> str | None:
     """One line with the remedy for a known fault of the machine; None for anything else."""
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU has too little memory; {_SMALLER}, or choose --precision bf16"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _CPU_WITHOUT_MEMORY in str(error):
         return f"this machine has too little memory; {_SMALLER} or --num_workers"
     if not isinstance(error, RuntimeError):
         return None

@@ -16,6 +16,9 @@ from dataset import DatasetInfo
 from metrics import ThresholdCurve
 from utils.visualize import Picture, class_iou_figure, confusion_matrix_figure, render
 
+_TEST_FILE = ".test"
+"""End of the name of the event file that holds the points of a test."""
+
 
 class Logger:
     """Writes a run's TensorBoard events.
@@ -37,6 +40,14 @@ class Logger:
         if self._writer is not None:
             self._writer.close()
             self._writer = SummaryWriter(str(self._folder), purge_step=step)
+
+    def start_test(self) -> None:
+        """Write what follows to a file of its own, in the place of an earlier test's."""
+        if self._writer is not None and self._folder is not None:
+            self._writer.close()
+            for earlier in self._folder.glob(f"*tfevents*{_TEST_FILE}"):
+                earlier.unlink()
+            self._writer = SummaryWriter(str(self._folder), filename_suffix=_TEST_FILE)
 
     def __enter__(self) -> "Logger":
         return self

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from dataset import EvaluationSample
 from modules.inference import Inference
 from modules.scores import MaxLogitStatistics, max_logit_sums, statistics_of
 from utils.distributed import Process, gather_objects
+from utils.progress import ProgressBar
 
 
 def statistics_path(checkpoint: Path) -> Path:
@@ -47,7 +47,7 @@ def training_statistics(
     kept = gather_objects(kept)[0]
     if kept is not None:
         return kept
-    progress = tqdm(loader, "max logits", disable=not process.is_main, dynamic_ncols=True)
+    progress = ProgressBar(loader, "max logits", disable=not process.is_main, dynamic_ncols=True)
     own = [(sample.index, max_logit_sums(inference.logits(sample.images))) for sample in progress]
     gathered = [pair for pairs in gather_objects(own) for pair in pairs]
     # Added up in the order of the images, so that rounding does not depend on who saw which.

@@ -73,11 +73,18 @@ class Runs:
         events = EventAccumulator(str(self.folder / "logs/streethazards/x"))
         return [(event.step, event.value) for event in events.Reload().Scalars(tag)]
 
-    def start(self, *flags: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        """The same in a process of its own, as a user starts it."""
+    def start(
+        self, *flags: str, launcher: tuple[str, ...] = (), program: str = ""
+    ) -> subprocess.Popen[str]:
+        """The same in a process of its own, as a user starts it; `program` in tiny.py's place."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        path = TINY
+        if program:
+            path = self.folder / "program.py"
+            path.write_text(program)
+            environment["PYTHONPATH"] = str(TINY.parent)
         return subprocess.Popen(
-            [sys.executable, *launcher, str(TINY), *self.flags, *flags],
+            [sys.executable, *launcher, str(path), *self.flags, *flags],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataset.demo import write_demo
 from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 TINY = Path(__file__).parents[1] / "reliability/tiny.py"
+RUN = TINY.parents[2] / "run.py"
 KILLS = int(os.environ.get("TORTURE_KILLS", "3"))
 FLAGS = [
     *("--default", "--no_pretrained", "--crop_size", "48", "--epochs", "60"),
@@ -22,18 +22,11 @@ FLAGS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("torture")
-    write_demo(root, train=8, validation=2, test=2, size=(96, 64), seed=1)
-    return root
-
-
-def start(folder: Path, name: str, *flags: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, name: str, *flags: str, program: Path = TINY) -> subprocess.Popen[bytes]:
     paths = ["--data_root", str(folder), "--logdir", f"{folder}/logs"]
     paths += ["--checkpoints", f"{folder}/checkpoints", "--name", name]
     return subprocess.Popen(
-        [sys.executable, str(TINY), *FLAGS, *paths, *flags],
+        [sys.executable, str(program), *FLAGS, *paths, *flags],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -90,3 +83,22 @@ def test_a_process_that_hangs_ends_the_run(folder: Path) -> None:
     os.kill(int(children[-1]), signal.SIGSTOP)
     # --timeout, and the half minute that torch's launcher leaves a process to end.
     assert process.wait(timeout=90) == 1
+
+
+def test_the_real_network_is_killed_and_loses_nothing(folder: Path) -> None:
+    """PAnS on its ResNet-50, killed in the second of its two epochs of four steps."""
+    flags = ("--epochs", "2", "--val_interval", "2", "--batch_size", "2")
+    assert start(folder, "whole50", *flags, program=RUN).wait() == 0
+    path = folder / "checkpoints/streethazards/killed50.pth"
+    process = start(folder, "killed50", *flags, program=RUN)
+    while not path.exists() or load_checkpoint(path)["iteration"] < 5:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 5 <= load_checkpoint(path)["iteration"] < 8
+    assert start(folder, "killed50", *flags, program=RUN).wait() == 0
+    found, expected = weights(folder, "killed50"), weights(folder, "whole50")
+    assert "body.mod4.block6.convs.conv1.weight" in expected
+    assert load_checkpoint(path)["iteration"] == 8
+    assert all(torch.equal(found[name], value) for name, value in expected.items())

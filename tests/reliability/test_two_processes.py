@@ -1,0 +1,84 @@
+"""What two processes have in common, and what differs from one."""
+
+import json
+from typing import Any
+
+import torch
+
+# The second process's gradients are NaN in two steps. Both keep what their weights were before
+# every step.
+SPOILT = """
+import os, sys, tiny, torch
+
+RANK = os.environ.get("RANK", "0")
+
+class Spoilt(tiny.TinyNetwork):
+    def __init__(self):
+        super().__init__()
+        self.history = []
+
+    def forward(self, images):
+        if self.training:
+            step = len(self.history)
+            self.history.append(self.conv.weight.detach().clone())
+            if RANK == "1" and step in (2, 5):
+                self.conv.weight.register_hook(lambda gradient: self.spoil(gradient, step))
+        elif self.history:
+            torch.save(self.history, os.path.join(os.path.dirname(__file__), RANK + ".pth"))
+        return super().forward(images)
+
+    def spoil(self, gradient, step):
+        return gradient * float("nan") if len(self.history) == step + 1 else gradient
+
+tiny.tiny_network = lambda *words, **flags: Spoilt()
+tiny.__file__ = __file__
+sys.exit(tiny.main())
+"""
+ONE = ("--nproc", "1", "--batch_size", "2")
+TWO = ("--nproc", "2", "--batch_size", "1")
+
+
+def finish(runs: Any, *flags: str, program: str = "") -> None:
+    process = runs.start(*flags, program=program)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+def test_a_gradient_of_one_process_that_is_nan_has_both_skip_the_step(runs: Any) -> None:
+    finish(runs, *TWO, program=SPOILT)
+    first, second = (torch.load(runs.folder / f"{rank}.pth") for rank in (0, 1))
+    assert len(first) == len(second) == 8
+    for step in range(8):
+        assert torch.equal(first[step], second[step]), step
+    changed = [step for step in range(7) if not torch.equal(first[step], first[step + 1])]
+    assert changed == [0, 1, 3, 4, 6]
+    counts = [process["guard"]["skipped"] for process in runs.state()["processes"]]
+    assert counts == [2, 2]
+    assert all(bool(value.isfinite().all()) for value in runs.state()["model_state"].values())
+    assert runs.points("train/skipped_steps")[-1] == (8, 2)
+
+
+def results(runs: Any, name: str) -> dict[str, Any]:
+    """The figures of a run's test; how long it took and under which name do not count."""
+    path = runs.folder / f"logs/streethazards/{name}/results.json"
+    found = json.loads(path.read_text())
+    return {key: found[key] for key in ("AUROC", "AUPR", "FPR95", "Mean IoU")}
+
+
+def test_the_same_seed_gives_the_same_numbers_with_as_many_processes(runs: Any) -> None:
+    for processes in (ONE, TWO):
+        for time in ("once", "twice"):
+            finish(runs, "--deterministic", *processes, "--name", f"{processes[1]}{time}")
+        once, twice = (runs.state(f"{processes[1]}{time}") for time in ("once", "twice"))
+        assert_same_weights(once, twice)
+        assert once["best_score"] == twice["best_score"]
+        assert results(runs, f"{processes[1]}once") == results(runs, f"{processes[1]}twice")
+    one, two = runs.state("1once"), runs.state("2once")
+    # As many images in a step, but drawn in another order, and other dropout.
+    assert one["steps_per_epoch"] == two["steps_per_epoch"] == 4
+    assert not torch.equal(one["model_state"]["conv.weight"], two["model_state"]["conv.weight"])
+
+
+def assert_same_weights(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in one["model_state"].items():
+        assert torch.equal(other["model_state"][key], value), key
