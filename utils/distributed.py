@@ -136,6 +136,7 @@ def start_process(
     """
     if launched():
         rank, local_rank, world_size = _read_ranks(os.environ, local_rank)
+        _refuse_stale_addresses(os.environ)
     else:
         rank, local_rank, world_size = 0, local_rank or 0, 1
     device = torch.device("cpu")
@@ -156,6 +157,18 @@ def start_process(
         )
         host_group = dist.new_group(backend="gloo", timeout=timeout)
     return Process(rank, local_rank, world_size, device, host_group)
+
+
+def _refuse_stale_addresses(environment: Mapping[str, str]) -> None:
+    """Several nodes that torchrun may restart need a store of their own for each start."""
+    several_nodes = environment.get("GROUP_WORLD_SIZE", "1") != "1"
+    restarts = environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if several_nodes and restarts and environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise LaunchError(
+            "with --max-restarts on several nodes torchrun would hand new processes the addresses "
+            "of old ones; start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every node, or "
+            "with --max-restarts=0"
+        )
 
 
 def _fresh_store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:

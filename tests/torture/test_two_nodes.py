@@ -63,12 +63,12 @@ class Nodes:
         self.namespaces, self.folder, self.name = namespaces, folder, name
         self.path = folder / f"checkpoints/streethazards/{name}.pth"
 
-    def start(self, node: int, share_store: str = "1") -> subprocess.Popen[str]:
+    def start(self, node: int) -> subprocess.Popen[str]:
         """The same command on each node, but for the node's own address."""
         own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "cable"}
         # The machine's name, by which torchrun would find the host, has no address in here.
         host = f"--rdzv-conf=is_host={int(node == 0)}"
-        own |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": share_store}
+        own |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         command = ["ip", "netns", "exec", self.namespaces[node], *TORCHRUN, host]
         command += [f"--rdzv-id={self.name}", f"--local-addr={ADDRESSES[node]}", str(TINY), *FLAGS]
         command += ["--name", self.name, "--data_root", str(self.folder)]

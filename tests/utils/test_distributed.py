@@ -194,6 +194,29 @@ def test_inconsistent_environments_are_refused(
         start_process()
 
 
+def test_restarts_of_several_nodes_need_fresh_stores(variables: pytest.MonkeyPatch) -> None:
+    torchrun = {
+        "GROUP_WORLD_SIZE": "2",
+        "TORCHELASTIC_MAX_RESTARTS": "3",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    for name, value in torchrun.items():
+        variables.setenv(name, value)
+    with pytest.raises(LaunchError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every node"):
+        start_process()
+    variables.setenv("WORLD_SIZE", "1")
+    variables.setenv("RANK", "0")
+    variables.setattr(torch.cuda, "is_available", lambda: False)
+    for name, value in (
+        ("GROUP_WORLD_SIZE", "1"),
+        ("TORCHELASTIC_MAX_RESTARTS", "0"),
+        ("TORCHELASTIC_USE_AGENT_STORE", "False"),
+    ):
+        with variables.context() as patch:
+            patch.setenv(name, value)
+            assert start_process().world_size == 1
+
+
 def test_local_rank_of_the_environment_wins(variables: pytest.MonkeyPatch) -> None:
     variables.setenv("WORLD_SIZE", "1")
     variables.setenv("RANK", "0")
