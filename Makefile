@@ -46,8 +46,6 @@ bench: .venv/installed-dev ## the plain path against the fast one; writes docs/p
 bench-metrics: .venv/installed-dev ## the metrics against scikit-learn and torchmetrics
 	$(BIN)/python -m benchmarks.metrics
 
-# The package links libcudart and asks torch for its build flags, so it needs both at hand and no
-# isolated build environment.
 torture: .venv/installed-dev ## kill, hang and fill up what runs, many times; the rubbish reader 100,000 times
 	FUZZ_RUNS=100000 TORTURE_KILLS=40 $(BIN)/python -m pytest tests/reliability tests/torture
 
@@ -61,6 +59,8 @@ audit: .venv/installed ## look the pinned packages up among known vulnerabilitie
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
 	$(BIN)/pip-audit --requirement requirements.lock --disable-pip
 
+# The package links libcudart and asks torch for its build flags, so it needs both at hand and no
+# isolated build environment.
 iabn: .venv/iabn ## build the kernels of the inplace-abn package for CUDA (needs nvcc)
 
 .venv/iabn: .venv/installed
