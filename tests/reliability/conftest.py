@@ -2,14 +2,13 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.summary.writer import event_file_writer
 from torch import nn
 
 import train
@@ -99,20 +98,18 @@ def runs(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
 
 
 @pytest.fixture(scope="session")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Runs]:
+def unbroken(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Runs:
     """What a run that nothing stops ends with."""
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
         runs = Runs(tmp_path_factory.mktemp("unbroken"), data)
         runs.fit()
-        yield runs
+    return runs
 
 
 def make_small(patch: pytest.MonkeyPatch) -> None:
     """The tiny network, and no drawing of figures, which takes longer than all the rest."""
     patch.setattr(train, "build_model", tiny_network())
-    # Event files of one second and process sort by this number as text: 10 would come before 9.
-    patch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(10**6))
     patch.setattr(Logger, "figure", lambda *_: None)
 
 
