@@ -8,6 +8,7 @@ from torch import Tensor
 from modules.folding import fold_norms
 from modules.pyramid import DROPOUT, HEAD_CHANNELS
 from modules.segmentation import SegmentationModel
+from modules.winograd import use_winograd
 
 
 def dropout_masks(passes: int, channels: int, rate: float, generator: torch.Generator) -> Tensor:
@@ -40,8 +41,10 @@ class Inference:
 
     def _prepared(self, model: SegmentationModel) -> SegmentationModel:
         """A copy whose convolutions do the norms' work, in `self.dtype`."""
-        folded = fold_norms(model).to(self.dtype).to(memory_format=self.layout)
-        folded.cls.float()
+        folded = fold_norms(model)
+        if self.device.type == "cpu":  # on GPUs the library itself chooses
+            use_winograd(folded)
+        folded.to(self.dtype).to(memory_format=self.layout).cls.float()
         return folded
 
     def _input(self, image: Tensor) -> Tensor:

@@ -71,11 +71,15 @@ class PyramidHead(nn.Module):
     `plain=True` concatenates all 4096 channels before that convolution, as published. Otherwise
     the pyramid's half of it is computed on the grids (`convolve_upsampled`): the same numbers
     up to rounding, the same parameters, half the work.
+
+    Attributes:
+        mod5_convolution: computes mod5's half in the place of `conv_last`'s own weight, if set.
     """
 
     def __init__(self, norm: NormFactory, *, plain: bool = False) -> None:
         super().__init__()
         self.plain = plain
+        self.mod5_convolution: nn.Module | None = None
         self.ppm = nn.ModuleList(
             nn.Sequential(
                 nn.AdaptiveAvgPool2d(cells),
@@ -107,8 +111,11 @@ class PyramidHead(nn.Module):
         else:
             sections = [MOD5_CHANNELS] + [HEAD_CHANNELS] * len(grids)
             weight, *grid_weights = convolution.weight.split(sections, dim=1)
-            # Of so many channels a CPU convolves planes a fifth faster than pixels.
-            features = F.conv2d(mod5.contiguous(), weight.contiguous(), convolution.bias, padding=1)
+            if self.mod5_convolution is not None:
+                features = self.mod5_convolution(mod5)
+            else:  # of so many channels a CPU convolves planes a fifth faster than pixels
+                planes = mod5.contiguous(), weight.contiguous()
+                features = F.conv2d(*planes, convolution.bias, padding=1)
             features = features + convolve_upsampled(grids, grid_weights, size)
         for layer in norm_and_dropout:
             features = layer(features)
