@@ -332,6 +332,9 @@ class Options:
         shown_default="--precision's",
     )
     plain: bool = _flag("speed", False, "the published order of work in fp32, for comparison")
+    compile: bool = _flag(
+        "speed", False, "torch.compile in training; not with --norm_act iabn_sync"
+    )
     checkpoint_activations: bool = _flag(
         "speed", False, "recompute blocks in backward: less memory, slower"
     )
@@ -355,6 +358,7 @@ class Options:
         _check_scores(self)
         _check_opt_level(self)
         _check_plain(self)
+        _check_compile(self)
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -542,6 +546,20 @@ def _check_plain(options: Options) -> None:
         return
     if options.precision == "bf16":
         raise _refusal("plain", "is the published order of work in fp32, without --precision bf16")
+
+
+def _check_compile(options: Options) -> None:
+    if not options.compile:
+        return
+    if options.norm_act == "iabn_sync":
+        raise _refusal(
+            "compile",
+            "the compiler breaks the sums of --norm_act iabn_sync over processes; "
+            "take --norm_act iabn, abn or std",
+        )
+    for other in ("plain", "checkpoint_activations"):
+        if getattr(options, other):
+            raise _refusal("compile", f"does not go with --{other}")
 
 
 class _Parser(argparse.ArgumentParser):

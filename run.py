@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from ablate import GridError, ablate
 from argparser import Options, parse_options, typed_flags
 from errors import PansError
@@ -39,6 +41,8 @@ def work(options: Options) -> None:
         raise GridError("--ablate launches every run itself; give it --nproc N, not a launcher")
     if not options.plain:
         keep_freed_memory()
+        # TF32; convolutions take it by default.
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
     if options.export:
         export(options)
         return

@@ -33,6 +33,7 @@ from modules.inference import Inference
 from modules.pretrained import backbone_weights, load_backbone
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer, upsample
 from utils.checkpoint import load_checkpoint, load_model_state, model_state, save_checkpoint
+from utils.compilation import compiled
 from utils.curves import log_anomaly_figures, log_prototypes
 from utils.distributed import (
     Process,
@@ -371,9 +372,13 @@ class Trainer:
             self._log_report(self.last_report)  # which the line above has hidden
         if self.iteration == 0:
             log_start(self.logger, self.recorded_options)
-        self.network: nn.Module = self.model
+        self.network: nn.Module = compiled(self.model) if options.compile else self.model
         if dist.is_initialized():
-            self.network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+            self.network = DistributedDataParallel(
+                self.network,
+                gradient_as_bucket_view=True,
+                static_graph=options.accumulate == 1,  # no_sync does not go with it
+            )
 
     def _load_backbone(self) -> None:
         """ImageNet's weights, by --pretrained."""

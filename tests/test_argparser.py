@@ -70,6 +70,7 @@ OWN_DEFAULTS = {
     "ignore_classes": (),
     "precision": None,
     "plain": False,
+    "compile": False,
     "checkpoint_activations": False,
     "accumulate": 1,
     "nproc": None,
@@ -172,7 +173,11 @@ def test_flags_take_values_in_both_spellings(name: str) -> None:
 @pytest.mark.parametrize("name", SWITCHES)
 def test_switches_turn_on_and_off_again(name: str) -> None:
     # What a switch needs beside it to be accepted.
-    extra = ["--classifier", "cosine"] if name == "cosine_scores" else []
+    needs = {
+        "cosine_scores": ["--classifier", "cosine"],
+        "compile": ["--norm_act", "iabn"],
+    }
+    extra = needs.get(name, [])
     for on in (f"--{name}", f"--{name.replace('_', '-')}"):
         assert getattr(parse_options([*extra, on]), name) is True
         if name == "no_pretrained":  # its opposite is a flag with a value
@@ -352,6 +357,12 @@ def test_precision(typed: list[str], precision: str | None) -> None:
         ),
         ("--precision fp16", "argument --precision: must be one of fp32, bf16, got 'fp16'"),
         ("--plain --precision bf16", "argument --plain: is the published order of work in fp32"),
+        ("--compile", "argument --compile: the compiler breaks the sums of --norm_act iabn_sync"),
+        ("--compile --norm_act iabn --plain", "argument --compile: does not go with --plain"),
+        (
+            "--compile --norm_act std --checkpoint_activations",
+            "argument --compile: does not go with --checkpoint_activations",
+        ),
         ("--plain --opt_level O1", "argument --plain: is the published order of work in fp32"),
         ("--pooling 16", "argument --pooling: 16 has no effect"),
         ("--num_classes 12", "argument --num_classes: streethazards has 13 classes to train"),

@@ -1,0 +1,29 @@
+"""torch.compile for the network in training."""
+
+import os
+import shutil
+from typing import cast
+
+import torch
+from torch import nn
+
+from errors import PansError
+
+
+class NoCompiler(PansError):
+    """torch.compile writes C++ that nothing here can translate."""
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    """The same network, translated while its first batch is computed, which takes minutes.
+
+    Raises:
+        NoCompiler: there is no C++ compiler.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise NoCompiler(
+            f"--compile needs a C++ compiler, and {compiler} was not found; "
+            "install it, name another one in CXX, or leave --compile out"
+        )
+    return cast(nn.Module, torch.compile(network))
