@@ -18,7 +18,7 @@ help: ## list these targets
 install: .venv/installed ## make .venv and install what running needs
 
 .venv/installed: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit("PAnS needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -c 'import sys; sys.exit("PAnS needs Python 3.11.4 or newer" if sys.version_info < (3, 11, 4) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
@@ -46,8 +46,9 @@ bench: .venv/installed-dev ## the plain path against the fast one; writes docs/p
 bench-metrics: .venv/installed-dev ## the metrics against scikit-learn and torchmetrics
 	$(BIN)/python -m benchmarks.metrics
 
-torture: .venv/installed-dev ## kill, hang and fill up what runs, many times; the rubbish reader 100,000 times
-	FUZZ_RUNS=100000 TORTURE_KILLS=40 $(BIN)/python -m pytest tests/reliability tests/torture
+torture: .venv/installed-dev ## kill, hang and fill up what runs, many times; 100,000 pieces of rubbish for the readers
+	FUZZ_RUNS=34000 TORTURE_KILLS=40 $(BIN)/python -m pytest \
+		tests/reliability tests/torture tests/dataset/test_bad_input.py
 
 lock: ## make requirements.lock anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

@@ -22,13 +22,13 @@ from dataset.own_pictures import (
 from dataset.transforms import MEAN, STD
 from errors import PansError
 from metrics import PooledCounts
-from modules import SegmentationModel, build_model
+from modules import SegmentationModel
 from modules.export import check_export_support, export_onnx
 from modules.inference import Inference
 from modules.pretrained import CHECKPOINT, identify
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer
 from modules.weights import load_checkpoint, model_state
-from train import default_precision
+from train import default_precision, model_of
 from utils.checkpoint import load_model_state
 from utils.distributed import Process, gather_objects
 from utils.predictions import PredictionFolder
@@ -88,14 +88,7 @@ def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
 def load_network(options: Options) -> SegmentationModel:
     """The network of --ckpt_test, on the CPU."""
     path = Path(options.ckpt_test or "")
-    model = build_model(
-        options.backbone,
-        options.classifier,
-        options.norm_act,
-        options.num_classes,
-        options.output_stride,
-        plain=options.plain,
-    )
+    model = model_of(options)
     load_model_state(model, model_state(load_checkpoint(path)), path)
     return model
 

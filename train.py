@@ -28,7 +28,7 @@ from dataset import (
 from metrics.comparison import ScoreComparison
 from metrics.evaluation import AnomalyEvaluation
 from metrics.segmentation import ConfusionMatrix, segmentation_scores
-from modules import build_model
+from modules import SegmentationModel, build_model
 from modules.inference import Inference
 from modules.pretrained import backbone_weights, load_backbone
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer, upsample
@@ -90,6 +90,19 @@ def default_precision(device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def model_of(options: Options) -> SegmentationModel:
+    """The network that the options describe, with random weights."""
+    return build_model(
+        options.backbone,
+        options.classifier,
+        options.norm_act,
+        options.num_classes,
+        options.output_stride,
+        plain=options.plain,
+        checkpoint_activations=options.checkpoint_activations,
+    )
+
+
 class Trainer:
     """One model in one process of a run: `fit` trains and validates it, `test` scores it."""
 
@@ -103,15 +116,7 @@ class Trainer:
         self.last_report: dict[str, float] = {}  # that of the step just done, if it had one
         self.interruption = Interruption(options.ckpt_minutes, process.host_group)
         torch.manual_seed(options.random_seed)  # the same initial weights in every process
-        self.model = build_model(
-            options.backbone,
-            options.classifier,
-            options.norm_act,
-            options.num_classes,
-            options.output_stride,
-            plain=options.plain,
-            checkpoint_activations=options.checkpoint_activations,
-        ).to(process.device)
+        self.model = model_of(options).to(process.device)
         torch.manual_seed(options.random_seed + process.rank)  # but not the same dropout
 
     # Training

@@ -145,7 +145,7 @@ def growth_table(data: Path, folder: Path) -> str:
         add(f"test image of {size[0]}x{size[1]}", measure("test", pictures))
     for classes in (19, 150):
         add(f"test image, {classes} classes", measure("test", data, classes=classes))
-    for batch in (1, 2, 4):
+    for batch in (2, 4, 8):
         turn = measure("train", data, ["--batch_size", str(batch)])
         add(f"training step, batch of {batch}", turn, batch)
     turn = measure("train", data, ["--batch_size", "1"], processes=2)
@@ -174,17 +174,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = folder / "data"
-        write_demo(data, train=8, validation=1, test=2, size=SIZE, seed=0)
+        write_demo(data, train=16, validation=1, test=2, size=SIZE, seed=0)
+        tables = [growth_table(data, folder), memory_table(data), figures_table(folder / "logs")]
         found = compare(data, turns)
-        tables = [
-            ratio_table(found),
-            memory_table(data),
-            figures_table(folder / "logs"),
-            growth_table(data, folder),
-        ]
-    text = "\n\n".join(tables)
+        draw(found)
+    text = "\n\n".join([ratio_table(found), *tables])
     print(text)
-    draw(found)
     before, _, rest = DOCUMENT.read_text().partition(START)
     DOCUMENT.write_text(f"{before}{START}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
 

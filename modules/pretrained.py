@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errors import PansError
+from errors import exit_code
 from modules import torchvision_weights
 from modules.abn import EPS, norm_factory
 from modules.resnet import BLOCKS, ResNet
@@ -299,8 +299,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PansError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(main))

@@ -25,6 +25,8 @@ from modules.segmentation import SegmentationModel
 
 FEWEST_CHANNELS = 256
 """With fewer the sums before and after the products cost what these save."""
+STRIP_BYTES = 64 << 20
+"""Rows of tiles are computed together as long as their factors take no more than this."""
 
 _TAPS = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]).double()
 
@@ -71,13 +73,24 @@ class WinogradConv2d(nn.Module):
         margins = (0, 0, dilation, right - dilation, dilation, bottom - dilation)
         padded = nn.functional.pad(x.permute(0, 2, 3, 1), margins)
         tiles = padded.view(batch, rows + 1, 2, dilation, columns + 1, 2, dilation, channels)
+        result = x.new_empty(batch, rows, 2, dilation, columns, 2, dilation, outputs)
+        bytes_of_row = 4 * padded[:, :tile].nbytes
+        step = max(1, STRIP_BYTES // bytes_of_row)
+        for top in range(0, rows, step):
+            self._fill(tiles[:, top : top + step + 1], result[:, top : top + step])
+        result = result.view(batch, rows * tile, columns * tile, outputs)
+        return result[:, :height, :width].permute(0, 3, 1, 2)
 
+    def _fill(self, tiles: Tensor, result: Tensor) -> None:
+        """Rows of tiles, and one below and to the right of them, -> the outputs of these tiles."""
+        batch, rows, _, dilation, columns, _, _, outputs = result.shape
+        channels = tiles.shape[-1]
         here, below = tiles[:, :-1], tiles[:, 1:]
-        sums = x.new_empty(4, batch, rows, dilation, columns + 1, 2, dilation, channels)
+        sums = tiles.new_empty(4, batch, rows, dilation, columns + 1, 2, dilation, channels)
         _input_sums(here[:, :, 0], here[:, :, 1], below[:, :, 0], below[:, :, 1], sums)
-        here, right_of_it = sums[..., :-1, :, :, :], sums[..., 1:, :, :, :]
-        factors = x.new_empty(4, 4, batch, rows, dilation, columns, dilation, channels)
-        d0, d1, d2, d3 = (s[..., place, :, :] for s in (here, right_of_it) for place in (0, 1))
+        here, beside = sums[..., :-1, :, :, :], sums[..., 1:, :, :, :]
+        d0, d1, d2, d3 = (side[..., place, :, :] for side in (here, beside) for place in (0, 1))
+        factors = tiles.new_empty(4, 4, batch, rows, dilation, columns, dilation, channels)
         _input_sums(d0, d1, d2, d3, factors.transpose(0, 1))
 
         products = torch.bmm(factors.view(16, -1, channels), self.weight)
@@ -85,12 +98,9 @@ class WinogradConv2d(nn.Module):
         products = products.view(4, 4, batch, rows, dilation, columns, dilation, outputs)
         halves = torch.empty_like(products[:2])
         _output_sums(products, halves[0], halves[1])
-        result = x.new_empty(batch, rows, 2, dilation, columns, 2, dilation, outputs)
         for place, half in enumerate(halves):
             target = result[:, :, place]
             _output_sums(half, target[..., 0, :, :], target[..., 1, :, :])
-        result = result.view(batch, rows * tile, columns * tile, outputs)
-        return result[:, :height, :width].permute(0, 3, 1, 2)
 
 
 def use_winograd(model: SegmentationModel) -> None:

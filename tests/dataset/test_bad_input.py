@@ -1,6 +1,7 @@
 """Files and lists that are not as they should be: one line each, or skipped and listed."""
 
 import json
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -259,6 +260,7 @@ def test_a_test_leaves_out_what_cannot_be_read(
 
 # Whatever the bytes, nothing but the documented error
 
+RUNS = int(os.environ.get("FUZZ_RUNS", "200"))
 ANYTHING = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text() | st.integers(),
@@ -276,7 +278,7 @@ def outcome(action: Callable[[], Any]) -> Any:
         return error
 
 
-@settings(max_examples=200, **ANYTHING)
+@settings(max_examples=RUNS, **ANYTHING)
 @given(st.binary() | (st.lists(ENTRY) | JSON).map(lambda value: json.dumps(value).encode()))
 def test_any_list_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "train.odgt"
@@ -291,7 +293,7 @@ def test_any_list_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
         assert ".." not in name.split("/")
 
 
-@settings(max_examples=300, **ANYTHING)
+@settings(max_examples=RUNS, **ANYTHING)
 @given(
     where=st.integers(0, 2000),
     new=st.binary(max_size=6),

@@ -7,9 +7,10 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from tensorboard.plugins.core.core_plugin import CorePluginLoader
@@ -18,6 +19,7 @@ from torch.distributed.run import get_args_parser
 import run
 from ablate import expand, read_grid
 from argparser import parse_options, typed_flags
+from dataset import prepare
 from dataset.base import DatasetNotFound
 from dataset.demo import write_demo
 from modules import build_model
@@ -247,7 +249,7 @@ def exit_code_of(start):
 
 
 def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
-    """Predict, evaluate, report and look at weights as the docs have it, with other places."""
+    """Predict, export, evaluate, report, look at weights and data as the docs have it."""
     write_demo(tmp_path / "data", train=1, validation=1, test=2, size=(96, 64), seed=3)
     test = tmp_path / "data/StreetHazards/test"
     monkeypatch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
@@ -264,6 +266,16 @@ def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
             code = exit_code_of(lambda: runpy.run_module(words[2], run_name="__main__"))
             assert not code, capsys.readouterr().err
 
+    check_data = command_with("dataset.prepare", "--check")
+    counts = {"train": 1, "validation": 1, "test": 2}
+    archives = [
+        replace(archive, images={split: counts[split] for split in archive.images}, size=(96, 64))
+        for archive in prepare.ARCHIVES
+    ]
+    assert prepare.main(list(check_data[3:]), archives) == 0
+    assert len(re.findall(r"(train|validation|test) +\d", capsys.readouterr().out)) == 3
+    start(command_with("run.py", "--export"), {"pans.onnx": "out/pans.onnx"})
+    assert onnx.load("out/pans.onnx").graph.input[0].name == "image"
     start(command_with("modules.pretrained", "FILE"), {})
     assert "resnet50" in capsys.readouterr().out
     start(command_with("run.py", "--predict"), {"PATH": str(test / "images"), "DIR": "out"})

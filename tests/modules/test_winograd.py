@@ -27,6 +27,14 @@ def test_it_is_the_convolution_at_any_size_and_dilation(dilation, size):
             torch.testing.assert_close(out, convolution(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("strip", [1, 20_000, 1 << 30])
+def test_strips_fit_together(monkeypatch, strip):
+    convolution, own, x = problem(2, (33, 18), torch.float64)
+    monkeypatch.setattr("modules.winograd.STRIP_BYTES", strip)
+    with torch.inference_mode():
+        torch.testing.assert_close(own(x), convolution(x), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 2.5), (torch.bfloat16, 3.0)])
 def test_rounding_is_at_most_two_or_three_times_that_of_the_direct_sum(dtype, factor):
     convolution, own, x = problem(2, (24, 40), torch.float32, channels=(512, 64))
