@@ -94,16 +94,23 @@ def ratio_table(found: Found) -> str:
     return table(["", "seconds", spread, "asked", "peak GB", "roofline"], rows)
 
 
-def memory_table(data: Path) -> str:
+def memory_table(data: Path, turns: int) -> str:
     """Peak memory of a training step by norm, over what the process holds before it."""
     norms = {
         "std": ["--norm_act", "std"],
         "iabn_sync": [],
         "iabn_sync --checkpoint_activations": ["--checkpoint_activations"],
     }
-    peaks = {name: measure("train", data, flags)["gigabytes"] for name, flags in norms.items()}
-    rows = [[name, f"{peak:.2f}", f"{peak / peaks['std']:.3f}"] for name, peak in peaks.items()]
-    return table(["norm", "peak GB of a training step", "ratio to std"], rows)
+    measured = [
+        {name: measure("train", data, flags)["gigabytes"] for name, flags in norms.items()}
+        for _ in range(turns)
+    ]
+    rows = []
+    for name in norms:
+        ratios = [turn[name] / turn["std"] for turn in measured]
+        spread = f"{median(ratios):.3f} ({min(ratios):.3f}, {max(ratios):.3f})"
+        rows.append([name, f"{median(turn[name] for turn in measured):.2f}", spread])
+    return table(["norm", "peak GB of a training step", "ratio to std: median (min, max)"], rows)
 
 
 def figures_of(path: str, folder: Path) -> dict[str, float]:
@@ -175,7 +182,11 @@ def main() -> None:
         folder = Path(name)
         data = folder / "data"
         write_demo(data, train=16, validation=1, test=2, size=SIZE, seed=0)
-        tables = [growth_table(data, folder), memory_table(data), figures_table(folder / "logs")]
+        tables = [
+            growth_table(data, folder),
+            memory_table(data, turns),
+            figures_table(folder / "logs"),
+        ]
         found = compare(data, turns)
         draw(found)
     text = "\n\n".join([ratio_table(found), *tables])

@@ -29,6 +29,7 @@ EPS = 1e-5
 MOMENTUM = 0.1
 LEAKY_SLOPE = 0.01
 IDENTITY_SLOPE = 1.0
+CHANNELS_AT_A_TIME = 256
 NORMS = ("iabn_sync", "iabn", "abn", "std")
 
 
@@ -169,13 +170,16 @@ class _InPlaceABN(torch.autograd.Function):
                 dist.all_reduce(sums, group=ctx.group)
             mean_grad, mean_grad_xhat = sums / ctx.count
             # What the batch's mean and deviation take back:
-            # gamma * inv_std * (mean_grad + xhat * mean_grad_xhat).
-            z = z.clone() if z is y else z
+            # gamma * inv_std * (mean_grad + xhat * mean_grad_xhat), some channels at a time: a
+            # whole one would be another tensor at the moment when training needs most memory.
             factor = gamma * inv_std
-            _scale_and_shift(
-                z, bias, gamma.square(), 0.0, factor * mean_grad_xhat, factor * mean_grad
-            )
-            grad_x.sub_(z)
+            vectors = bias, gamma.square(), factor * mean_grad_xhat, factor * mean_grad
+            parts = [grad_x.split(CHANNELS_AT_A_TIME, dim=1), z.split(CHANNELS_AT_A_TIME, dim=1)]
+            parts += [vector.split(CHANNELS_AT_A_TIME) for vector in vectors]
+            for grad_part, z_part, mean, var, scale, shift in zip(*parts, strict=True):
+                taken = z_part.clone()
+                _scale_and_shift(taken, mean, var, 0.0, scale, shift)
+                grad_part.sub_(taken)
         grad_weight = torch.where(weight < 0, -grad_gamma, grad_gamma)
         return grad_x, grad_weight, grad_bias, *[None] * 7
 
