@@ -3,13 +3,13 @@ import hashlib
 import io
 import os
 import re
-import resource
 import socket
 import subprocess
 import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -351,28 +351,20 @@ def test_nothing_is_written_through_a_link_out_of_the_root(
     assert list(outside.iterdir()) == []
 
 
-@pytest.fixture
-def small_files_only() -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_failing_disk_leaves_no_half_file_under_its_name(
     archives: list[prepare.Archive],
     make_tree: MakeTree,
     server: Server,
     tmp_path: Path,
     root: Path,
-    request: pytest.FixtureRequest,
+    files_of_at_most: Callable[[int], AbstractContextManager[None]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name, content in server.files.items():
         (tmp_path / name).write_bytes(content)
     expected = files_under(make_tree())
-    request.getfixturevalue("small_files_only")
-    assert prepare.main(["--root", str(root), "--from", str(tmp_path)], archives) == 2
+    with files_of_at_most(10_000):
+        assert prepare.main(["--root", str(root), "--from", str(tmp_path)], archives) == 2
     first_image = f"{root}/StreetHazards/train/images/training/t1/0.png"
     assert f"error: {first_image} cannot be written (File too large)" in capsys.readouterr().err
     whole = {name: data for name, data in files_under(root).items() if not name.endswith(".part")}
@@ -498,13 +490,15 @@ def test_command_line_of_the_module(tmp_path: Path) -> None:
 
 
 def test_a_download_that_cannot_be_written_is_not_tried_again(
-    server: Server, root: Path, request: pytest.FixtureRequest
+    server: Server,
+    root: Path,
+    files_of_at_most: Callable[[int], AbstractContextManager[None]],
 ) -> None:
     server.files["x.tar"] = os.urandom(12_345)
     root.mkdir()
-    request.getfixturevalue("small_files_only")
     message = f"{root}/x.tar.part cannot be written (File too large); make room"
-    with pytest.raises(prepare.CannotWrite, match=f"^{re.escape(message)}"):
+    refused = pytest.raises(prepare.CannotWrite, match=f"^{re.escape(message)}")
+    with files_of_at_most(10_000), refused:
         prepare.download(f"{server.url}/x.tar", root / "x.tar")
     assert server.requests == [("x.tar", 0)]
 
