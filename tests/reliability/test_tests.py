@@ -10,7 +10,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import predict
 import run
-import train
 from utils.interruption import Interrupted
 
 
@@ -51,7 +50,6 @@ def terminate() -> None:
 def test_what_does_not_train_leaves_a_run_alone(
     runs: Any, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "build_model", train.build_model)
     # torch's exporter takes half a minute, and tests/end_to_end/test_predict.py tests it.
     monkeypatch.setattr(predict, "export_onnx", lambda network, score, path, _: path.touch())
     with pytest.raises(Interrupted):
