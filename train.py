@@ -172,7 +172,7 @@ class Trainer:
                 with self._autocast():
                     output = self.network(images)
                 loss, deepsup_loss = (
-                    segmentation_loss(upsample(logits.float(), labels.shape[-2:]), labels)
+                    segmentation_loss(upsample(logits, labels.shape[-2:]), labels)
                     for logits in output
                 )
                 loss = (loss + self.options.deepsup * deepsup_loss) / accumulate

@@ -1,11 +1,12 @@
 """What one process of `make bench` measures: prints one line of JSON.
 
-`python -m benchmarks.measure train|test --data DIR [--classes N] [FLAGS]`, FLAGS being run.py's;
-under torchrun all processes take part and the first one prints.
+`python -m benchmarks.measure train|test|input --data DIR [--classes N] [FLAGS]`, FLAGS being
+run.py's; under torchrun all processes take part and the first one prints.
 """
 
 import argparse
 import json
+import random
 import resource
 import time
 from collections.abc import Callable
@@ -13,11 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms import functional
 
 from argparser import parse_options
+from dataset.base import SegmentationDataset
 from dataset.description import UNKNOWN_INDEX
+from dataset.transforms import MEAN, STD, random_crop, random_flip, random_scale
 from metrics.evaluation import AnomalyEvaluation
 from modules.inference import Inference
 from modules.scores import Scorer
@@ -86,6 +93,51 @@ def measure_test(trainer: Trainer) -> dict[str, float]:
     }
 
 
+def measure_input(trainer: Trainer) -> dict[str, float]:
+    """A training input on one core, from its files to tensors, and what decoding them takes of it.
+
+    The mean over the training set in the second of two passes, which finds the files in memory.
+    """
+    torch.set_num_threads(1)
+    trainer._prepare_training()
+    samples: Any = trainer.loader.dataset
+    pictures = samples.reader.pictures
+
+    def one(index: int) -> None:
+        if trainer.options.plain:
+            published_input(pictures, index, trainer.options.crop_size)
+        else:
+            samples[0, index]
+
+    def decode(index: int) -> None:
+        for name in (pictures.names[index], pictures.label_names[index]):
+            Image.open(pictures.folder / name).load()
+
+    def seconds_an_image(call: Callable[[int], None]) -> float:
+        def whole_set() -> None:
+            for index in range(len(pictures)):
+                call(index)
+
+        whole_set()
+        return seconds_of(whole_set) / len(pictures)
+
+    return {"seconds": seconds_an_image(one), "decoding": seconds_an_image(decode)}
+
+
+def published_input(
+    pictures: SegmentationDataset, index: int, crop_size: int
+) -> tuple[Tensor, Tensor]:
+    """A training input in the published order: the same crop, then torchvision's own steps."""
+    rng = random.Random(index)
+    image = Image.open(pictures.folder / pictures.names[index]).convert("RGB")
+    values = np.array(Image.open(pictures.folder / pictures.label_names[index]))
+    label = Image.fromarray(np.array(pictures.info.lookup, dtype=np.uint8)[values])
+    image, label = random_scale(image, label, rng)
+    image, label = random_flip(*random_crop(image, label, rng, crop_size), rng)
+    normalised = functional.normalize(functional.to_tensor(image), list(MEAN), list(STD))
+    return normalised, torch.from_numpy(np.array(label)).long()
+
+
 def matmul_ceiling(dtype: torch.dtype) -> float:
     """FLOP/s of a large convolution of one pixel, the fastest product of this machine's library."""
     pixels, channels = torch.randn(1, 2048, 71, 125, dtype=dtype), 512
@@ -98,13 +150,13 @@ def matmul_ceiling(dtype: torch.dtype) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser("benchmarks.measure", description=__doc__, allow_abbrev=False)
-    parser.add_argument("what", choices=("train", "test"))
+    parser.add_argument("what", choices=("train", "test", "input"))
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
     parser.add_argument("--classes", type=int, default=CLASSES, help="that the network tells")
     arguments, flags = parser.parse_known_args()
     trainer = make_trainer(arguments.data, arguments.classes, flags)
-    measure = {"train": measure_training, "test": measure_test}[arguments.what]
-    found = measure(trainer)
+    measures = {"train": measure_training, "test": measure_test, "input": measure_input}
+    found = measures[arguments.what](trainer)
     if trainer.process.is_main:
         print(json.dumps(found))
     end_process()

@@ -24,6 +24,7 @@ PATHS = {"plain": ["--plain"], "fp32": [], "bf16": ["--precision", "bf16"]}
 NAMES = {"train": "training step", "test": "test image"}
 ASKED = {"train": {"fp32": 0.82, "bf16": 0.50}, "test": {"fp32": 0.70, "bf16": 0.33}}
 ASKED_POINTS = {"plain": 0.0, "fp32": 0.005, "bf16": 0.2}
+RATIO = "ratio to plain: median (min, max)"
 SIZE = (1280, 720)
 DEMO, DEMO_CHECKPOINT = Path("data/demo"), Path("checkpoints/streethazards/demo_best.pth")
 DOCUMENT = Path("docs/performance.md")
@@ -76,22 +77,24 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def spread(ratios: Sequence[float]) -> str:
+    return f"{median(ratios):.3f} ({min(ratios):.3f}, {max(ratios):.3f})"
+
+
 def ratio_table(found: Found) -> str:
     rows = []
     for what, paths in found.items():
         for path, turns in paths.items():
             pairs = zip(turns, paths["plain"], strict=True)
             ratios = [one["seconds"] / plain["seconds"] for one, plain in pairs]
-            spread = f"{median(ratios):.3f} ({min(ratios):.3f}, {max(ratios):.3f})"
             seconds, gigabytes = (
                 median(turn[key] for turn in turns) for key in ("seconds", "gigabytes")
             )
             roofline = f"{median(turn['roofline'] for turn in turns):.2f}" if what == "test" else ""
             asked = ASKED[what].get(path, "")
-            numbers = [f"{seconds:.2f}", spread, asked, f"{gigabytes:.2f}", roofline]
+            numbers = [f"{seconds:.2f}", spread(ratios), asked, f"{gigabytes:.2f}", roofline]
             rows.append([f"{NAMES[what]}, {path}", *numbers])
-    spread = "ratio to plain: median (min, max)"
-    return table(["", "seconds", spread, "asked", "peak GB", "roofline"], rows)
+    return table(["", "seconds", RATIO, "asked", "peak GB", "roofline"], rows)
 
 
 def memory_table(data: Path, turns: int) -> str:
@@ -108,9 +111,26 @@ def memory_table(data: Path, turns: int) -> str:
     rows = []
     for name in norms:
         ratios = [turn[name] / turn["std"] for turn in measured]
-        spread = f"{median(ratios):.3f} ({min(ratios):.3f}, {max(ratios):.3f})"
-        rows.append([name, f"{median(turn[name] for turn in measured):.2f}", spread])
+        rows.append([name, f"{median(turn[name] for turn in measured):.2f}", spread(ratios)])
     return table(["norm", "peak GB of a training step", "ratio to std: median (min, max)"], rows)
+
+
+def input_table(data: Path, turns: int) -> str:
+    """Time of a training input of 1280x720 on one core, and how much of it is decoding."""
+    paths = {"plain": ["--plain"], "fast": []}
+    measured = [
+        {path: measure("input", data, flags) for path, flags in paths.items()} for _ in range(turns)
+    ]
+    rows = []
+    for path in paths:
+        ratios = [turn[path]["seconds"] / turn["plain"]["seconds"] for turn in measured]
+        milliseconds = [
+            f"{1000 * median(turn[path][key] for turn in measured):.1f}"
+            for key in ("seconds", "decoding")
+        ]
+        rows.append([path, *milliseconds, spread(ratios)])
+    head = ["training input", "ms an image a core", "of it Pillow's decoding"]
+    return table([*head, RATIO], rows)
 
 
 def figures_of(path: str, folder: Path) -> dict[str, float]:
@@ -185,6 +205,7 @@ def main() -> None:
         tables = [
             growth_table(data, folder),
             memory_table(data, turns),
+            input_table(data, turns),
             figures_table(folder / "logs"),
         ]
         found = compare(data, turns)

@@ -150,14 +150,15 @@ class _InPlaceABN(torch.autograd.Function):
             grad_z = torch.ops.aten.leaky_relu_backward(grad_y, y, ctx.slope, True)
             z = F.leaky_relu(y, 1 / ctx.slope)  # the inverse of the activation
         gamma = weight.abs() + ctx.eps
+        square = gamma.square()
         # With bias as mean and gamma as deviation the kernel takes xhat = (z - bias) / gamma from
         # z; it returns grad_z * gamma * inv_std, and the sums of grad_z * xhat and of grad_z.
         grad_x, grad_gamma, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad_z,
             z,
-            gamma.square() * inv_std,
+            square * inv_std,
             bias,
-            gamma.square(),
+            square,
             None,
             None,
             False,
@@ -173,7 +174,7 @@ class _InPlaceABN(torch.autograd.Function):
             # gamma * inv_std * (mean_grad + xhat * mean_grad_xhat), some channels at a time: a
             # whole one would be another tensor at the moment when training needs most memory.
             factor = gamma * inv_std
-            vectors = bias, gamma.square(), factor * mean_grad_xhat, factor * mean_grad
+            vectors = bias, square, factor * mean_grad_xhat, factor * mean_grad
             parts = [grad_x.split(CHANNELS_AT_A_TIME, dim=1), z.split(CHANNELS_AT_A_TIME, dim=1)]
             parts += [vector.split(CHANNELS_AT_A_TIME) for vector in vectors]
             for grad_part, z_part, mean, var, scale, shift in zip(*parts, strict=True):

@@ -154,6 +154,28 @@ def test_unreadable_pictures_are_named_and_the_rest_is_done(root, tmp_path, caps
     assert len(summary["unreadable"]) == 2
 
 
+def test_every_second_frame_of_a_video_is_looked_at_as_its_picture_is(root, tmp_path, capsys):
+    av = pytest.importorskip("av", reason="reading videos is optional; requirements-dev.txt has it")
+    pictures = pictures_of(root)
+    with av.open(str(tmp_path / "drive.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=5)  # which loses nothing
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "bgr0"
+        for path in pictures:
+            frame = np.asarray(Image.open(path).convert("RGB"))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    flags = ["--ckpt_test", root / "own.pth", "--out", tmp_path / "out", "--no_multi_scale"]
+    sources = [tmp_path / "drive.mkv", *pictures]
+    assert start("--predict", *sources, *flags, "--frame_step", 2) == 0, capsys.readouterr().err
+    scores, frames = tmp_path / "out/score", ["000000", "000002"]
+    assert sorted(path.stem for path in (scores / "drive").iterdir()) == frames
+    for frame, path in zip(frames, pictures[::2], strict=True):
+        for kind, suffix in (("score", ".npy"), ("classes", ".png"), ("overlay", ".png")):
+            folder = tmp_path / "out" / kind
+            ours = (folder / "drive" / frame).with_suffix(suffix)
+            assert ours.read_bytes() == (folder / path.stem).with_suffix(suffix).read_bytes()
+
+
 def test_errors_of_users_are_one_line(root, tmp_path, capsys, monkeypatch):
     picture, own = pictures_of(root)[0], root / "own.pth"
     (tmp_path / "file").touch()

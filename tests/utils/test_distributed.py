@@ -32,7 +32,8 @@ import json, os, sys, time
 import torch
 from errors import PansError
 from utils.distributed import (
-    end_process, gather_objects, launch, launched, run_reporting, start_process, sum_over_processes
+    end_process, first_on_each_machine, gather_objects, launch, launched, run_reporting,
+    start_process, sum_over_processes
 )
 
 def describe(process):
@@ -52,6 +53,13 @@ def work():
         descriptions = gather_objects(describe(process))
         if process.is_main:
             print(json.dumps(descriptions))
+        end_process()
+        return
+    if mode == "first":
+        with first_on_each_machine(process):
+            print(f"{process.rank} in\\n", end="", flush=True)
+            time.sleep(1 - process.local_rank)
+            print(f"{process.rank} out\\n", end="", flush=True)
         end_process()
         return
     if mode == "user error" and process.rank == 1:
@@ -110,6 +118,12 @@ def test_launch_joins_processes_and_shares_the_cores(program: Path) -> None:
     assert first == {"rank": 0, "local_rank": 0, "main": True} | shared
     assert second == {"rank": 1, "local_rank": 1, "main": False} | shared
     assert [path.name for path in program.parent.iterdir()] == ["program.py"]
+
+
+def test_the_first_process_of_a_machine_is_done_before_the_others_begin(program: Path) -> None:
+    ended = run(program, str(program), "first", "2")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == ["0 in", "0 out", "1 in", "1 out"]
 
 
 def test_user_error_of_one_process_ends_all_with_one_line(program: Path) -> None:
