@@ -1,6 +1,12 @@
-"""Every command in README.md and docs/: its words are accepted, its files exist, cheap ones run."""
+"""Every command in README.md and docs/: its words are accepted, its files exist, and it is run.
+
+Those of run.py and of small programs run here, with a network of one block a stage on tiny data
+sets; torchrun's and --ablate's in the tests of processes and of grids. pytest's are this suite's
+own, and `make test` is its start; what the other targets of make start is understood.
+"""
 
 import argparse
+import json
 import re
 import runpy
 import shlex
@@ -24,6 +30,8 @@ from dataset.base import DatasetNotFound
 from dataset.demo import write_demo
 from modules import build_model
 from modules.resnet import BLOCKS
+from tests.dataset import trees
+from train import model_of
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -288,3 +296,52 @@ def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
     assert "| per image | AUROC |" in table
     start(command_with("metrics.report", "results.json"), {})
     assert "| per image | AUROC |" in capsys.readouterr().out
+
+
+OTHER_JOBS = {"--predict", "--export", "--ablate", "--help"}
+SMALL = ("--epochs", "1", "--crop_size", "32", "--no_pretrained", "--num_workers", "0")
+
+
+def runs_of(commands):
+    """Trainings and tests by run.py, each once: neither order nor --nproc makes another of it."""
+    runs = {}
+    for command in commands:
+        words = ["pans" if word == "NAME" else word for word in command.words]
+        if words[1] == "run.py" and not OTHER_JOBS & {*words}:
+            if "--nproc" in words:
+                place = words.index("--nproc")
+                del words[place : place + 2]
+            runs.setdefault(frozenset(words), words)
+    return list(runs.values())
+
+
+@pytest.fixture(scope="module")
+def data_sets(tmp_path_factory):
+    """A folder with all that the docs' trainings and tests look at."""
+    root = tmp_path_factory.mktemp("docs")
+    write_demo(root / "data", train=2, validation=1, test=2, size=(96, 64), seed=3)
+    trees.write_bdd100k(root / "data")
+    trees.write_road_anomaly(root / "data")
+    trees.write_folder(root / "ROOT")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr(sys, "argv", list(command_with("dataset.bdd_anomaly")[2:]))
+        assert not exit_code_of(lambda: runpy.run_module(sys.argv[0], run_name="__main__"))
+    return root
+
+
+@pytest.mark.parametrize("words", runs_of(COMMANDS), ids=shlex.join)
+def test_trainings_and_tests_run(words, data_sets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
+    for name in ("data", "ROOT"):
+        Path(name).symlink_to(data_sets / name)
+    options = parse_options(words[2:])
+    if options.test:
+        tested = Path(options.ckpt_test or options.best_checkpoint_path)
+        tested.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"model_state": model_of(options).state_dict()}, tested)
+    assert run.main([*words[2:], *SMALL, "--nproc", "1"]) == 0
+    results = json.loads((options.log_folder / "results.json").read_text())
+    assert set(results["scores"]) == set(options.scores)
+    assert all(0 < scored["AUPR"] < 100 for scored in results["scores"].values())
