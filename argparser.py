@@ -133,7 +133,14 @@ class Options:
     checkpoints: str = _flag(
         "run", "./checkpoints", "checkpoints go to CHECKPOINTS/DATASET/NAME.pth", _PATH
     )
-    ckpt: str | None = _flag("run", None, "checkpoint to continue from", _PATH, str, "none")
+    ckpt: str | None = _flag(
+        "run",
+        None,
+        "checkpoint to continue from; with --restart only its weights are taken",
+        _PATH,
+        str,
+        "none",
+    )
     restart: bool = _flag(
         "run",
         False,
@@ -164,12 +171,14 @@ class Options:
         "data", 13, "classes that are trained; other data sets have their own", _COUNT
     )
     unk_class: int = _flag(
-        "data", 13, "first label of an anomaly, up to 254; other data sets have their own"
+        "data", 13, "first class index of an anomaly, up to 254; other data sets have their own"
     )
     skip_bad_files: bool = _flag(
         "data", False, "go on without files that cannot be read, list them at the end"
     )
-    num_workers: int = _flag("data", 16, "loader processes per training process", _COUNT_OR_NONE)
+    num_workers: int = _flag(
+        "data", 16, "loader processes per training process, at most one per CPU", _COUNT_OR_NONE
+    )
 
     backbone: str = _flag(
         "model", "resnet50", "resnet50 or resnet101", _one_of("resnet50", "resnet101")
@@ -243,7 +252,7 @@ class Options:
         "validation and test", False, "test at five scales instead of one (also --multi_scale)"
     )
     cosine_scores: bool = _flag(
-        "validation and test", False, "anomaly score 1 - cosine; needs --classifier cosine"
+        "validation and test", False, "anomaly score (1 - cosine) / 2; needs --classifier cosine"
     )
     msp: bool = _flag(
         "validation and test", False, "anomaly score 1 - max softmax; wins over --cosine_scores"
@@ -266,7 +275,7 @@ class Options:
     ignore_classes: tuple[str, ...] = _flag(
         "validation and test",
         (),
-        "NAME,NAME: classes that the metrics leave out",
+        "NAME,NAME: classes that the anomaly metrics leave out",
         kind=tuple,
         shown_default="none",
     )
@@ -299,7 +308,7 @@ class Options:
     calibrate_fpr: float | None = _flag(
         "pictures and export",
         None,
-        "--predict: threshold at this share of validation pixels",
+        "--predict: threshold that this share of known validation pixels reaches",
         _Range("a number between 0 and 1", lambda value: 0 < value < 1),
         float,
         "none",

@@ -305,6 +305,7 @@ class Trainer:
             log_prototypes(self.logger, "prototypes", prototypes, names, self.iteration)
 
     def _empty_evaluation(self) -> AnomalyEvaluation:
+        min_predicted_size, min_true_size = self.info.component_sizes
         return AnomalyEvaluation(
             self.options.num_classes,
             self.options.unk_class,
@@ -312,6 +313,8 @@ class Trainer:
             self.info.class_indices(self.options.ignore_classes),
             self.process.device,
             class_names=self.info.class_names,
+            min_predicted_size=min_predicted_size,
+            min_true_size=min_true_size,
         )
 
     def _scorer(self, names: Sequence[str]) -> Scorer:

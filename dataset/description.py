@@ -38,6 +38,8 @@ class DatasetInfo:
         label_meaning: what the values in the files are, for error messages.
         splits: those it has; without "train" it is for evaluation only.
         remedy: what to do where a file is missing.
+        component_sizes: pixels of the smallest predicted and of the smallest true component that
+            count, as its protocol has them; by default those of SegmentMeIfYouCan's anomaly track.
     """
 
     name: str
@@ -47,6 +49,7 @@ class DatasetInfo:
     label_meaning: str
     splits: tuple[Split, ...]
     remedy: str
+    component_sizes: tuple[int, int] = (500, 100)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -270,7 +270,7 @@ def usage(weights: Weights, path: Path) -> str:
     """How run.py takes the file."""
     backbone = "" if weights.backbone == "resnet50" else f" --backbone {weights.backbone}"
     if weights.kind == CHECKPOINT:
-        flags = f"--ckpt_test {path} --classifier {weights.classifier}{backbone}"
+        flags = f"--default --ckpt_test {path} --classifier {weights.classifier}{backbone}"
         return f"python run.py --test {flags}, or --predict PICTURES --ckpt_test {path} --out DIR"
     place = f"pretrained/{weights.backbone}_iabn_sync.pth.tar"
     put = f", or put it at {place}" if weights.kind == IMAGENET else ""

@@ -68,6 +68,15 @@ def test_a_network_is_tested_on_a_set_without_classes(tmp_path, capsys):
     assert len(list((tmp_path / "logs/road_anomaly/x/pictures").glob("*.png"))) == 2
 
 
+def test_components_of_the_obstacle_track_have_its_sizes(tmp_path):
+    trees.write_track(tmp_path / "data", "dataset_ObstacleTrack", ".webp")
+    torch.save(build_model().state_dict(), tmp_path / "tiny.pth")
+    asked = ["--dataset", "road_obstacle_21", "--test", "--ckpt_test", tmp_path / "tiny.pth"]
+    assert run.main(flags(tmp_path, "x", *asked)) == 0
+    components = results_of(tmp_path, "road_obstacle_21", "x")["protocols"]["components"]
+    assert "under 50 pixels are dropped, true ones under 10 ignored" in components["rule"]
+
+
 def test_a_folder_is_trained_and_tested_without_its_bad_files(tmp_path, capsys):
     trees.write_folder(tmp_path / "data", train=4, validation=1, test=3)
     bad_image = tmp_path / "data/images/train/town/1.jpg"

@@ -330,7 +330,7 @@ def test_the_command_slims_a_checkpoint(small_blocks, tmp_path, capsys):
     main([str(tmp_path / "pans.pth"), "--out", str(tmp_path / "slim.pth")])
     shown = told(capsys)
     assert (shown["classifier"], shown["classes"], shown["epoch"]) == ("cosine", "13", "40")
-    assert f"--ckpt_test {tmp_path}/pans.pth --classifier cosine" in shown["use"]
+    assert f"--test --default --ckpt_test {tmp_path}/pans.pth --classifier cosine" in shown["use"]
     slim = load_checkpoint(tmp_path / "slim.pth")
     assert slim.keys() == {"model_state", "epoch", "options"}
     assert slim["model_state"].keys() == build_model().state_dict().keys()
