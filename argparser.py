@@ -136,7 +136,7 @@ class Options:
     ckpt: str | None = _flag(
         "run",
         None,
-        "checkpoint to continue from; with --restart only its weights are taken",
+        "checkpoint to continue from; with --restart, its weights alone",
         _PATH,
         str,
         "none",
@@ -171,7 +171,7 @@ class Options:
         "data", 13, "classes that are trained; other data sets have their own", _COUNT
     )
     unk_class: int = _flag(
-        "data", 13, "first class index of an anomaly, up to 254; other data sets have their own"
+        "data", 13, "class index of anomalies, up to 254; other data sets have their own"
     )
     skip_bad_files: bool = _flag(
         "data", False, "go on without files that cannot be read, list them at the end"
@@ -308,7 +308,7 @@ class Options:
     calibrate_fpr: float | None = _flag(
         "pictures and export",
         None,
-        "--predict: threshold that this share of known validation pixels reaches",
+        "--predict: threshold that this share of known pixels reaches",
         _Range("a number between 0 and 1", lambda value: 0 < value < 1),
         float,
         "none",

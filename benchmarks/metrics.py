@@ -104,7 +104,7 @@ def compare_per_image(kind: str) -> None:
     image = make_image(kind)
     peers = {"scikit-learn": (scikit_learn, 15), "torchmetrics": (torchmetrics_pair(), 5)}
     print(f"per-image AUROC, AUPR and FPR95, {kind} scores")
-    for name, (peer, asked) in peers.items():
+    for name, (peer, goal) in peers.items():
         if peer is None:
             print(f"  {name} is not installed")
             continue
@@ -115,7 +115,7 @@ def compare_per_image(kind: str) -> None:
         print(f"  ours                {spread([1e3 * mine for mine, _ in turns], 'ms')}")
         print(f"  {name:12}        {spread([1e3 * theirs for _, theirs in turns], 'ms')}")
         ratios = [theirs / mine for mine, theirs in turns]
-        print(f"  times as fast       {spread(ratios, 'x ')}   asked: {asked} x")
+        print(f"  times as fast       {spread(ratios, 'x ')}   goal: {goal} x")
         print(f"  largest difference  {difference:.0e}")
 
 
@@ -133,7 +133,7 @@ def time_states(kind: str) -> None:
         whole.append(1e3 * seconds(update))
     second_look = 1e3 * seconds(evaluation.results) / TURNS
     print(f"an image's cost, {kind} scores")
-    print(f"  pooled update       {spread(pooled, 'ms')}   asked: under 15 ms")
+    print(f"  pooled update       {spread(pooled, 'ms')}   goal: under 15 ms")
     print(f"  all protocols       {spread(whole, 'ms')}   and {second_look:.0f} ms a second look")
 
 
@@ -150,7 +150,7 @@ def measure_memory() -> None:
         counts.all_reduce()
         counts.metrics()
 
-    print(f"  pooled state             {peak_megabytes(pool):6.0f} MB   asked: under 100 MB,")
+    print(f"  pooled state             {peak_megabytes(pool):6.0f} MB   goal: under 100 MB,")
     print("                                       however many images there are")
 
 

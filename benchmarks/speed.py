@@ -22,8 +22,8 @@ from dataset.demo import write_demo
 
 PATHS = {"plain": ["--plain"], "fp32": [], "bf16": ["--precision", "bf16"]}
 NAMES = {"train": "training step", "test": "test image"}
-ASKED = {"train": {"fp32": 0.82, "bf16": 0.50}, "test": {"fp32": 0.70, "bf16": 0.33}}
-ASKED_POINTS = {"plain": 0.0, "fp32": 0.005, "bf16": 0.2}
+GOALS = {"train": {"fp32": 0.82, "bf16": 0.50}, "test": {"fp32": 0.70, "bf16": 0.33}}
+GOAL_POINTS = {"plain": 0.0, "fp32": 0.005, "bf16": 0.2}
 RATIO = "ratio to plain: median (min, max)"
 SIZE = (1280, 720)
 DEMO, DEMO_CHECKPOINT = Path("data/demo"), Path("checkpoints/streethazards/demo_best.pth")
@@ -91,10 +91,10 @@ def ratio_table(found: Found) -> str:
                 median(turn[key] for turn in turns) for key in ("seconds", "gigabytes")
             )
             roofline = f"{median(turn['roofline'] for turn in turns):.2f}" if what == "test" else ""
-            asked = ASKED[what].get(path, "")
-            numbers = [f"{seconds:.2f}", spread(ratios), asked, f"{gigabytes:.2f}", roofline]
+            goal = GOALS[what].get(path, "")
+            numbers = [f"{seconds:.2f}", spread(ratios), goal, f"{gigabytes:.2f}", roofline]
             rows.append([f"{NAMES[what]}, {path}", *numbers])
-    return table(["", "seconds", RATIO, "asked", "peak GB", "roofline"], rows)
+    return table(["", "seconds", RATIO, "goal", "peak GB", "roofline"], rows)
 
 
 def memory_table(data: Path, turns: int) -> str:
@@ -152,8 +152,8 @@ def figures_table(folder: Path) -> str:
     for path, values in figures.items():
         largest = max(abs(value - figures["plain"][name]) for name, value in values.items())
         numbers = [f"{value:.4f}" for value in values.values()]
-        rows.append([path, *numbers, f"{largest:.4f}", ASKED_POINTS[path]])
-    return table(["path", *figures["plain"], "largest difference", "asked"], rows)
+        rows.append([path, *numbers, f"{largest:.4f}", GOAL_POINTS[path]])
+    return table(["path", *figures["plain"], "largest difference", "goal"], rows)
 
 
 def growth_table(data: Path, folder: Path) -> str:

@@ -3,7 +3,8 @@
     make demo
     python run.py --predict data/demo/StreetHazards/test/images --out logs/teaser \
         --ckpt_test checkpoints/streethazards/demo_best.pth
-    python docs/draw_teaser.py data/demo/StreetHazards/test/images logs/teaser NAME [NAME ...]
+    python docs/draw_teaser.py data/demo/StreetHazards/test/images logs/teaser \
+        t6/00003 t5/00014 t5/00024
 """
 
 import argparse

@@ -25,7 +25,7 @@ from torch.distributed.run import get_args_parser
 import run
 from ablate import expand, read_grid
 from argparser import parse_options, typed_flags
-from dataset import prepare
+from dataset import STREETHAZARDS, prepare
 from dataset.base import DatasetNotFound
 from dataset.demo import write_demo
 from modules import build_model
@@ -240,6 +240,14 @@ def test_the_grid_in_the_docs_is_the_file_beside_them():
     )
     assert shown.pop("published") == kept.pop("published")[:1]
     assert shown == kept
+
+
+def test_the_classes_in_the_docs_are_those_of_the_code():
+    text = (REPOSITORY / "docs/data.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (.+?) \| (\d+) (\d+) (\d+) \|$", text, re.MULTILINE)
+    shown = [(int(index), name, tuple(map(int, rgb))) for index, name, *rgb in rows]
+    colours = STREETHAZARDS.class_colours.items()
+    assert shown == [(index, *pair) for index, pair in enumerate(colours)]
 
 
 def command_with(*parts):
