@@ -111,14 +111,25 @@ def read_grid(path: Path) -> Grid:
 
 
 def _published(path: Path, entries: Any, axes: set[str]) -> tuple[Mapping[str, Any], ...]:
-    tables = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
-    if not tables or not all(entry.keys() >= {"name", "source", "figures"} for entry in entries):
-        raise GridError(f"{path}: every [[published]] needs name, source and figures")
+    if not isinstance(entries, list) or not all(map(_is_published, entries)):
+        raise GridError(
+            f"{path}: every [[published]] needs name and source, which are words, and figures, a "
+            "table of numbers; see docs/ablation.md"
+        )
     for entry in entries:
         _refuse_unknown(path, entry, _PUBLISHED_KEYS)
         _refuse_unknown(path, entry["figures"], set(FIGURES))
         _refuse_unknown(path, entry.get("cell", {}), axes)
     return tuple(entries)
+
+
+def _is_published(entry: Any) -> bool:
+    """Whether the parts of an entry are of the right types."""
+    match entry:
+        case {"name": str(), "source": str(), "figures": dict(figures)}:
+            numbers = all(isinstance(value, int | float) for value in figures.values())
+            return numbers and isinstance(entry.get("cell", {}), dict)
+    return False
 
 
 def _refuse_unknown(path: Path, names: Mapping[str, Any], known: set[str]) -> None:

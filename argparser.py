@@ -460,11 +460,14 @@ def _check_data(options: Options, info: DatasetInfo) -> None:
         raise _refusal("trained_on", f"{info.name} has labels of its own classes; leave it out")
     if not info.has_class_labels and options.unk_class != UNKNOWN_INDEX:
         raise _refusal("unk_class", f"anomalies of {info.name} are {UNKNOWN_INDEX}; leave it out")
+    info.class_indices(options.ignore_classes)
     _check_splits(options, info)
 
 
 def _check_splits(options: Options, info: DatasetInfo) -> None:
     needed = {"test"} if options.test else {"train", "validation", "test"}
+    if options.predict or options.export:
+        needed = set() if options.calibrate_fpr is None else {"validation"}
     if options.val_on_trainset:
         needed.discard("validation")
     missing = sorted(needed - set(info.splits))
@@ -681,7 +684,6 @@ def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     Raises:
         OptionError: one line that names the flag and the reason.
-        DatasetNotFound, BadSample: the classes of --dataset folder cannot be read.
         SystemExit: after --help.
     """
     typed = _typed_options(sys.argv[1:] if argv is None else argv)
@@ -701,6 +703,8 @@ def parse_options(
 
     Raises:
         OptionError: one line that names the flag and the reason.
+        UnknownClass: a name in --ignore_classes that the data set does not have.
+        DatasetNotFound, BadSample: the classes of --dataset folder cannot be read.
         SystemExit: after --help.
     """
     typed = typed_flags(argv)

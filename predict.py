@@ -1,6 +1,6 @@
 """A trained network on the user's own pictures, and as an ONNX file."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,7 @@ class Predictor:
             world_size=self.process.world_size,
             dataset=options.dataset,
             skip_bad_files=options.skip_bad_files,
+            timeout=options.timeout,
         )
         counts = PooledCounts()
         for sample in self._progress(loader, "calibration"):
@@ -156,14 +157,17 @@ class Predictor:
     def write_share(
         self, sources: Sequence[Source], folder: PredictionFolder
     ) -> tuple[list[dict[str, Any]], list[Unreadable]]:
-        """Look at this process's sources: a summary of each picture, and what could not be read."""
+        """Look at this process's share: a summary of each picture, and what could not be read."""
         pictures: list[dict[str, Any]] = []
         problems: list[Unreadable] = []
-        samples: Iterator[PictureSample | Unreadable] = samples_of(
-            sources[self.process.rank :: self.process.world_size],
+        samples = samples_of(
+            sources,
             multi_scale=self.options.multi_scala,
             frame_step=self.options.frame_step,
             num_workers=self.options.num_workers,
+            timeout=self.options.timeout,
+            rank=self.process.rank,
+            world_size=self.process.world_size,
         )
         for sample in self._progress(samples, "pictures"):
             if isinstance(sample, Unreadable):
@@ -198,19 +202,19 @@ def predict(options: Options, process: Process) -> None:
         VideoSupportMissing: there is a video, and no package to read it.
     """
     out = Path(options.out or "")
-    sources, not_found = find_sources(options.predict, out)
+    info = describe(options.dataset, options.data_root, options.trained_on)
+    folder = PredictionFolder(out, info)
+    sources, not_found = find_sources(options.predict, folder.is_result)
     if not sources:
         raise NotPredicted(f"--predict found nothing: {'; '.join(map(str, not_found))}")
     check_video_support(sources)
-    info = describe(options.dataset, options.data_root, options.trained_on)
-    folder = PredictionFolder(out, info)
     predictor = Predictor(options, process)
     pictures, unreadable = predictor.write_share(sources, folder)
     shares = gather_objects((pictures, unreadable))
     if not process.is_main:
         return
     done = sorted(chain.from_iterable(share[0] for share in shares), key=lambda one: one["name"])
-    problems = [*map(str, not_found), *sorted(str(one) for share in shares for one in share[1])]
+    problems = [*map(str, not_found), *sorted({str(one) for share in shares for one in share[1]})]
     folder.write_contact_sheets([picture["name"] for picture in done])
     folder.write_summary(
         {

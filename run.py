@@ -1,5 +1,6 @@
 """PAnS from the command line: parse, launch, work. `python run.py --help` lists the flags."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,8 @@ def work(options: Options) -> None:
         # TF32; convolutions take it by default.
         torch.backends.cuda.matmul.fp32_precision = "tf32"
     if options.export:
-        export(options)
+        if os.environ.get("RANK", "0") == "0":  # one file needs one process
+            export(options)
         return
     if options.deterministic:
         make_deterministic()

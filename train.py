@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from argparser import Options
+from argparser import OptionError, Options
 from dataset import (
     IGNORE_INDEX,
     EpochSampler,
@@ -23,6 +23,7 @@ from dataset import (
     Split,
     describe,
     evaluation_loader,
+    nothing_readable,
     training_loader,
 )
 from metrics.comparison import ScoreComparison
@@ -87,7 +88,9 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def default_precision(device: torch.device) -> str:
     """bf16 on a GPU that has it, else fp32."""
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    # Without emulation, which torch takes for support too.
+    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_it else "fp32"
 
 
 def model_of(options: Options) -> SegmentationModel:
@@ -141,20 +144,17 @@ class Trainer:
 
     def train_epoch(self) -> None:
         """What is left of a pass over the training set; a report every `print_interval` steps."""
-        interval = self.options.print_interval
         self.model.train()
         assert isinstance(self.loader.sampler, EpochSampler)
         first = Position(self.epoch, self.iteration).first_step(self.shape)
         self.loader.sampler.set_epoch(self.epoch, first * self.options.accumulate)
         batches = iter(self.loader)
         bar = self._progress(range(first, self.shape.steps_per_epoch), f"epoch {self.epoch + 1}")
-        if first == 0:
-            self.guard.start_interval()
         start, start_iteration = time.perf_counter(), self.iteration
-        for step in bar:
+        for _ in bar:
             self.last_report = {}
             self.train_step(batches)
-            if (step + 1) % interval == 0:
+            if self.iteration % self.options.print_interval == 0:
                 speed = (self.iteration - start_iteration) / (time.perf_counter() - start)
                 report = self._training_report(speed)
                 self._log_report(report)
@@ -226,9 +226,10 @@ class Trainer:
         confusion = ConfusionMatrix(options.num_classes, device)
         panels = Panels(_images_of(loader), options.sample_num, self.info)
         loss_and_images = torch.zeros(2, dtype=torch.float64, device=device)
-        images_of_each = _images_of(loader) // self.process.world_size
-        for number, sample in enumerate(self._progress(loader, "validation")):
-            if number < images_of_each:  # some processes have one image more
+        # Every process answers equally often, though some have one image more or leave some out.
+        answers = iter(range(_images_of(loader) // self.process.world_size))
+        for sample in self._progress(loader, "validation"):
+            if next(answers, None) is not None:
                 self._answer_demands()
             label, size = self._to_device(sample.label), sample.label.shape
             evidence = scorer.look(sample.images, size, sample.picture, sample.index)
@@ -240,8 +241,12 @@ class Trainer:
             if panels.wants(sample.index):
                 (score,) = scorer.maps(evidence).values()
                 panels.add(sample, prediction, score)
+        for _ in answers:
+            self._answer_demands()
         confusion.all_reduce()
         loss, images = sum_over_processes(loss_and_images).tolist()
+        if not images:
+            raise nothing_readable(loader)
         scores: dict[str, Any] = {**segmentation_scores(confusion.matrix), "Loss": loss / images}
         matrix = confusion.matrix
         log_segmentation(self.logger, "validation", scores, matrix, self.info, self.iteration)
@@ -277,6 +282,8 @@ class Trainer:
             if panels.wants(sample.index):
                 panels.add(sample, prediction, headline_score)
         comparison.all_reduce()
+        if not comparison.headline.records:
+            raise nothing_readable(loader)
         results = comparison.results() | {
             "skipped_files": self.skipped.gather("test"),
             "options": options.to_dict(),
@@ -323,7 +330,8 @@ class Trainer:
         statistics = None
         if any(SCORES[name].statistics for name in names):
             loader = self._evaluation_loader("train", options.multi_scala)
-            settings = [options.multi_scala, options.norm_act, self.precision, options.plain]
+            settings = [options.multi_scala, options.norm_act, options.output_stride]
+            settings += [self.precision, options.plain]
             statistics = training_statistics(
                 inference, loader, self.process, self._tested_path, settings
             )
@@ -335,6 +343,7 @@ class Trainer:
     def _prepare_training(self) -> None:
         """Loader, optimizer and scheduler; weights from --ckpt, from ImageNet or at random."""
         options, process = self.options, self.process
+        self._require_statistics()
         self.loader = training_loader(
             options.data_root,
             batch_size=options.batch_size,
@@ -343,6 +352,7 @@ class Trainer:
             num_workers=options.num_workers,
             rank=process.rank,
             world_size=process.world_size,
+            accumulate=options.accumulate,
             dataset=options.dataset,
             skip_bad_files=options.skip_bad_files,
             timeout=options.timeout,
@@ -374,6 +384,7 @@ class Trainer:
             self._start_from(path)
         elif not options.no_pretrained:
             self._load_backbone()
+        self.guard.keep_statistics_of_now()  # a first step that fails goes back to these
         position = Position(self.epoch, self.iteration)
         self.logger.start_at(position.first_logged(self.shape))
         if position.first_logged(self.shape) == self.iteration > 0:
@@ -386,6 +397,15 @@ class Trainer:
                 self.network,
                 gradient_as_bucket_view=True,
                 static_graph=options.accumulate == 1,  # no_sync does not go with it
+            )
+
+    def _require_statistics(self) -> None:
+        """Batch statistics need two values, and the pyramid's one cell gives one an image."""
+        options, processes = self.options, self.process.world_size
+        if options.batch_size * (processes if options.norm_act == "iabn_sync" else 1) < 2:
+            raise OptionError(
+                "argument --batch_size: one image has no batch statistics; give 2 or more, or 1 "
+                "on each of several processes with --norm_act iabn_sync"
             )
 
     def _load_backbone(self) -> None:
@@ -433,12 +453,12 @@ class Trainer:
                 "classes": list(self.info.class_names),
             }
             save_checkpoint(path, state, keep_previous=path == self.options.checkpoint_path)
-        self.interruption.saved()
+        if path == self.options.checkpoint_path:
+            self.interruption.saved()
 
     def _load_tested_weights(self) -> None:
         """Those of --ckpt_test, or of the run's best checkpoint, once it is written."""
-        if dist.is_initialized():
-            dist.barrier()
+        wait_for_all(self.process)
         path = self._tested_path
         load_model_state(self.model, model_state(load_checkpoint(path)), path)
 

@@ -7,6 +7,7 @@ from dataset.loaders import (
     EvaluationLoader,
     EvaluationSample,
     evaluation_loader,
+    nothing_readable,
     training_loader,
     worker_count,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "UnknownClass",
     "describe",
     "evaluation_loader",
+    "nothing_readable",
     "open_dataset",
     "training_loader",
     "worker_count",

@@ -30,7 +30,7 @@ from errors import PansError
 
 
 class TooFewImages(PansError):
-    """The training split does not fill one batch on every process."""
+    """The training split does not fill one step on every process."""
 
 
 class EvaluationSample(NamedTuple):
@@ -123,7 +123,7 @@ class TrainingSamples(Dataset[Sample]):
         for other in order:
             if (pair := self.reader.read(other)) is not None:
                 return pair
-        raise BadSample(_nothing_readable(self.reader))
+        raise _nothing_readable(self.reader)
 
 
 class EvaluationSamples(Dataset[EvaluationSample | None]):
@@ -157,20 +157,19 @@ class EvaluationLoader(DataLoader[Any]):
     """Gives the samples that were not skipped."""
 
     def __iter__(self) -> Iterator[EvaluationSample]:  # type: ignore[override]
-        is_empty = True
-        for sample in super().__iter__():
-            if sample is not None:
-                is_empty = False
-                yield sample
-        if is_empty and len(self):
-            assert isinstance(self.dataset, EvaluationSamples)
-            raise BadSample(_nothing_readable(self.dataset.reader))
+        return (sample for sample in super().__iter__() if sample is not None)
 
 
-def _nothing_readable(reader: SampleReader) -> str:
-    return (
+def nothing_readable(loader: DataLoader[Any]) -> BadSample:
+    """The error of a split of which no process could read a sample."""
+    return _nothing_readable(loader.dataset.reader)  # type: ignore[attr-defined]
+
+
+def _nothing_readable(reader: SampleReader) -> BadSample:
+    first = next(iter(reader.skipped()), "another process has it")
+    return BadSample(
         f"{reader.pictures.source}: not one of its {len(reader)} samples can be read, the first: "
-        f"{reader.skipped()[0]}"
+        f"{first}"
     )
 
 
@@ -183,6 +182,7 @@ def training_loader(
     num_workers: int,
     rank: int,
     world_size: int,
+    accumulate: int = 1,
     dataset: str = "streethazards",
     skip_bad_files: bool = False,
     timeout: float = 0,
@@ -190,6 +190,7 @@ def training_loader(
     """Load the train split in shuffled, whole batches.
 
     Args:
+        accumulate: the batches of a step, of which there must be one at least.
         dataset: its name in `dataset.registry`.
         skip_bad_files: put a sample drawn from (seed, epoch, index) in an unreadable one's place.
         timeout: seconds to wait for a batch of the workers; 0 waits for ever.
@@ -199,10 +200,10 @@ def training_loader(
         crop_size). Call `loader.sampler.set_epoch(epoch)` before every epoch.
 
     Raises:
-        TooFewImages: the split has fewer images than `batch_size * world_size`.
+        TooFewImages: the split has fewer images than a step of all processes takes.
     """
     pictures = open_dataset(dataset, root, "train")
-    _require_a_batch(pictures, batch_size, world_size)
+    _require_a_step(pictures, batch_size, accumulate, world_size)
     sampler = EpochSampler(
         len(pictures), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size
     )
@@ -215,11 +216,15 @@ def training_loader(
     )
 
 
-def _require_a_batch(pictures: SegmentationDataset, batch_size: int, world_size: int) -> None:
-    if len(pictures) < batch_size * world_size:
+def _require_a_step(
+    pictures: SegmentationDataset, batch_size: int, accumulate: int, world_size: int
+) -> None:
+    if len(pictures) // world_size // batch_size < accumulate:
+        batches = "one batch" if accumulate == 1 else f"{accumulate} batches"
+        remedy = "" if accumulate == 1 else ", --accumulate"
         raise TooFewImages(
-            f"{pictures.source} lists {len(pictures)} images, fewer than one batch of "
-            f"{batch_size} on each of {world_size} processes; lower --batch_size or --nproc"
+            f"{pictures.source} lists {len(pictures)} images, fewer than {batches} of "
+            f"{batch_size} on each of {world_size} processes; lower --batch_size{remedy} or --nproc"
         )
 
 

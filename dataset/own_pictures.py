@@ -1,6 +1,6 @@
 """Pictures and videos of the user's own, as inputs of the network: no labels, no data set."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,23 +56,24 @@ class PictureSample(NamedTuple):
     picture: Tensor
 
 
-def find_sources(paths: Sequence[str], without: Path) -> tuple[list[Source], list[Unreadable]]:
+def find_sources(
+    paths: Sequence[str], is_result: Callable[[Path], bool]
+) -> tuple[list[Source], list[Unreadable]]:
     """Files as they are named, and all pictures and videos below the folders, in order.
 
     A file's results go by its name, those of a file in a folder by its path in that folder; a
     name that is taken gets a number. Hidden files are left out.
 
     Args:
-        without: a folder to leave out: that of the results.
+        is_result: tells files in the folders that are left out, as they are results themselves.
 
     Returns:
         What was found, and what was not.
     """
-    sources: list[Source] = []
+    found: list[tuple[Path, str]] = []
     problems: list[Unreadable] = []
-    taken: set[str] = set()
     for path in map(Path, paths):
-        files = _files_below(path, without.resolve()) if path.is_dir() else [path]
+        files = _files_below(path, is_result) if path.is_dir() else [path]
         if not path.exists():
             problems.append(Unreadable(f"{path} does not exist"))
         elif not files:
@@ -81,20 +82,34 @@ def find_sources(paths: Sequence[str], without: Path) -> tuple[list[Source], lis
         else:
             for file in files:
                 relative = file.relative_to(path) if path.is_dir() else Path(file.name)
-                name = _free_name(relative.with_suffix("").as_posix(), taken)
-                taken.add(name)
-                sources.append(Source(file, name))
-    return sources, problems
+                found.append((file, relative.with_suffix("").as_posix()))
+    return _named(found), problems
 
 
-def _files_below(folder: Path, without: Path) -> list[Path]:
+def _named(found: Sequence[tuple[Path, str]]) -> list[Source]:
+    """Sources of names that differ: those of videos also from the folders in others' names."""
+    sources = [Source(path, name) for path, name in found]
+    names: set[str] = set()
+    folders: set[str] = set()
+    # Pictures first: the folder of a video's frames, its name, shall be none of theirs.
+    for index in sorted(range(len(sources)), key=lambda index: sources[index].is_video):
+        source = sources[index]
+        name = _free_name(source.name, names | folders if source.is_video else names)
+        names.add(name)
+        if not source.is_video:
+            folders.update(parent.as_posix() for parent in Path(name).parents)
+        sources[index] = Source(source.path, name)
+    return sources
+
+
+def _files_below(folder: Path, is_result: Callable[[Path], bool]) -> list[Path]:
     return [
         path
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES)
         and path.is_file()
         and not path.name.startswith(".")
-        and not path.resolve().is_relative_to(without)
+        and not is_result(path)
     ]
 
 
@@ -190,21 +205,33 @@ class Pictures(Dataset[PictureSample | Unreadable]):
 
 
 def samples_of(
-    sources: Sequence[Source], *, multi_scale: bool, frame_step: int, num_workers: int
+    sources: Sequence[Source],
+    *,
+    multi_scale: bool,
+    frame_step: int,
+    num_workers: int,
+    timeout: float,
+    rank: int,
+    world_size: int,
 ) -> Iterator[PictureSample | Unreadable]:
-    """All pictures, then all frames of the videos, NAME/000000 and on; errors among them."""
-    pictures = [source for source in sources if not source.is_video]
+    """This process's share of all pictures, then of the videos' frames; errors among them.
+
+    A frame's name is NAME/000000 and on. Every process decodes the videos, which is little beside
+    looking at their frames, and tells what is wrong with them.
+    """
+    pictures = [source for source in sources if not source.is_video][rank::world_size]
     if pictures:
         yield from DataLoader(
             Pictures(pictures, multi_scale=multi_scale),
             batch_size=None,
-            **worker_options(num_workers),
+            **worker_options(num_workers, timeout),
         )
     for source in sources:
         if source.is_video:
             try:
                 for number, frame in video_frames(source.path, frame_step):
-                    name = f"{source.name}/{number:06d}"
-                    yield picture_sample(name, frame, multi_scale=multi_scale)
+                    if number // frame_step % world_size == rank:
+                        name = f"{source.name}/{number:06d}"
+                        yield picture_sample(name, frame, multi_scale=multi_scale)
             except Unreadable as error:
                 yield error

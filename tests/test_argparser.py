@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from argparser import RECIPE, OptionError, Options, parse_options
+from dataset.description import UnknownClass
 from modules.scores import SCORES
 
 PUBLISHED_DEFAULTS = {
@@ -458,6 +460,20 @@ def test_refusals(typed: str, message: str) -> None:
 def test_ignored_classes_are_split_at_commas() -> None:
     options = parse_options(["--ignore_classes", "road line, car,"])
     assert options.ignore_classes == ("road line", "car")
+
+
+def test_a_class_to_ignore_that_there_is_not_is_refused_at_once() -> None:
+    with pytest.raises(UnknownClass, match="there is no class 'traffic sgn'; the classes: unl"):
+        parse_options(["--ignore_classes", "traffic sgn"])
+
+
+def test_pictures_need_no_split_of_the_data_set(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("road 1 2 3\ncar 4 5 6\n")
+    folder = ["--dataset", "folder", "--data_root", str(tmp_path), "--ckpt_test", "f", "--out", "o"]
+    assert parse_options([*folder, "--predict", "a.png"]).num_classes == 2
+    assert parse_options([*folder, "--export", "onnx"]).num_classes == 2
+    with pytest.raises(OptionError, match="folder has no validation images"):
+        parse_options([*folder, "--predict", "a.png", "--calibrate_fpr", "0.1"])
 
 
 def test_paths_of_a_run() -> None:

@@ -1,5 +1,6 @@
 """Known ways in which machine and processes fail, each in one line with its remedy."""
 
+import errno
 import re
 import signal
 
@@ -41,6 +42,8 @@ def known_fault(error: BaseException) -> str | None:
         return f"the GPU has too little memory; {_SMALLER}, or choose --precision bf16"
     if isinstance(error, MemoryError) or _CPU_WITHOUT_MEMORY in str(error):
         return f"this machine has too little memory; {_SMALLER} or --num_workers"
+    if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
+        return f"{error}; mend it and run the same command again"
     if not isinstance(error, RuntimeError):
         return None
     among_processes = isinstance(error, dist.DistError) or "gloo" in str(error).lower()

@@ -138,4 +138,4 @@ def command_to_continue() -> str:
 
 def typed_command(argv: list[str]) -> str:
     """The command line without --restart, which would begin anew."""
-    return shlex.join(["python", *(word for word in argv if word.strip("-") != "restart")])
+    return shlex.join(["python", *(word for word in argv if word != "--restart")])

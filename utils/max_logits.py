@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from dataset import EvaluationSample
+from dataset import EvaluationSample, nothing_readable
 from modules.inference import Inference
 from modules.scores import MaxLogitStatistics, max_logit_sums, statistics_of
 from utils.distributed import Process, gather_objects
@@ -41,8 +41,9 @@ def training_statistics(
     path, key = statistics_path(checkpoint), ""
     kept = None
     if process.is_main:
-        names = loader.dataset.reader.pictures.names  # type: ignore[attr-defined]
-        key = _key(checkpoint, names, settings)
+        pictures = loader.dataset.reader.pictures  # type: ignore[attr-defined]
+        files = [(name, *_version(pictures.folder / name)) for name in pictures.names]
+        key = _key(checkpoint, files, settings)
         kept = _read(path, key)
     kept = gather_objects(kept)[0]
     if kept is not None:
@@ -50,6 +51,8 @@ def training_statistics(
     progress = ProgressBar(loader, "max logits", disable=not process.is_main, dynamic_ncols=True)
     own = [(sample.index, max_logit_sums(inference.logits(sample.images))) for sample in progress]
     gathered = [pair for pairs in gather_objects(own) for pair in pairs]
+    if not gathered:
+        raise nothing_readable(loader)
     # Added up in the order of the images, so that rounding does not depend on who saw which.
     sums = torch.stack([found for _, found in sorted(gathered, key=lambda pair: pair[0])]).sum(0)
     statistics = statistics_of(sums)
@@ -58,11 +61,20 @@ def training_statistics(
     return statistics
 
 
-def _key(checkpoint: Path, names: Sequence[str], settings: Any) -> str:
-    """SHA-256 of all that the statistics depend on."""
+def _version(path: Path) -> tuple[int, int]:
+    """What differs when a file has been written anew: its size and time; zeros if it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def _key(checkpoint: Path, files: Sequence[tuple[str, int, int]], settings: Any) -> str:
+    """SHA-256 of all that the statistics depend on: weights, images and `settings`."""
     with checkpoint.open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(json.dumps([weights, names, settings]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([weights, files, settings]).encode()).hexdigest()
 
 
 def _read(path: Path, key: str) -> MaxLogitStatistics | None:

@@ -4,6 +4,7 @@ A checkpoint is continued only by the run that wrote it, that is with the same f
 bear on the weights and with the same number of processes, unless --accept_changes asks otherwise.
 """
 
+import glob
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -79,11 +80,14 @@ def starting_checkpoint(options: Options) -> Path | None:
         CheckpointError: every file that would serve is damaged, or --ckpt is missing.
     """
     own = options.checkpoint_path
+    given = None if options.ckpt is None else Path(options.ckpt)
     if options.restart and not any(os.environ.get(name, "0") != "0" for name in _RESTART_COUNTS):
-        set_aside(options)
+        given = given and _undamaged(given)  # before anything is moved
+        moved = set_aside(options)
+        return given and moved.get(given.absolute(), given)
     if own.exists() or previous_path(own).exists():
         return _undamaged(own)
-    return None if options.ckpt is None else _undamaged(Path(options.ckpt))
+    return given and _undamaged(given)
 
 
 def _undamaged(path: Path) -> Path:
@@ -102,17 +106,24 @@ def _undamaged(path: Path) -> Path:
     return path
 
 
-def set_aside(options: Options) -> None:
-    """Rename the checkpoints of an earlier run of this name to those of a run NAME_old1."""
+def set_aside(options: Options) -> dict[Path, Path]:
+    """Rename the checkpoints of an earlier run of this name to those of a run NAME_old1.
+
+    Returns:
+        Old to new path of each, absolute.
+    """
+    moved = {}
     own, best = options.checkpoint_path, options.best_checkpoint_path
     number = 1
-    while any(own.parent.glob(f"{own.stem}_old{number}*")):
+    while any(own.parent.glob(f"{glob.escape(own.stem)}_old{number}*")):
         number += 1
     for path in (previous_path(own), best, own):
         if path.is_file():
             rest = path.stem.removeprefix(own.stem)
             aside = path.replace(path.with_stem(f"{own.stem}_old{number}{rest}"))
+            moved[path.absolute()] = aside.absolute()
             print(f"--restart: {path} is kept as {aside}")
+    return moved
 
 
 def is_continued(checkpoint: Mapping[str, Any], path: Path, options: Options) -> bool:
@@ -252,7 +263,6 @@ def load_training_state(
             own = processes[process.rank]
             guard.load_state_dict(own["guard"])
             restore_random_state(own["random"], process.device)
-        guard.keep_statistics_of_now()
         return float(checkpoint["best_score"])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ResumeError(

@@ -96,7 +96,7 @@ class StepGuard:
         return Tally(loss, skipped, longest_row)
 
     def start_interval(self) -> None:
-        """Forget the losses so far, as at the start of an epoch; a row goes on."""
+        """Forget the losses so far; a row goes on."""
         self.loss_sum.zero_()
         self.taken.zero_()
         self.longest_row.copy_(self.row)

@@ -40,13 +40,17 @@ def video(tmp_path):
     return path
 
 
+def no_result(path):
+    return False
+
+
 def test_folders_are_searched_and_names_are_unique(tmp_path):
     folder = tmp_path / "in"
     for name in ("b.png", "a/c.JPG", "a/c.png", "a/d.mp4", "notes.txt", ".hidden.png", "out/e.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     paths = [str(folder), str(folder / "b.png"), str(tmp_path / "gone"), str(folder / "notes.txt")]
-    sources, problems = find_sources(paths, folder / "out")
+    sources, problems = find_sources(paths, lambda path: path.parent.name == "out")
     assert [(str(source.path.relative_to(folder)), source.name) for source in sources] == [
         ("a/c.JPG", "a/c"),
         ("a/c.png", "a/c_2"),
@@ -59,8 +63,18 @@ def test_folders_are_searched_and_names_are_unique(tmp_path):
     assert [str(problem) for problem in problems] == [f"{tmp_path}/gone does not exist"]
 
 
+def test_a_video_s_frames_never_take_a_picture_s_name(tmp_path):
+    paths = [tmp_path / "in/v.mp4", tmp_path / "in/v/000000.png", tmp_path / "v.mp4"]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    sources, _ = find_sources([str(tmp_path / "v.mp4"), str(tmp_path / "in")], no_result)
+    assert [source.name for source in sources] == ["v_2", "v/000000", "v_3"]
+    assert [source.path for source in sources] == [paths[2], paths[1], paths[0]]
+
+
 def test_a_folder_without_pictures_is_a_problem(tmp_path):
-    sources, (problem,) = find_sources([str(tmp_path)], tmp_path / "out")
+    sources, (problem,) = find_sources([str(tmp_path)], no_result)
     assert sources == []
     assert str(problem).startswith(f"{tmp_path} holds no picture and no video (.png, ")
 
@@ -130,8 +144,18 @@ def test_samples_go_on_past_what_cannot_be_read(tmp_path, video, workers, multi_
     (tmp_path / "in/b.png").write_text("no picture")
     save(tmp_path / "in/c.jpg", (40, 24))
     paths = [str(video), str(tmp_path / "in")]
-    sources, _ = find_sources(paths, tmp_path / "out")
-    samples = list(samples_of(sources, multi_scale=multi_scale, frame_step=4, num_workers=workers))
+    sources, _ = find_sources(paths, no_result)
+    samples = list(
+        samples_of(
+            sources,
+            multi_scale=multi_scale,
+            frame_step=4,
+            num_workers=workers,
+            timeout=60,
+            rank=0,
+            world_size=1,
+        )
+    )
     names = [s.name if isinstance(s, PictureSample) else str(s).split()[0] for s in samples]
     assert names == ["a", str(tmp_path / "in/b.png"), "c", "clip/000000", "clip/000004"]
     first = samples[0]
@@ -140,8 +164,22 @@ def test_samples_go_on_past_what_cannot_be_read(tmp_path, video, workers, multi_
     assert tuple(first.images[-1].shape) == (3, 80, 128)  # 1000/1280, rounded up to 8
 
 
+def test_processes_share_pictures_and_frames(tmp_path, video):
+    for name in ("a", "b", "c"):
+        save(tmp_path / f"in/{name}.png")
+    sources, _ = find_sources([str(video), str(tmp_path / "in")], no_result)
+
+    def share(rank):
+        settings = {"multi_scale": False, "frame_step": 2, "num_workers": 0, "timeout": 0}
+        samples = samples_of(sources, rank=rank, world_size=2, **settings)
+        return [sample.name for sample in samples]
+
+    assert share(0) == ["a", "c", "clip/000000", "clip/000004"]
+    assert share(1) == ["b", "clip/000002"]
+
+
 def test_videos_without_their_package_are_refused_before_the_work(video, monkeypatch):
     monkeypatch.setattr("dataset.own_pictures.find_spec", lambda name: None)
-    sources, _ = find_sources([str(video)], video.parent / "out")
+    sources, _ = find_sources([str(video)], no_result)
     with pytest.raises(VideoSupportMissing, match=r"clip\.mp4 is a video.*pip install av"):
         check_video_support(sources)

@@ -176,6 +176,16 @@ def test_every_second_frame_of_a_video_is_looked_at_as_its_picture_is(root, tmp_
             assert ours.read_bytes() == (folder / path.stem).with_suffix(suffix).read_bytes()
 
 
+def test_results_among_the_pictures_are_not_taken_for_pictures(root, tmp_path, capsys, monkeypatch):
+    Image.open(pictures_of(root)[0]).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--ckpt_test", root / "own.pth", "--out", ".", "--no_multi_scale", "--threshold", 0.4]
+    for _ in range(2):
+        assert start("--predict", ".", *flags) == 0, capsys.readouterr().err
+        summary = json.loads((tmp_path / "predictions.json").read_text())
+        assert [one["name"] for one in summary["pictures"]] == ["a"]
+
+
 def test_errors_of_users_are_one_line(root, tmp_path, capsys, monkeypatch):
     picture, own = pictures_of(root)[0], root / "own.pth"
     (tmp_path / "file").touch()

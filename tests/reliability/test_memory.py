@@ -1,6 +1,9 @@
-"""Too little memory, as torch, numpy and the operating system report it."""
+"""Too little memory or disk, as torch, numpy and the operating system report it."""
 
+import errno
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import torch
 
 from utils.faults import known_fault
+from utils.logger import Logger
 
 TOO_MUCH = 2**50
 EXPECTED = "this machine has too little memory; lower --batch_size or --crop_size or --num_workers"
@@ -57,6 +61,18 @@ def test_a_gpus_failure_is_known() -> None:
     line = known_fault(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
     assert line is not None
     assert line.startswith("the GPU has too little memory; lower --batch_size or --crop_size")
+
+
+def test_what_the_disk_refuses_is_known(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError) as caught:
+        Logger(tmp_path / "file/logs")
+    line = known_fault(caught.value)
+    assert line is not None
+    assert line.endswith(f"'{tmp_path}/file/logs'; mend it and run the same command again")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert known_fault(full) == f"{full}; mend it and run the same command again"
+    assert known_fault(BrokenPipeError(errno.EPIPE, "Broken pipe")) is None
 
 
 def test_a_process_without_memory_ends_all_with_one_line(runs: Any) -> None:

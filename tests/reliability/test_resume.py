@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from argparser import parse_options
-from utils.checkpoint import CheckpointError, previous_path
-from utils.interruption import Interrupted
-from utils.resume import FREE_FLAGS, START_FLAGS, Shape, position_in
+from argparser import OptionError, parse_options
+from dataset.loaders import TooFewImages
+from utils.checkpoint import CheckpointError, load_checkpoint, previous_path
+from utils.interruption import Interrupted, typed_command
+from utils.resume import FREE_FLAGS, START_FLAGS, Shape, position_in, set_aside
 
 EVERY_STEP = ("--ckpt_minutes", "1e-9")
 
@@ -198,6 +199,69 @@ def test_restart_begins_anew_and_keeps_what_there_was(runs: Any, unbroken: Any) 
     assert runs.points("train/loss") == unbroken.points("train/loss")
     runs.fit("--restart")
     assert (runs.checkpoints / "x_old2.pth").is_file()
+
+
+def test_the_command_to_go_on_with_lacks_restart_and_nothing_else() -> None:
+    words = ["run.py", "--name", "restart", "--restart", "--default"]
+    assert typed_command(words) == "python run.py --name restart --default"
+
+
+def test_steps_that_cannot_be_made_are_refused(runs: Any) -> None:
+    for flags in (("--batch_size", "1"), ("--batch_size", "1", "--norm_act", "std")):
+        with pytest.raises(OptionError, match="argument --batch_size: one image has no batch"):
+            runs.fit(*flags)
+    with pytest.raises(TooFewImages, match="8 images, fewer than 5 batches of 2 on each of 1"):
+        runs.fit("--accumulate", "5")
+
+
+@pytest.mark.parametrize("file", ["x.pth", "x_best.pth"])
+def test_restart_takes_weights_of_the_files_it_sets_aside(
+    runs: Any, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    runs.fit()
+    weights = load_checkpoint(runs.checkpoints / file)["model_state"]
+    monkeypatch.chdir(runs.folder)
+    trainer = runs.trainer("--restart", "--ckpt", f"checkpoints/streethazards/{file}")
+    trainer._prepare_training()
+    assert differing(dict(trainer.model.state_dict()), dict(weights)) == []
+    assert (trainer.epoch, trainer.iteration) == (0, 0)
+    assert (runs.checkpoints / file.replace("x", "x_old1")).is_file()
+
+
+def test_restart_with_weights_that_are_missing_moves_nothing(runs: Any) -> None:
+    runs.fit()
+    with pytest.raises(CheckpointError, match=r"gone\.pth"):
+        runs.fit("--restart", "--ckpt", str(runs.folder / "gone.pth"))
+    assert sorted(path.name for path in runs.checkpoints.iterdir()) == [
+        "x.pth",
+        "x_best.pth",
+        "x_previous.pth",
+    ]
+
+
+def test_restart_keeps_every_earlier_run_of_a_name_with_brackets(runs: Any) -> None:
+    for number in (1, 2):
+        options = runs.trainer("--name", "x[1]").options
+        options.checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
+        options.checkpoint_path.write_text(f"run {number}")
+        set_aside(options)
+    kept = [(runs.checkpoints / f"x[1]_old{number}.pth").read_text() for number in (1, 2)]
+    assert kept == ["run 1", "run 2"]
+
+
+def test_the_best_checkpoint_does_not_put_off_the_next_one(runs: Any) -> None:
+    trainer = runs.trainer("--ckpt_minutes", "10")
+    trainer._prepare_training()
+    trainer.interruption._saved_at -= 601
+    trainer._save(trainer.options.best_checkpoint_path)
+    assert trainer.interruption.demand().save
+    trainer._save(trainer.options.checkpoint_path)
+    assert not trainer.interruption.demand().save
+
+
+def test_reports_go_on_over_epochs_that_are_shorter_than_their_interval(runs: Any) -> None:
+    runs.fit("--print_interval", "3", "--epochs", "3")
+    assert [step for step, _ in runs.points("train/loss")] == [3, 6, 9, 12]
 
 
 @pytest.mark.parametrize("variable", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])

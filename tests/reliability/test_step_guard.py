@@ -150,6 +150,21 @@ def test_training_goes_on_over_bad_steps_and_shows_them(runs: Any) -> None:
     assert {step for step, loss in losses.items() if math.isnan(loss)} == {2, 3, 7}
 
 
+def test_a_first_step_that_is_bad_keeps_the_statistics_of_loaded_weights(runs: Any) -> None:
+    runs.fit("--name", "first")
+    weights = runs.state("first")["model_state"]
+    torch.save({"model_state": weights}, runs.folder / "weights.pth")
+    trainer = runs.trainer("--ckpt", str(runs.folder / "weights.pth"))
+    trainer._prepare_training()
+    spoil(trainer, {0})
+    trainer.model.train()
+    trainer.train_step(iter(trainer.loader))
+    found = trainer.model.state_dict()
+    for name in ("norm.running_mean", "norm.running_var", "conv.weight"):
+        assert torch.equal(found[name], weights[name]), name
+    assert not torch.equal(found["norm.running_mean"], torch.zeros(8))
+
+
 def test_training_ends_after_a_row_of_bad_steps(runs: Any) -> None:
     trainer = runs.trainer("--max_bad_steps", "2")
     spoil(trainer, {5, 6})

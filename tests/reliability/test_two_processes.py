@@ -1,9 +1,12 @@
 """What two processes have in common, and what differs from one."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from dataset.demo import write_demo
 
 # The second process's gradients are NaN in two steps. Both keep what their weights were before
 # every step.
@@ -56,6 +59,27 @@ def test_a_gradient_of_one_process_that_is_nan_has_both_skip_the_step(runs: Any)
     assert counts == [2, 2]
     assert all(bool(value.isfinite().all()) for value in runs.state()["model_state"].values())
     assert runs.points("train/skipped_steps")[-1] == (8, 2)
+
+
+# Every step is one at which the processes agree.
+AGREEING = """
+import sys, tiny, utils.interruption
+
+utils.interruption._SECONDS_BETWEEN_CHECKS = 0
+tiny.__file__ = __file__
+sys.exit(tiny.main())
+"""
+
+
+def test_a_process_that_leaves_out_an_image_answers_as_often_as_the_other(
+    runs: Any, tmp_path: Path
+) -> None:
+    write_demo(tmp_path / "data", train=4, validation=4, test=2, size=(96, 64), seed=1)
+    first = min((tmp_path / "data/StreetHazards").glob("**/images/validation/**/*.png"))
+    first.write_bytes(b"no picture")
+    flags = ("--data_root", str(tmp_path / "data"), "--skip_bad_files", "--timeout", "30")
+    finish(runs, *TWO, *flags, program=AGREEING)
+    assert runs.state()["iteration"] == 4
 
 
 def results(runs: Any, name: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Statistics over the training images, and their file beside the checkpoint."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +17,12 @@ PROCESS = Process(0, 0, 1, torch.device("cpu"))
 class Loader(list):
     """Two images whose pictures are their logits."""
 
-    def __init__(self, images):
+    def __init__(self, images, folder=Path("nowhere")):
         super().__init__(
             SimpleNamespace(images=[image], index=index) for index, image in enumerate(images)
         )
         names = [f"{index}.png" for index in range(len(images))]
-        pictures = SimpleNamespace(names=names)
+        pictures = SimpleNamespace(names=names, folder=folder)
         self.dataset = SimpleNamespace(reader=SimpleNamespace(pictures=pictures))
 
 
@@ -63,6 +64,17 @@ def test_statistics_are_taken_once_for_the_same_weights_images_and_settings(imag
     assert network.looks == 6
     training_statistics(network, Loader(images[:1]), PROCESS, checkpoint, ["fp32"])
     assert network.looks == 7
+
+
+def test_images_that_were_written_anew_are_looked_at_again(images, checkpoint, tmp_path):
+    network, loader = Identity(), Loader(images, tmp_path)
+    looks = []
+    for content in ("a", "a", "another"):
+        if not looks or content == "another":
+            (tmp_path / "0.png").write_text(content)
+        training_statistics(network, loader, PROCESS, checkpoint, [])
+        looks.append(network.looks)
+    assert looks == [2, 2, 4]
 
 
 def test_a_file_of_something_else_is_replaced(images, checkpoint):
