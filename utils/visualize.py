@@ -53,9 +53,9 @@ def heat_map(score: NDArray[np.floating], limits: tuple[float, float] | None = N
     return colours
 
 
-def overlay(picture: Picture, colours: Picture, share: float = 0.5) -> Picture:
-    """A picture (H, W, 3) with `share` of other colours (H, W, 3) laid over it."""
-    blended: Picture = np.rint(picture * (1 - share) + colours * share).astype(np.uint8)
+def overlay(picture: Picture, colours: Picture) -> Picture:
+    """Half a picture (H, W, 3), half other colours (H, W, 3)."""
+    blended: Picture = np.rint(picture * 0.5 + colours * 0.5).astype(np.uint8)
     return blended
 
 
