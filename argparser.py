@@ -14,7 +14,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dataset.description import UNKNOWN_INDEX, DatasetInfo
+from dataset.description import UNKNOWN_INDEX, DatasetInfo, UnknownClass
 from dataset.registry import DATASETS, TRAINING_SETS, describe
 from errors import PansError
 from modules.scores import ALL, DROPOUT_PASSES, SCORES, Score, resolve
@@ -460,7 +460,10 @@ def _check_data(options: Options, info: DatasetInfo) -> None:
         raise _refusal("trained_on", f"{info.name} has labels of its own classes; leave it out")
     if not info.has_class_labels and options.unk_class != UNKNOWN_INDEX:
         raise _refusal("unk_class", f"anomalies of {info.name} are {UNKNOWN_INDEX}; leave it out")
-    info.class_indices(options.ignore_classes)
+    try:
+        info.class_indices(options.ignore_classes)
+    except UnknownClass as error:
+        raise _refusal("ignore_classes", str(error)) from error
     _check_splits(options, info)
 
 
@@ -703,7 +706,6 @@ def parse_options(
 
     Raises:
         OptionError: one line that names the flag and the reason.
-        UnknownClass: a name in --ignore_classes that the data set does not have.
         DatasetNotFound, BadSample: the classes of --dataset folder cannot be read.
         SystemExit: after --help.
     """

@@ -1,5 +1,6 @@
 """A trained network on the user's own pictures, and as an ONNX file."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -30,9 +31,10 @@ from modules.scores import DROPOUT_PASSES, SCORES, Scorer
 from modules.weights import load_checkpoint, model_state
 from train import default_precision, model_of
 from utils.checkpoint import load_model_state
-from utils.distributed import Process, gather_objects
+from utils.distributed import Process, gather_objects, sum_over_processes
 from utils.predictions import PredictionFolder
 from utils.progress import ProgressBar
+from utils.skipped import SkippedFiles
 
 # What a checkpoint's options say about its network and how it is looked at.
 _NETWORK_FLAGS = (
@@ -140,12 +142,20 @@ class Predictor:
             skip_bad_files=options.skip_bad_files,
             timeout=options.timeout,
         )
-        counts = PooledCounts()
+        skipped = SkippedFiles()
+        skipped.watch("validation", loader)
+        counts, samples = PooledCounts(), torch.zeros((), device=self.process.device)
         for sample in self._progress(loader, "calibration"):
+            samples += 1
             label = sample.label.numpy()
             _, score = self.maps(sample)
             counts.update(score[:0].ravel(), score[label < options.num_classes])
         counts.all_reduce()
+        if not sum_over_processes(samples):
+            raise loader.dataset.reader.nothing_readable()  # type: ignore[attr-defined]
+        for line in skipped.report():
+            if self.process.is_main:
+                print(line, file=sys.stderr)
         threshold = counts.threshold_at_fpr(fpr)
         if threshold is None:
             raise NotPredicted(
@@ -202,12 +212,12 @@ def predict(options: Options, process: Process) -> None:
         VideoSupportMissing: there is a video, and no package to read it.
     """
     out = Path(options.out or "")
-    info = describe(options.dataset, options.data_root, options.trained_on)
-    folder = PredictionFolder(out, info)
-    sources, not_found = find_sources(options.predict, folder.is_result)
+    sources, not_found = find_sources(options.predict, out)
     if not sources:
         raise NotPredicted(f"--predict found nothing: {'; '.join(map(str, not_found))}")
     check_video_support(sources)
+    info = describe(options.dataset, options.data_root, options.trained_on)
+    folder = PredictionFolder(out, info)
     predictor = Predictor(options, process)
     pictures, unreadable = predictor.write_share(sources, folder)
     shares = gather_objects((pictures, unreadable))

@@ -23,7 +23,6 @@ from dataset import (
     Split,
     describe,
     evaluation_loader,
-    nothing_readable,
     training_loader,
 )
 from metrics.comparison import ScoreComparison
@@ -57,6 +56,7 @@ from utils.resume import (
     describe_start,
     is_continued,
     load_training_state,
+    notes_on_test,
     options_to_record,
     position_in,
     random_state,
@@ -185,7 +185,11 @@ class Trainer:
         return step_loss
 
     def _training_report(self, steps_per_second: float) -> dict[str, float]:
-        """Means over the last `print_interval` steps of all processes; waits for the device."""
+        """Means over the last `print_interval` steps of all processes; waits for the device.
+
+        Args:
+            steps_per_second: over those of them that are in this epoch.
+        """
         options, processes = self.options, self.process.world_size
         tally = self.guard.read()
         advice = f"{options.checkpoint_path} is the last checkpoint, if one was written"
@@ -246,7 +250,7 @@ class Trainer:
         confusion.all_reduce()
         loss, images = sum_over_processes(loss_and_images).tolist()
         if not images:
-            raise nothing_readable(loader)
+            raise loader.dataset.reader.nothing_readable()  # type: ignore[attr-defined]
         scores: dict[str, Any] = {**segmentation_scores(confusion.matrix), "Loss": loss / images}
         matrix = confusion.matrix
         log_segmentation(self.logger, "validation", scores, matrix, self.info, self.iteration)
@@ -283,7 +287,7 @@ class Trainer:
                 panels.add(sample, prediction, headline_score)
         comparison.all_reduce()
         if not comparison.headline.records:
-            raise nothing_readable(loader)
+            raise loader.dataset.reader.nothing_readable()  # type: ignore[attr-defined]
         results = comparison.results() | {
             "skipped_files": self.skipped.gather("test"),
             "options": options.to_dict(),
@@ -460,7 +464,11 @@ class Trainer:
         """Those of --ckpt_test, or of the run's best checkpoint, once it is written."""
         wait_for_all(self.process)
         path = self._tested_path
-        load_model_state(self.model, model_state(load_checkpoint(path)), path)
+        checkpoint = load_checkpoint(path)
+        load_model_state(self.model, model_state(checkpoint), path)
+        if self.process.is_main:
+            for note in notes_on_test(checkpoint, path, self.options):
+                print(note)
 
     @property
     def _tested_path(self) -> Path:

@@ -24,6 +24,9 @@ from torchvision.transforms import functional
 from argparser import parse_options
 from dataset.base import SegmentationDataset
 from dataset.description import UNKNOWN_INDEX
+from dataset.loaders import TrainingSamples, random_stream
+from dataset.registry import open_dataset
+from dataset.skipping import SampleReader
 from dataset.transforms import MEAN, STD, random_crop, random_flip, random_scale
 from metrics.evaluation import AnomalyEvaluation
 from modules.inference import Inference
@@ -99,13 +102,15 @@ def measure_input(trainer: Trainer) -> dict[str, float]:
     The mean over the training set in the second of two passes, which finds the files in memory.
     """
     torch.set_num_threads(1)
-    trainer._prepare_training()
-    samples: Any = trainer.loader.dataset
-    pictures = samples.reader.pictures
+    options = trainer.options
+    pictures = open_dataset(options.dataset, options.data_root, "train")
+    reader = SampleReader(pictures, skip_bad_files=False)
+    samples = TrainingSamples(reader, options.crop_size, options.random_seed)
 
     def one(index: int) -> None:
-        if trainer.options.plain:
-            published_input(pictures, index, trainer.options.crop_size)
+        if options.plain:
+            rng = random_stream(options.random_seed, 0, index)
+            published_input(pictures, index, options.crop_size, rng)
         else:
             samples[0, index]
 
@@ -125,10 +130,9 @@ def measure_input(trainer: Trainer) -> dict[str, float]:
 
 
 def published_input(
-    pictures: SegmentationDataset, index: int, crop_size: int
+    pictures: SegmentationDataset, index: int, crop_size: int, rng: random.Random
 ) -> tuple[Tensor, Tensor]:
     """A training input in the published order: the same crop, then torchvision's own steps."""
-    rng = random.Random(index)
     image = Image.open(pictures.folder / pictures.names[index]).convert("RGB")
     values = np.array(Image.open(pictures.folder / pictures.label_names[index]))
     label = Image.fromarray(np.array(pictures.info.lookup, dtype=np.uint8)[values])

@@ -7,7 +7,6 @@ from dataset.loaders import (
     EvaluationLoader,
     EvaluationSample,
     evaluation_loader,
-    nothing_readable,
     training_loader,
     worker_count,
 )
@@ -35,7 +34,6 @@ __all__ = [
     "UnknownClass",
     "describe",
     "evaluation_loader",
-    "nothing_readable",
     "open_dataset",
     "training_loader",
     "worker_count",

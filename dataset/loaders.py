@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dataset.base import SegmentationDataset
 from dataset.description import Split
-from dataset.pictures import BadSample
 from dataset.registry import open_dataset
 from dataset.skipping import SampleReader
 from dataset.transforms import (
@@ -123,7 +122,7 @@ class TrainingSamples(Dataset[Sample]):
         for other in order:
             if (pair := self.reader.read(other)) is not None:
                 return pair
-        raise _nothing_readable(self.reader)
+        raise self.reader.nothing_readable()
 
 
 class EvaluationSamples(Dataset[EvaluationSample | None]):
@@ -158,19 +157,6 @@ class EvaluationLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[EvaluationSample]:  # type: ignore[override]
         return (sample for sample in super().__iter__() if sample is not None)
-
-
-def nothing_readable(loader: DataLoader[Any]) -> BadSample:
-    """The error of a split of which no process could read a sample."""
-    return _nothing_readable(loader.dataset.reader)  # type: ignore[attr-defined]
-
-
-def _nothing_readable(reader: SampleReader) -> BadSample:
-    first = next(iter(reader.skipped()), "another process has it")
-    return BadSample(
-        f"{reader.pictures.source}: not one of its {len(reader)} samples can be read, the first: "
-        f"{first}"
-    )
 
 
 def training_loader(

@@ -1,6 +1,6 @@
 """Pictures and videos of the user's own, as inputs of the network: no labels, no data set."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,16 +56,14 @@ class PictureSample(NamedTuple):
     picture: Tensor
 
 
-def find_sources(
-    paths: Sequence[str], is_result: Callable[[Path], bool]
-) -> tuple[list[Source], list[Unreadable]]:
+def find_sources(paths: Sequence[str], without: Path) -> tuple[list[Source], list[Unreadable]]:
     """Files as they are named, and all pictures and videos below the folders, in order.
 
     A file's results go by its name, those of a file in a folder by its path in that folder; a
     name that is taken gets a number. Hidden files are left out.
 
     Args:
-        is_result: tells files in the folders that are left out, as they are results themselves.
+        without: a folder to leave out: that of the results.
 
     Returns:
         What was found, and what was not.
@@ -73,9 +71,11 @@ def find_sources(
     found: list[tuple[Path, str]] = []
     problems: list[Unreadable] = []
     for path in map(Path, paths):
-        files = _files_below(path, is_result) if path.is_dir() else [path]
+        files = _files_below(path, without.resolve()) if path.is_dir() else [path]
         if not path.exists():
             problems.append(Unreadable(f"{path} does not exist"))
+        elif path.is_dir() and path.resolve().is_relative_to(without.resolve()):
+            problems.append(Unreadable(f"{path} is where the results go; name another --out"))
         elif not files:
             known = ", ".join((*PICTURE_SUFFIXES, *VIDEO_SUFFIXES))
             problems.append(Unreadable(f"{path} holds no picture and no video ({known})"))
@@ -102,14 +102,14 @@ def _named(found: Sequence[tuple[Path, str]]) -> list[Source]:
     return sources
 
 
-def _files_below(folder: Path, is_result: Callable[[Path], bool]) -> list[Path]:
+def _files_below(folder: Path, without: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES)
         and path.is_file()
         and not path.name.startswith(".")
-        and not is_result(path)
+        and not path.resolve().is_relative_to(without)
     ]
 
 
@@ -159,8 +159,8 @@ def read_picture(path: Path) -> Image.Image:
     return upright
 
 
-def video_frames(path: Path, step: int) -> Iterator[tuple[int, Image.Image]]:
-    """(number, RGB picture) of every `step`-th frame of the first video stream, from frame 0.
+def video_frames(path: Path, step: int, first: int = 0) -> Iterator[tuple[int, Image.Image]]:
+    """(number, RGB picture) of every `step`-th frame of the first video stream, from `first` on.
 
     Raises:
         Unreadable: it cannot be decoded, from the start or any further.
@@ -171,7 +171,7 @@ def video_frames(path: Path, step: int) -> Iterator[tuple[int, Image.Image]]:
     try:
         with av.open(str(path)) as container:
             for number, frame in enumerate(container.decode(video=0)):
-                if number % step == 0:
+                if number % step == first:
                     yield number, frame.to_image()
     except (av.FFmpegError, OSError, IndexError) as error:
         where = "" if number < 0 else f" after frame {number}"
@@ -216,8 +216,8 @@ def samples_of(
 ) -> Iterator[PictureSample | Unreadable]:
     """This process's share of all pictures, then of the videos' frames; errors among them.
 
-    A frame's name is NAME/000000 and on. Every process decodes the videos, which is little beside
-    looking at their frames, and tells what is wrong with them.
+    A frame's name is NAME/000000 and on. Every process decodes the videos whole, and tells what is
+    wrong with them.
     """
     pictures = [source for source in sources if not source.is_video][rank::world_size]
     if pictures:
@@ -229,9 +229,9 @@ def samples_of(
     for source in sources:
         if source.is_video:
             try:
-                for number, frame in video_frames(source.path, frame_step):
-                    if number // frame_step % world_size == rank:
-                        name = f"{source.name}/{number:06d}"
-                        yield picture_sample(name, frame, multi_scale=multi_scale)
+                step, first = frame_step * world_size, frame_step * rank
+                for number, frame in video_frames(source.path, step, first):
+                    name = f"{source.name}/{number:06d}"
+                    yield picture_sample(name, frame, multi_scale=multi_scale)
             except Unreadable as error:
                 yield error

@@ -45,6 +45,13 @@ class SampleReader:
             return []
         return [self._problem(index) for index in self._is_bad.nonzero().flatten().tolist()]
 
+    def nothing_readable(self) -> BadSample:
+        """The error for a split of which no process could read a sample."""
+        return BadSample(
+            f"{self.pictures.source}: not one of its {len(self)} samples can be read, the first: "
+            f"{self._problem(0)}"
+        )
+
     def _problem(self, index: int) -> str:
         try:
             self.pictures[index]

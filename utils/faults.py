@@ -43,7 +43,7 @@ def known_fault(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or _CPU_WITHOUT_MEMORY in str(error):
         return f"this machine has too little memory; {_SMALLER} or --num_workers"
     if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
-        return f"{error}; mend it and run the same command again"
+        return f"{error}; mend it and run the same command again, without --restart"
     if not isinstance(error, RuntimeError):
         return None
     among_processes = isinstance(error, dist.DistError) or "gloo" in str(error).lower()

@@ -16,8 +16,6 @@ from utils.visualize import Picture, colorize, heat_map, overlay
 _CELL = (320, 200)  # of a panel: width, height
 _CAPTION_HEIGHT = 14
 _PANELS_A_SHEET = 16
-_KINDS = {"classes", "heat", "overlay", "score", "mask", "panel"}
-_SHEET = "contact_sheet_"
 
 
 class NotWritten(PansError):
@@ -35,14 +33,6 @@ class PredictionFolder:
 
     def __init__(self, folder: Path, info: DatasetInfo) -> None:
         self.folder, self.info = folder, info
-
-    def is_result(self, path: Path) -> bool:
-        """Whether a file is what this class has written: it lies in the place of a result."""
-        try:
-            first = path.resolve().relative_to(self.folder.resolve()).parts[0]
-        except ValueError:  # it lies elsewhere
-            return False
-        return first in _KINDS or first.startswith(_SHEET)
 
     def write(
         self,
@@ -93,13 +83,13 @@ class PredictionFolder:
             NotWritten: as `write`.
         """
         try:
-            for stale in self.folder.glob(f"{_SHEET}*.png"):
+            for stale in self.folder.glob("contact_sheet_[0-9]*.png"):
                 stale.unlink()
             for start in range(0, len(names), _PANELS_A_SHEET):
                 page = names[start : start + _PANELS_A_SHEET]
                 panels = [Image.open(self.folder / "panel" / f"{name}.png") for name in page]
                 number = start // _PANELS_A_SHEET + 1
-                _stacked(panels).save(self.folder / f"{_SHEET}{number:03d}.png")
+                _stacked(panels).save(self.folder / f"contact_sheet_{number:03d}.png")
         except OSError as error:
             raise _not_written(self.folder, error) from error
 

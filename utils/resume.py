@@ -4,9 +4,9 @@ A checkpoint is continued only by the run that wrote it, that is with the same f
 bear on the weights and with the same number of processes, unless --accept_changes asks otherwise.
 """
 
-import glob
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,12 +82,14 @@ def starting_checkpoint(options: Options) -> Path | None:
     own = options.checkpoint_path
     given = None if options.ckpt is None else Path(options.ckpt)
     if options.restart and not any(os.environ.get(name, "0") != "0" for name in _RESTART_COUNTS):
-        given = given and _undamaged(given)  # before anything is moved
-        moved = set_aside(options)
-        return given and moved.get(given.absolute(), given)
-    if own.exists() or previous_path(own).exists():
+        if given is not None:
+            _undamaged(given)  # before anything is moved
+        set_aside(options)
+    elif own.exists() or previous_path(own).exists():
         return _undamaged(own)
-    return given and _undamaged(given)
+    if given is None:
+        return None
+    return _undamaged(_place_aside(given, options) if options.restart else given)
 
 
 def _undamaged(path: Path) -> Path:
@@ -106,24 +108,40 @@ def _undamaged(path: Path) -> Path:
     return path
 
 
-def set_aside(options: Options) -> dict[Path, Path]:
-    """Rename the checkpoints of an earlier run of this name to those of a run NAME_old1.
-
-    Returns:
-        Old to new path of each, absolute.
-    """
-    moved = {}
-    own, best = options.checkpoint_path, options.best_checkpoint_path
-    number = 1
-    while any(own.parent.glob(f"{glob.escape(own.stem)}_old{number}*")):
-        number += 1
-    for path in (previous_path(own), best, own):
+def set_aside(options: Options) -> None:
+    """Rename the checkpoints of an earlier run of this name to those of a run NAME_old1."""
+    number = _times_set_aside(options) + 1
+    for path in _own_files(options):
         if path.is_file():
-            rest = path.stem.removeprefix(own.stem)
-            aside = path.replace(path.with_stem(f"{own.stem}_old{number}{rest}"))
-            moved[path.absolute()] = aside.absolute()
+            aside = path.replace(_aside(path, options, number))
             print(f"--restart: {path} is kept as {aside}")
-    return moved
+
+
+def _place_aside(path: Path, options: Options) -> Path:
+    """Where --restart has put a file, if it is one of the run's own."""
+    number = _times_set_aside(options)
+    for own in _own_files(options):
+        if number and path.resolve() == own.resolve():
+            return _aside(own, options, number)
+    return path
+
+
+def _own_files(options: Options) -> tuple[Path, Path, Path]:
+    own = options.checkpoint_path
+    return previous_path(own), options.best_checkpoint_path, own
+
+
+def _aside(path: Path, options: Options, number: int) -> Path:
+    rest = path.stem.removeprefix(options.checkpoint_path.stem)
+    return path.with_stem(f"{options.checkpoint_path.stem}_old{number}{rest}")
+
+
+def _times_set_aside(options: Options) -> int:
+    """The highest number that --restart has given to files of this run; 0 if there are none."""
+    own = options.checkpoint_path
+    pattern = re.compile(re.escape(own.stem) + r"_old(\d+)(_best|_previous)?")
+    names = (pattern.fullmatch(path.stem) for path in own.parent.glob("*.pth"))
+    return max((int(name[1]) for name in names if name), default=0)
 
 
 def is_continued(checkpoint: Mapping[str, Any], path: Path, options: Options) -> bool:
@@ -199,6 +217,17 @@ def _count(checkpoint: Mapping[str, Any], name: str, path: Path, default: int | 
             f"{path} should hold a whole number as {name}, got {value!r:.50}; {_WEIGHTS_ALONE}"
         )
     return value
+
+
+def notes_on_test(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Iterator[str]:
+    """What the weights do not tell, and is other in a test than it was in training."""
+    saved = checkpoint.get("options")
+    if not isinstance(saved, Mapping):
+        return
+    for name in ("output_stride", "norm_act"):
+        there, here = saved.get(name), getattr(options, name)
+        if there not in (None, here):
+            yield f"note: {path} was trained with --{name} {there}, and is tested with {here}"
 
 
 def is_own(path: Path | str | None, options: Options) -> bool:

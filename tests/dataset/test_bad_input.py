@@ -233,7 +233,7 @@ def test_nothing_readable_ends_with_one_line(make_tree: MakeTree, num_workers: i
     traceback.clear_frames(caught.tb)
     loader = evaluation(root, "train", num_workers=num_workers)
     assert list(loader) == []
-    assert expected in str(loaders.nothing_readable(loader))
+    assert expected in str(loader.dataset.reader.nothing_readable())
 
 
 def evaluation(root: Path, split: Any, **changes: Any) -> Any:

@@ -40,17 +40,13 @@ def video(tmp_path):
     return path
 
 
-def no_result(path):
-    return False
-
-
 def test_folders_are_searched_and_names_are_unique(tmp_path):
     folder = tmp_path / "in"
     for name in ("b.png", "a/c.JPG", "a/c.png", "a/d.mp4", "notes.txt", ".hidden.png", "out/e.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     paths = [str(folder), str(folder / "b.png"), str(tmp_path / "gone"), str(folder / "notes.txt")]
-    sources, problems = find_sources(paths, lambda path: path.parent.name == "out")
+    sources, problems = find_sources(paths, folder / "out")
     assert [(str(source.path.relative_to(folder)), source.name) for source in sources] == [
         ("a/c.JPG", "a/c"),
         ("a/c.png", "a/c_2"),
@@ -68,13 +64,21 @@ def test_a_video_s_frames_never_take_a_picture_s_name(tmp_path):
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    sources, _ = find_sources([str(tmp_path / "v.mp4"), str(tmp_path / "in")], no_result)
+    sources, _ = find_sources([str(tmp_path / "v.mp4"), str(tmp_path / "in")], tmp_path / "out")
     assert [source.name for source in sources] == ["v_2", "v/000000", "v_3"]
     assert [source.path for source in sources] == [paths[2], paths[1], paths[0]]
 
 
+def test_a_folder_in_that_of_the_results_is_refused(tmp_path):
+    save(tmp_path / "in/a.png")
+    for out in (tmp_path / "in", tmp_path):
+        sources, (problem,) = find_sources([str(tmp_path / "in")], out)
+        assert sources == []
+        assert str(problem) == f"{tmp_path}/in is where the results go; name another --out"
+
+
 def test_a_folder_without_pictures_is_a_problem(tmp_path):
-    sources, (problem,) = find_sources([str(tmp_path)], no_result)
+    sources, (problem,) = find_sources([str(tmp_path)], tmp_path / "out")
     assert sources == []
     assert str(problem).startswith(f"{tmp_path} holds no picture and no video (.png, ")
 
@@ -126,6 +130,7 @@ def test_colour_of_16_bits_is_refused(tmp_path):
 def test_every_second_frame_of_a_video(video):
     frames = list(video_frames(video, 2))
     assert [number for number, _ in frames] == [0, 2, 4]
+    assert [number for number, _ in video_frames(video, 4, 2)] == [2]
     for number, frame in frames:
         assert frame.size == (64, 32)
         assert np.asarray(frame).mean() == pytest.approx(40 * number + 20, abs=4)
@@ -144,7 +149,7 @@ def test_samples_go_on_past_what_cannot_be_read(tmp_path, video, workers, multi_
     (tmp_path / "in/b.png").write_text("no picture")
     save(tmp_path / "in/c.jpg", (40, 24))
     paths = [str(video), str(tmp_path / "in")]
-    sources, _ = find_sources(paths, no_result)
+    sources, _ = find_sources(paths, tmp_path / "out")
     samples = list(
         samples_of(
             sources,
@@ -167,7 +172,7 @@ def test_samples_go_on_past_what_cannot_be_read(tmp_path, video, workers, multi_
 def test_processes_share_pictures_and_frames(tmp_path, video):
     for name in ("a", "b", "c"):
         save(tmp_path / f"in/{name}.png")
-    sources, _ = find_sources([str(video), str(tmp_path / "in")], no_result)
+    sources, _ = find_sources([str(video), str(tmp_path / "in")], tmp_path / "out")
 
     def share(rank):
         settings = {"multi_scale": False, "frame_step": 2, "num_workers": 0, "timeout": 0}
@@ -180,6 +185,6 @@ def test_processes_share_pictures_and_frames(tmp_path, video):
 
 def test_videos_without_their_package_are_refused_before_the_work(video, monkeypatch):
     monkeypatch.setattr("dataset.own_pictures.find_spec", lambda name: None)
-    sources, _ = find_sources([str(video)], no_result)
+    sources, _ = find_sources([str(video)], video.parent / "out")
     with pytest.raises(VideoSupportMissing, match=r"clip\.mp4 is a video.*pip install av"):
         check_video_support(sources)

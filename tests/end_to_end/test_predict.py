@@ -1,6 +1,7 @@
 """--predict and --export as a user starts them, against the plain network and onnxruntime."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -176,14 +177,21 @@ def test_every_second_frame_of_a_video_is_looked_at_as_its_picture_is(root, tmp_
             assert ours.read_bytes() == (folder / path.stem).with_suffix(suffix).read_bytes()
 
 
-def test_results_among_the_pictures_are_not_taken_for_pictures(root, tmp_path, capsys, monkeypatch):
-    Image.open(pictures_of(root)[0]).save(tmp_path / "a.png")
-    monkeypatch.chdir(tmp_path)
-    flags = ["--ckpt_test", root / "own.pth", "--out", ".", "--no_multi_scale", "--threshold", 0.4]
-    for _ in range(2):
-        assert start("--predict", ".", *flags) == 0, capsys.readouterr().err
-        summary = json.loads((tmp_path / "predictions.json").read_text())
-        assert [one["name"] for one in summary["pictures"]] == ["a"]
+def test_calibration_lists_what_it_leaves_out(root, tmp_path, capsys):
+    shutil.copytree(root / "data", tmp_path / "data")
+    images = sorted((tmp_path / "data/StreetHazards").glob("**/images/validation/**/*.png"))
+    flags = ["--predict", pictures_of(root)[0], "--ckpt_test", root / "own.pth"]
+    flags += ["--out", tmp_path / "out", "--no_multi_scale", "--calibrate_fpr", 0.1]
+    flags += ["--data_root", tmp_path / "data", "--skip_bad_files", "--num_workers", 0]
+    images[0].write_text("no picture")
+    assert start(*flags) == 0
+    errors = capsys.readouterr().err
+    assert "skipped 1 samples that cannot be read:\n" in errors
+    assert f"  validation: {images[0]} cannot be decoded" in errors
+    images[1].write_text("no picture")
+    assert start(*flags) == 2
+    errors = capsys.readouterr().err
+    assert "validation.odgt: not one of its 2 samples can be read, the first: " in errors
 
 
 def test_errors_of_users_are_one_line(root, tmp_path, capsys, monkeypatch):
@@ -245,6 +253,13 @@ def test_onnxruntime_computes_the_same_numbers(root, exported, shape):
     np.testing.assert_allclose(score, expected_score, atol=1e-4)
     full = F.interpolate(expected, size=(height, width), mode="bilinear")
     assert (classes == full.argmax(1).numpy()).mean() > 0.999
+
+
+def test_of_several_processes_one_exports(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    path = tmp_path / "pans.onnx"
+    assert start("--export", "onnx", "--ckpt_test", root / "published.pth", "--out", path) == 0
+    assert not path.exists()
 
 
 def test_the_onnx_file_is_valid_and_tells_its_preprocessing(exported):

@@ -14,6 +14,7 @@ from utils.faults import known_fault
 from utils.logger import Logger
 
 TOO_MUCH = 2**50
+REMEDY = "mend it and run the same command again, without --restart"
 EXPECTED = "this machine has too little memory; lower --batch_size or --crop_size or --num_workers"
 
 # The second process may take no more than 64 MB beyond what it has, once it has done ten steps.
@@ -69,9 +70,9 @@ def test_what_the_disk_refuses_is_known(tmp_path: Path) -> None:
         Logger(tmp_path / "file/logs")
     line = known_fault(caught.value)
     assert line is not None
-    assert line.endswith(f"'{tmp_path}/file/logs'; mend it and run the same command again")
+    assert line.endswith(f"'{tmp_path}/file/logs'; {REMEDY}")
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert known_fault(full) == f"{full}; mend it and run the same command again"
+    assert known_fault(full) == f"{full}; {REMEDY}"
     assert known_fault(BrokenPipeError(errno.EPIPE, "Broken pipe")) is None
 
 

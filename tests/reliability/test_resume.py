@@ -1,7 +1,9 @@
 """A run that is stopped and started again ends as one that never was."""
 
 import os
+import shutil
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from argparser import OptionError, parse_options
 from dataset.loaders import TooFewImages
+from dataset.pictures import BadSample
 from utils.checkpoint import CheckpointError, load_checkpoint, previous_path
 from utils.interruption import Interrupted, typed_command
 from utils.resume import FREE_FLAGS, START_FLAGS, Shape, position_in, set_aside
@@ -221,11 +224,40 @@ def test_restart_takes_weights_of_the_files_it_sets_aside(
     runs.fit()
     weights = load_checkpoint(runs.checkpoints / file)["model_state"]
     monkeypatch.chdir(runs.folder)
-    trainer = runs.trainer("--restart", "--ckpt", f"checkpoints/streethazards/{file}")
-    trainer._prepare_training()
-    assert differing(dict(trainer.model.state_dict()), dict(weights)) == []
-    assert (trainer.epoch, trainer.iteration) == (0, 0)
-    assert (runs.checkpoints / file.replace("x", "x_old1")).is_file()
+    flags = ("--restart", "--ckpt", f"logs/../checkpoints/streethazards/{file}")
+    for restarts in ("0", "1"):  # of a launcher, before the first checkpoint of the new run
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+        trainer = runs.trainer(*flags)
+        trainer._prepare_training()
+        assert differing(dict(trainer.model.state_dict()), dict(weights)) == []
+        assert (trainer.epoch, trainer.iteration) == (0, 0)
+        assert (runs.checkpoints / file.replace("x", "x_old1")).is_file()
+    assert not list(runs.checkpoints.glob("x_old2*"))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_split_of_which_nothing_can_be_read_is_one_line(
+    runs: Any, data: Path, split: str
+) -> None:
+    shutil.copytree(data, runs.folder / "data")
+    images = list((runs.folder / "data/StreetHazards").glob(f"**/images/{split}/**/*.png"))
+    for image in images:
+        image.write_text("no picture")
+    trainer = runs.trainer("--skip_bad_files", "--data_root", str(runs.folder / "data"))
+    if split == "test":
+        trainer.fit()
+    look = {"validation": trainer.fit, "test": trainer.test}[split]
+    with pytest.raises(BadSample, match=f"{split}.odgt: not one of its 3 samples can be read"):
+        look()
+
+
+def test_a_test_notes_what_the_weights_do_not_tell(
+    runs: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.fit("--output_stride", "16")
+    runs.trainer("--output_stride", "8").test()
+    note = "x_best.pth was trained with --output_stride 16, and is tested with 8\n"
+    assert capsys.readouterr().out.count(note) == 1
 
 
 def test_restart_with_weights_that_are_missing_moves_nothing(runs: Any) -> None:
