@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from argparser import Options
-from dataset import EvaluationSample, describe, evaluation_loader
+from dataset import EvaluationSample, describe, reader_of
 from dataset.own_pictures import (
     PictureSample,
     Source,
@@ -29,7 +29,7 @@ from modules.inference import Inference
 from modules.pretrained import CHECKPOINT, identify
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer
 from modules.weights import load_checkpoint, model_state
-from train import default_precision, model_of
+from train import default_precision, evaluation_loader_of, model_of
 from utils.checkpoint import load_model_state
 from utils.distributed import Process, gather_objects, sum_over_processes
 from utils.predictions import PredictionFolder
@@ -131,17 +131,7 @@ class Predictor:
     def _calibrated(self, fpr: float) -> float:
         """The threshold that a share `fpr` of the known pixels of the validation split reaches."""
         options = self.options
-        loader = evaluation_loader(
-            options.data_root,
-            "validation",
-            multi_scale=options.multi_scala,
-            num_workers=options.num_workers,
-            rank=self.process.rank,
-            world_size=self.process.world_size,
-            dataset=options.dataset,
-            skip_bad_files=options.skip_bad_files,
-            timeout=options.timeout,
-        )
+        loader = evaluation_loader_of(options, self.process, "validation", options.multi_scala)
         skipped = SkippedFiles()
         skipped.watch("validation", loader)
         counts, samples = PooledCounts(), torch.zeros((), device=self.process.device)
@@ -152,7 +142,7 @@ class Predictor:
             counts.update(score[:0].ravel(), score[label < options.num_classes])
         counts.all_reduce()
         if not sum_over_processes(samples):
-            raise loader.dataset.reader.nothing_readable()  # type: ignore[attr-defined]
+            raise reader_of(loader).nothing_readable()
         for line in skipped.report():
             if self.process.is_main:
                 print(line, file=sys.stderr)

@@ -23,6 +23,7 @@ from dataset import (
     Split,
     describe,
     evaluation_loader,
+    reader_of,
     training_loader,
 )
 from metrics.comparison import ScoreComparison
@@ -103,6 +104,23 @@ def model_of(options: Options) -> SegmentationModel:
         options.output_stride,
         plain=options.plain,
         checkpoint_activations=options.checkpoint_activations,
+    )
+
+
+def evaluation_loader_of(
+    options: Options, process: Process, split: Split, multi_scale: bool | None
+) -> DataLoader[EvaluationSample]:
+    """Whole images: at full size for None, else at one or at five of the test scales."""
+    return evaluation_loader(
+        options.data_root,
+        split,
+        multi_scale=multi_scale,
+        num_workers=options.num_workers,
+        rank=process.rank,
+        world_size=process.world_size,
+        dataset=options.dataset,
+        skip_bad_files=options.skip_bad_files,
+        timeout=options.timeout,
     )
 
 
@@ -250,7 +268,7 @@ class Trainer:
         confusion.all_reduce()
         loss, images = sum_over_processes(loss_and_images).tolist()
         if not images:
-            raise loader.dataset.reader.nothing_readable()  # type: ignore[attr-defined]
+            raise reader_of(loader).nothing_readable()
         scores: dict[str, Any] = {**segmentation_scores(confusion.matrix), "Loss": loss / images}
         matrix = confusion.matrix
         log_segmentation(self.logger, "validation", scores, matrix, self.info, self.iteration)
@@ -287,7 +305,7 @@ class Trainer:
                 panels.add(sample, prediction, headline_score)
         comparison.all_reduce()
         if not comparison.headline.records:
-            raise loader.dataset.reader.nothing_readable()  # type: ignore[attr-defined]
+            raise reader_of(loader).nothing_readable()
         results = comparison.results() | {
             "skipped_files": self.skipped.gather("test"),
             "options": options.to_dict(),
@@ -480,18 +498,8 @@ class Trainer:
     def _evaluation_loader(
         self, split: Split, multi_scale: bool | None = None
     ) -> DataLoader[EvaluationSample]:
-        """Whole images: at full size for None, else at one or at five of the test scales."""
-        loader = evaluation_loader(
-            self.options.data_root,
-            split,
-            multi_scale=multi_scale,
-            num_workers=self.options.num_workers,
-            rank=self.process.rank,
-            world_size=self.process.world_size,
-            dataset=self.options.dataset,
-            skip_bad_files=self.options.skip_bad_files,
-            timeout=self.options.timeout,
-        )
+        """As `evaluation_loader_of`; what it leaves out is listed at the end."""
+        loader = evaluation_loader_of(self.options, self.process, split, multi_scale)
         self.skipped.watch(split, loader)
         return loader
 

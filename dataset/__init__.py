@@ -7,6 +7,7 @@ from dataset.loaders import (
     EvaluationLoader,
     EvaluationSample,
     evaluation_loader,
+    reader_of,
     training_loader,
     worker_count,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "describe",
     "evaluation_loader",
     "open_dataset",
+    "reader_of",
     "training_loader",
     "worker_count",
 ]

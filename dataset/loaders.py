@@ -159,6 +159,12 @@ class EvaluationLoader(DataLoader[Any]):
         return (sample for sample in super().__iter__() if sample is not None)
 
 
+def reader_of(loader: DataLoader[Any]) -> SampleReader:
+    """What a loader of this module reads its samples by."""
+    reader: SampleReader = loader.dataset.reader  # type: ignore[attr-defined]
+    return reader
+
+
 def training_loader(
     root: str | Path,
     *,

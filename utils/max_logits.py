@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from dataset import EvaluationSample
+from dataset import EvaluationSample, reader_of
 from modules.inference import Inference
 from modules.scores import MaxLogitStatistics, max_logit_sums, statistics_of
 from utils.distributed import Process, gather_objects
@@ -41,7 +41,7 @@ def training_statistics(
     path, key = statistics_path(checkpoint), ""
     kept = None
     if process.is_main:
-        pictures = loader.dataset.reader.pictures  # type: ignore[attr-defined]
+        pictures = reader_of(loader).pictures
         files = [(name, *_version(pictures.folder / name)) for name in pictures.names]
         key = _key(checkpoint, files, settings)
         kept = _read(path, key)
@@ -52,7 +52,7 @@ def training_statistics(
     own = [(sample.index, max_logit_sums(inference.logits(sample.images))) for sample in progress]
     gathered = [pair for pairs in gather_objects(own) for pair in pairs]
     if not gathered:
-        raise loader.dataset.reader.nothing_readable()  # type: ignore[attr-defined]
+        raise reader_of(loader).nothing_readable()
     # Added up in the order of the images, so that rounding does not depend on who saw which.
     sums = torch.stack([found for _, found in sorted(gathered, key=lambda pair: pair[0])]).sum(0)
     statistics = statistics_of(sums)

@@ -4,6 +4,7 @@ from itertools import chain
 
 from torch.utils.data import DataLoader
 
+from dataset import reader_of
 from dataset.skipping import SampleReader
 from utils.distributed import gather_objects
 
@@ -16,7 +17,7 @@ class SkippedFiles:
 
     def watch(self, split: str, loader: DataLoader) -> None:
         """Take in a loader of `dataset.loaders`."""
-        self._readers[split] = loader.dataset.reader  # type: ignore[attr-defined]
+        self._readers[split] = reader_of(loader)
 
     def gather(self, split: str) -> list[str]:
         """A line for each sample of the split that any process left out; all processes call it."""

@@ -92,14 +92,10 @@ class StepGuard:
         """Read and restart the mean loss and the longest row; waits for the device."""
         skipped, longest_row = torch.stack([self.skipped, self.longest_row]).tolist()
         loss = float(self.loss_sum / self.taken)
-        self.start_interval()
-        return Tally(loss, skipped, longest_row)
-
-    def start_interval(self) -> None:
-        """Forget the losses so far; a row goes on."""
         self.loss_sum.zero_()
         self.taken.zero_()
-        self.longest_row.copy_(self.row)
+        self.longest_row.copy_(self.row)  # a row goes on
+        return Tally(loss, skipped, longest_row)
 
     def state_dict(self) -> dict[str, float]:
         """The counts and the sum of losses of this process; waits for the device."""

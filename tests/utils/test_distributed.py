@@ -32,7 +32,6 @@ PROGRAM = """
 import json, os, sys, time
 import torch
 from errors import PansError
-from train import default_precision
 from utils.distributed import (
     end_process, first_on_each_machine, gather_objects, launch, launched, run_reporting,
     start_process, sum_over_processes
