@@ -126,7 +126,7 @@ class Evaluator:
         panels = Panels(_images_of(loader), options.sample_num, self.info, pictures)
         extremes = Extremes(
             min(options.sample_num, SHOWN_EXTREMES),
-            partial(sample_panel, info=self.info, columns=2),
+            partial(sample_panel, info=self.info),
         )
         for sample in self._progress(loader, "test"):
             size = sample.label.shape
