@@ -29,7 +29,7 @@ from modules.inference import Inference
 from modules.pretrained import CHECKPOINT, identify
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer
 from modules.weights import load_checkpoint, model_state
-from train import default_precision, evaluation_loader_of, model_of
+from train import evaluation_loader_of, model_of
 from utils.checkpoint import load_model_state
 from utils.distributed import Process, gather_objects, sum_over_processes
 from utils.predictions import PredictionFolder
@@ -107,9 +107,8 @@ class Predictor:
 
     def __init__(self, options: Options, process: Process) -> None:
         self.options, self.process = options, process
-        precision = options.precision or default_precision(process.device)
         network = load_network(options).to(process.device)
-        inference = Inference(network, process.device, precision, plain=options.plain)
+        inference = Inference(network, process.device, options.precision, plain=options.plain)
         passes = options.mc_dropout or DROPOUT_PASSES
         headline = options.scores[:1]
         self.scorer = Scorer(inference, headline, passes=passes, seed=options.random_seed)

@@ -55,6 +55,7 @@ from utils.resume import (
     Position,
     Shape,
     describe_start,
+    describe_tested,
     is_continued,
     load_training_state,
     notes_on_test,
@@ -87,13 +88,6 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return total / (labels != IGNORE_INDEX).sum().clamp_min(1)
 
 
-def default_precision(device: torch.device) -> str:
-    """bf16 on a GPU that has it, else fp32."""
-    # Without emulation, which torch takes for support too.
-    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if has_it else "fp32"
-
-
 def model_of(options: Options) -> SegmentationModel:
     """The network that the options describe, with random weights."""
     return build_model(
@@ -110,7 +104,10 @@ def model_of(options: Options) -> SegmentationModel:
 def evaluation_loader_of(
     options: Options, process: Process, split: Split, multi_scale: bool | None
 ) -> DataLoader[EvaluationSample]:
-    """Whole images: at full size for None, else at one or at five of the test scales."""
+    """Whole images: at full size for None, else at one or at five of the test scales.
+
+    Those of the test split come at the size at which --eval_size has them measured.
+    """
     return evaluation_loader(
         options.data_root,
         split,
@@ -121,6 +118,7 @@ def evaluation_loader_of(
         dataset=options.dataset,
         skip_bad_files=options.skip_bad_files,
         timeout=options.timeout,
+        at_input_size=options.at_input_size and split == "test",
     )
 
 
@@ -131,7 +129,7 @@ class Trainer:
         self.options, self.process, self.logger = options, process, logger
         self.info = describe(options.dataset, options.data_root, options.trained_on)
         self.skipped = SkippedFiles()
-        self.precision = options.precision or default_precision(process.device)
+        self.precision = options.precision
         self.epoch = self.iteration = 0  # done so far
         self.best_score = -1.0  # validation mIoU
         self.last_report: dict[str, float] = {}  # that of the step just done, if it had one
@@ -144,9 +142,12 @@ class Trainer:
 
     def fit(self) -> None:
         """Train up to `epochs`, validating and saving as often as the options say."""
-        options = self.options
+        options, best = self.options, self.options.best_checkpoint_path
         self._prepare_training()
         with self.interruption:
+            # Where another run's checkpoint has done all epochs: this is the file that is tested.
+            if self.epoch >= options.epochs and self._has_no_file(options.checkpoint_path):
+                self._save(options.checkpoint_path)
             while self.epoch < options.epochs:
                 self.train_epoch()
                 done = self.epoch + 1
@@ -154,9 +155,9 @@ class Trainer:
                 validated = last or done % options.val_interval == 0
                 score = self.validate() if validated else self.best_score
                 self.epoch = done  # only now, so that a validation that was broken off is repeated
-                if score > self.best_score:
+                if score > self.best_score or (validated and self._has_no_file(best)):
                     self.best_score = score
-                    self._save(options.best_checkpoint_path)
+                    self._save(best)
                 if last or done % options.ckpt_interval == 0:
                     self._save(options.checkpoint_path)
 
@@ -307,6 +308,7 @@ class Trainer:
         if not comparison.headline.records:
             raise reader_of(loader).nothing_readable()
         results = comparison.results() | {
+            "checkpoint": str(self._tested_path),
             "skipped_files": self.skipped.gather("test"),
             "options": options.to_dict(),
         }
@@ -344,6 +346,7 @@ class Trainer:
             class_names=self.info.class_names,
             min_predicted_size=min_predicted_size,
             min_true_size=min_true_size,
+            at_input_size=self.options.at_input_size,
         )
 
     def _scorer(self, names: Sequence[str]) -> Scorer:
@@ -478,19 +481,24 @@ class Trainer:
         if path == self.options.checkpoint_path:
             self.interruption.saved()
 
+    def _has_no_file(self, path: Path) -> bool:
+        """Asked on the main process, so that all of them act alike."""
+        return from_main(self.process, lambda: not path.is_file())
+
     def _load_tested_weights(self) -> None:
-        """Those of --ckpt_test, or of the run's best checkpoint, once it is written."""
+        """Those of --ckpt_test, or of the run's own checkpoint, once it is written."""
         wait_for_all(self.process)
         path = self._tested_path
         checkpoint = load_checkpoint(path)
         load_model_state(self.model, model_state(checkpoint), path)
         if self.process.is_main:
+            print(describe_tested(checkpoint, path))
             for note in notes_on_test(checkpoint, path, self.options):
                 print(note)
 
     @property
     def _tested_path(self) -> Path:
-        return Path(self.options.ckpt_test or self.options.best_checkpoint_path)
+        return Path(self.options.ckpt_test or self.options.tested_checkpoint_path)
 
     def _inference(self) -> Inference:
         return Inference(self.model, self.process.device, self.precision, plain=self.options.plain)

@@ -27,7 +27,7 @@ FREE_FLAGS = {
     *("test", "ckpt_test", "val_interval", "val_on_trainset", "multi_scala", "cosine_scores"),
     *("msp", "ignore_classes", "sample_num", "visualize", "opt_level", "nproc", "local_rank"),
     *("timeout", "score", "mc_dropout", "checkpoint_activations", "predict", "export", "out"),
-    *("threshold", "calibrate_fpr", "frame_step", "ablate"),
+    *("threshold", "calibrate_fpr", "frame_step", "ablate", "test_weights", "eval_size"),
 }
 # Flags that bear on the weights at the start alone.
 START_FLAGS = {"ckpt", "no_pretrained", "pretrained"}
@@ -217,6 +217,14 @@ def _count(checkpoint: Mapping[str, Any], name: str, path: Path, default: int | 
             f"{path} should hold a whole number as {name}, got {value!r:.50}; {_WEIGHTS_ALONE}"
         )
     return value
+
+
+def describe_tested(checkpoint: Mapping[str, Any], path: Path) -> str:
+    """The test's line about its weights; a run that was stopped has not done all its epochs."""
+    epoch, options = checkpoint.get("epoch"), checkpoint.get("options")
+    if "iteration" not in checkpoint or not isinstance(options, Mapping):
+        return f"tests {path}"
+    return f"tests {path}, after {epoch} of {options.get('epochs')} epochs"
 
 
 def notes_on_test(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Iterator[str]:
