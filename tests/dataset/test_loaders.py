@@ -12,7 +12,7 @@ from torch.utils.data import DistributedSampler
 
 from dataset import loaders
 from dataset.pictures import BadSample
-from errors import PansError
+from utils.errors import PansError
 
 MakeTree = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("two_cpus")

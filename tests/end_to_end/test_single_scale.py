@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
 from torch.nn import functional as F
 
+import build
 import run
-import train
 from dataset.demo import write_demo
 from tests.reliability.tiny import TinyNetwork
 
@@ -24,7 +24,7 @@ def network():
     torch.manual_seed(3)
     model = TinyNetwork().eval()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "build_model", lambda *words, **flags: TinyNetwork())
+        patch.setattr(build, "build_model", lambda *words, **flags: TinyNetwork())
         yield model
 
 
