@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from argparser import OptionError, Options
-from build import default_precision, model_of
+from build import model_of
 from dataset import (
     EpochSampler,
     Sample,
@@ -62,7 +62,7 @@ class Trainer:
         self.options, self.process, self.logger = options, process, logger
         self.info = describe(options.dataset, options.data_root, options.trained_on)
         self.skipped = SkippedFiles()
-        self.precision = options.precision or default_precision(process.device)
+        self.precision = options.precision
         self.epoch = self.iteration = 0  # done so far
         self.best_score = -1.0  # validation mIoU
         self.last_report: dict[str, float] = {}  # that of the step just done, if it had one
@@ -175,10 +175,13 @@ class Trainer:
 
     def fit(self) -> None:
         """Train up to `epochs`, validating and saving as often as the options say."""
-        options = self.options
+        options, best = self.options, self.options.best_checkpoint_path
         self._prepare_training()
         self.countdown = Countdown(self.iteration, options.epochs * self.shape.steps_per_epoch)
         with self.interruption:
+            # Where another run's checkpoint has done all epochs: this is the file that is tested.
+            if self.epoch >= options.epochs and self._has_no_file(options.checkpoint_path):
+                self._save(options.checkpoint_path)
             while self.epoch < options.epochs:
                 self.train_epoch()
                 done = self.epoch + 1
@@ -186,9 +189,9 @@ class Trainer:
                 validated = last or done % options.val_interval == 0
                 score = self.validate() if validated else self.best_score
                 self.epoch = done  # only now, so that a validation that was broken off is repeated
-                if score > self.best_score:
+                if score > self.best_score or (validated and self._has_no_file(best)):
                     self.best_score = score
-                    self._save(options.best_checkpoint_path)
+                    self._save(best)
                 self._print_epoch(score if validated else None)
                 if last or done % options.ckpt_interval == 0:
                     self._save(options.checkpoint_path)
@@ -309,6 +312,10 @@ class Trainer:
             wait_for_all(self.process)  # or the first to leave would end the one that saves
             done = f"step {self.iteration} is saved in {self.options.checkpoint_path}"
             raise Interrupted(demand.stop, f"{done}; go on with: {command_to_continue()}")
+
+    def _has_no_file(self, path: Path) -> bool:
+        """Asked on the main process, so that all of them act alike."""
+        return from_main(self.process, lambda: not path.is_file())
 
     def _save(self, path: Path) -> None:
         """Write a checkpoint; every process calls this."""
