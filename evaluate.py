@@ -1,5 +1,7 @@
 """Validation and test: the loops, and what they report."""
 
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from modules.loss import segmentation_loss
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer, upsample
 from modules.scores.max_logits import training_statistics
 from report.curves import log_anomaly_figures, log_prototypes
+from report.environment import environment, sha256
 from report.extremes import Extremes
 from report.logger import Logger
 from report.panels import Panels
@@ -118,7 +121,7 @@ class Evaluator:
         Args:
             step: of the training, for TensorBoard.
         """
-        options = self.options
+        options, start = self.options, time.perf_counter()
         self._load_tested_weights()
         loader = self._evaluation_loader("test", options.multi_scala)
         scorer = self._scorer(options.scores)
@@ -143,19 +146,36 @@ class Evaluator:
         if not comparison.headline.records:
             raise reader_of(loader).nothing_readable()
         results = comparison.results() | {
+            "class_iou_percent": self._class_iou_percent(comparison.headline.confusion.matrix),
             "checkpoint": str(self._tested_path),
+            "checkpoint_sha256": sha256(self._tested_path) if self.process.is_main else None,
             "skipped_files": self.skipped.gather("test"),
             "options": options.to_dict(),
+            "environment": {
+                **environment(self.process.device, self.precision, self.process.world_size),
+                "seconds": round(time.perf_counter() - start, 1),
+            },
         }
         panels.log(self.logger, "test", step)
         extremes.log(self.logger, "test", step)
         if self.process.is_main:
             self._log_curves(results, comparison, step)
             self._log_prototypes(step)
+            records = {
+                name: evaluation.records for name, evaluation in comparison.evaluations.items()
+            }
             matrix = comparison.headline.confusion.matrix
             folder = options.log_folder
-            report_results(self.logger, folder, results, matrix, self.info, step)
+            report_results(self.logger, folder, results, records, matrix, self.info, step)
         return results
+
+    def _class_iou_percent(self, matrix: Tensor) -> dict[str, float | None]:
+        """{class: IoU}, None for classes that no label holds."""
+        iou = segmentation_scores(matrix)["Class IoU"]
+        return {
+            name: 100 * iou[index] if math.isfinite(iou.get(index, math.nan)) else None
+            for index, name in enumerate(self.info.class_names)
+        }
 
     def _log_curves(self, results: dict[str, Any], comparison: ScoreComparison, step: int) -> None:
         """Figures and curves of every score, those of the headline under the plain tag."""
