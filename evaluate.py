@@ -31,7 +31,7 @@ from report.panels import Panels
 from report.results import log_segmentation, report_results
 from report.visualize import sample_panel
 from resume import describe_tested, notes_on_test
-from utils.checkpoint import load_checkpoint, load_model_state, model_state
+from utils.checkpoint import find_checkpoint, load_checkpoint, load_model_state, model_state
 from utils.distributed import Process, sum_over_processes, wait_for_all
 from utils.progress import ProgressBar
 
@@ -220,7 +220,10 @@ class Evaluator:
 
     @property
     def _tested_path(self) -> Path:
-        return Path(self.options.ckpt_test or self.options.tested_checkpoint_path)
+        options = self.options
+        if options.ckpt_test is None:
+            return options.tested_checkpoint_path
+        return find_checkpoint(options.ckpt_test, options.checkpoint_path.parent)
 
     def _inference(self) -> Inference:
         return Inference(self.model, self.process.device, self.precision, plain=self.options.plain)

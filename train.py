@@ -24,6 +24,7 @@ from evaluate import Evaluator
 from modules.loss import segmentation_loss
 from modules.scores import upsample
 from modules.weights.pretrained import backbone_weights, load_backbone
+from modules.weights.published import from_published, is_published
 from report.logger import Logger
 from report.results import log_start
 from resume import (
@@ -158,6 +159,9 @@ class Trainer:
         options, checkpoint = self.options, load_checkpoint(path)
         position = None
         if is_continued(checkpoint, path, options):
+            if is_published(checkpoint):
+                steps = self.shape.steps_per_epoch
+                checkpoint = from_published(checkpoint, self.model, steps, str(path))
             position = position_in(checkpoint, path, options, self.shape)
         load_model_state(self.model, model_state(checkpoint), path)
         if position is not None:

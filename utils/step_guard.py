@@ -54,7 +54,7 @@ class StepGuard:
         self.taken, self.skipped, self.row, self.longest_row = torch.zeros(
             4, dtype=torch.int64, device=device
         ).unbind()
-        _start_momentum_at_zero(optimizer)
+        start_momentum_at_zero(optimizer)
 
     @torch.no_grad()
     def step(self, loss: Tensor) -> None:
@@ -121,7 +121,8 @@ def check_row(tally: Tally, limit: int, step: int, advice: str) -> None:
         )
 
 
-def _start_momentum_at_zero(optimizer: torch.optim.SGD) -> None:
+def start_momentum_at_zero(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter that has none yet its momentum."""
     # The first step would take the gradient itself: 0.9 * 0 + gradient is the same number, and a
     # first step that is left out does not leave the kernel's buffer unfilled.
     for group in optimizer.param_groups:
