@@ -20,12 +20,12 @@ from dataset.own_pictures import (
     find_sources,
     samples_of,
 )
-from dataset.transforms import MEAN, STD
 from errors import PansError
 from metrics import PooledCounts
 from modules import SegmentationModel
 from modules.export import check_export_support, export_onnx
 from modules.inference import Inference
+from modules.normalisation import MEAN, STD
 from modules.pretrained import CHECKPOINT, identify
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer
 from modules.weights import load_checkpoint, model_state

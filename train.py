@@ -31,6 +31,7 @@ from metrics.evaluation import AnomalyEvaluation
 from metrics.segmentation import ConfusionMatrix, segmentation_scores
 from modules import SegmentationModel, build_model
 from modules.inference import Inference
+from modules.normalisation import normalised
 from modules.pretrained import backbone_weights, load_backbone
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer, upsample
 from utils.checkpoint import load_checkpoint, load_model_state, model_state, save_checkpoint
@@ -188,7 +189,7 @@ class Trainer:
             images, labels = (self._to_device(tensor) for tensor in next(batches))
             with self._exchanging_gradients(number == accumulate):
                 with self._autocast():
-                    output = self.network(images)
+                    output = self.network(normalised(images))
                 loss, deepsup_loss = (
                     segmentation_loss(upsample(logits, labels.shape[-2:]), labels)
                     for logits in output

@@ -19,8 +19,8 @@ from dataset.transforms import (
     TEST_SCALES,
     Pair,
     Sample,
+    byte_planes,
     byte_tensor,
-    normalised,
     scaled_images,
     training_sample,
 )
@@ -36,7 +36,7 @@ class EvaluationSample(NamedTuple):
     """One validation or test image at every scale it is looked at.
 
     Attributes:
-        images: one (3, h, w) float32 tensor a scale, normalised.
+        images: one (3, h, w) uint8 RGB tensor a scale.
         label: (H, W) uint8, class indices at the size of the file.
         index: position in the split.
         name: path of the image, relative to the folder of the split.
@@ -144,7 +144,7 @@ class EvaluationSamples(Dataset[EvaluationSample | None]):
             return None
         image, label = pair
         return EvaluationSample(
-            images=scaled_images(image, self.scales) if self.scales else [normalised(image)],
+            images=scaled_images(image, self.scales) if self.scales else [byte_planes(image)],
             label=byte_tensor(label),
             index=index,
             name=self.reader.pictures.names[index],

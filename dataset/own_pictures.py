@@ -47,7 +47,7 @@ class PictureSample(NamedTuple):
 
     Attributes:
         name: of its results.
-        images: one (3, h, w) float32 tensor a scale, normalised.
+        images: one (3, h, w) uint8 RGB tensor a scale.
         picture: (H, W, 3) uint8 RGB, upright.
     """
 

@@ -45,7 +45,7 @@ class Scorer:
         """One forward pass.
 
         Args:
-            images: (3, h, w) normalised, one a scale.
+            images: (3, h, w) uint8 RGB, one a scale.
             size: (H, W) of the maps.
             picture: (H, W, 3) uint8.
             index: of the image in its split, below 2**31.

@@ -9,6 +9,7 @@ from argparser import parse_options
 from dataset import training_loader
 from dataset.demo import write_demo
 from modules import build_model
+from modules.normalisation import normalised
 from train import Trainer, segmentation_loss
 from utils.distributed import Process
 from utils.logger import Logger
@@ -42,7 +43,7 @@ def test_four_steps_follow_the_recipe(tmp_path):
                 labels.long(),
                 ignore_index=255,
             )
-            for logits in model(images)
+            for logits in model(normalised(images))
         )
         loss = main + 0.4 * auxiliary
         optimizer.zero_grad()
