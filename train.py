@@ -46,7 +46,12 @@ from utils.distributed import (
     wait_for_all,
 )
 from utils.extremes import Extremes
-from utils.interruption import Interrupted, Interruption, command_to_continue
+from utils.interruption import (
+    Interrupted,
+    Interruption,
+    WaitBrokenOff,
+    command_to_continue,
+)
 from utils.logger import Logger
 from utils.max_logits import training_statistics
 from utils.panels import Panels
@@ -148,18 +153,26 @@ class Trainer:
         options = self.options
         self._prepare_training()
         with self.interruption:
-            while self.epoch < options.epochs:
-                self.train_epoch()
-                done = self.epoch + 1
-                last = done == options.epochs
-                validated = last or done % options.val_interval == 0
-                score = self.validate() if validated else self.best_score
-                self.epoch = done  # only now, so that a validation that was broken off is repeated
-                if score > self.best_score:
-                    self.best_score = score
-                    self._save(options.best_checkpoint_path)
-                if last or done % options.ckpt_interval == 0:
-                    self._save(options.checkpoint_path)
+            try:
+                while self.epoch < options.epochs:
+                    self._fit_epoch()
+            except WaitBrokenOff:
+                self._answer_demands()
+
+    def _fit_epoch(self) -> None:
+        """Train, validate and save as far as an epoch goes."""
+        options = self.options
+        self.train_epoch()
+        done = self.epoch + 1
+        last = done == options.epochs
+        validated = last or done % options.val_interval == 0
+        score = self.validate() if validated else self.best_score
+        self.epoch = done  # only now, so that a validation that was broken off is repeated
+        if score > self.best_score:
+            self.best_score = score
+            self._save(options.best_checkpoint_path)
+        if last or done % options.ckpt_interval == 0:
+            self._save(options.checkpoint_path)
 
     def train_epoch(self) -> None:
         """What is left of a pass over the training set; a report every `print_interval` steps."""
@@ -167,7 +180,7 @@ class Trainer:
         assert isinstance(self.loader.sampler, EpochSampler)
         first = Position(self.epoch, self.iteration).first_step(self.shape)
         self.loader.sampler.set_epoch(self.epoch, first * self.options.accumulate)
-        batches = iter(self.loader)
+        batches = self.interruption.breaking_off(self.loader)
         bar = self._progress(range(first, self.shape.steps_per_epoch), f"epoch {self.epoch + 1}")
         start, start_iteration = time.perf_counter(), self.iteration
         for _ in bar:
@@ -251,7 +264,7 @@ class Trainer:
         loss_and_images = torch.zeros(2, dtype=torch.float64, device=device)
         # Every process answers equally often, though some have one image more or leave some out.
         answers = iter(range(_images_of(loader) // self.process.world_size))
-        for sample in self._progress(loader, "validation"):
+        for sample in self._progress(self.interruption.breaking_off(loader), "validation"):
             if next(answers, None) is not None:
                 self._answer_demands()
             label, size = self._to_device(sample.label), sample.label.shape

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dataset.base import SegmentationDataset
 from dataset.description import Split
 from dataset.registry import open_dataset
+from dataset.shared_memory import fitting_workers, in_shared_memory, largest_size
 from dataset.skipping import SampleReader
 from dataset.transforms import (
     LARGEST_SCALE,
@@ -22,9 +23,10 @@ from dataset.transforms import (
     byte_planes,
     byte_tensor,
     scaled_images,
+    scaled_size,
     training_sample,
 )
-from dataset.worker_signals import only_parent_ends
+from dataset.worker_signals import prepare_worker
 from errors import PansError
 
 
@@ -204,7 +206,7 @@ def training_loader(
         batch_size=batch_size,
         sampler=sampler,
         drop_last=True,
-        **worker_options(num_workers, timeout),
+        **worker_options(num_workers, timeout, batch_size * 4 * crop_size**2, rank),
     )
 
 
@@ -248,23 +250,40 @@ def evaluation_loader(
     scales = {None: (), True: TEST_SCALES, False: (LARGEST_SCALE,)}[multi_scale]
     pictures = open_dataset(dataset, root, split)
     samples = EvaluationSamples(SampleReader(pictures, skip_bad_files), scales)
+    files = [pictures.folder / name for name in pictures.names]
     return EvaluationLoader(
         samples,
         batch_size=None,
         sampler=range(rank, len(samples), world_size),
-        **worker_options(num_workers, timeout),
+        collate_fn=in_shared_memory,
+        **worker_options(num_workers, timeout, sample_bytes(files, scales), rank),
     )
 
 
-def worker_options(num_workers: int, timeout: float = 0) -> dict[str, Any]:
-    """A DataLoader's arguments about its workers; `timeout` as for the loaders."""
-    workers = worker_count(num_workers)
+def sample_bytes(files: Sequence[Path], scales: Sequence[float]) -> int:
+    """About the most that a whole image, its label and its copies at all scales take."""
+    height, width = largest_size(files)
+    sizes = [scaled_size(height, width, scale) for scale in scales] or [(height, width)]
+    return 4 * height * width + 3 * sum(rows * columns for rows, columns in sizes)
+
+
+def worker_options(
+    num_workers: int, timeout: float, sample_bytes: int, rank: int
+) -> dict[str, Any]:
+    """A DataLoader's arguments about its workers.
+
+    Args:
+        num_workers, timeout, rank: as for the loaders.
+        sample_bytes: of what a worker hands over at a time.
+    """
+    workers = fitting_workers(worker_count(num_workers), sample_bytes, tells=rank == 0)
     return {
-        "num_workers": workers,
-        "persistent_workers": workers > 0,
+        "num_workers": workers.processes,
+        "prefetch_factor": workers.ready if workers.processes else None,
+        "persistent_workers": workers.processes > 0,
         "pin_memory": torch.cuda.is_available(),
-        "timeout": timeout if workers else 0,
-        "worker_init_fn": only_parent_ends,
+        "timeout": timeout if workers.processes else 0,
+        "worker_init_fn": prepare_worker,
         # A loader draws a seed for its workers, which shall not come from dropout's generator.
         "generator": torch.Generator(),
     }
