@@ -27,7 +27,7 @@ from dataset.transforms import (
     training_sample,
 )
 from dataset.worker_signals import prepare_worker
-from errors import PansError
+from utils.errors import PansError
 
 
 class TooFewImages(PansError):

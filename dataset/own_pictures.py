@@ -14,7 +14,7 @@ from dataset.loaders import sample_bytes, worker_options
 from dataset.pictures import is_colour_of_8_bits, mode_in_file
 from dataset.shared_memory import in_shared_memory
 from dataset.transforms import LARGEST_SCALE, TEST_SCALES, byte_tensor, scaled_images
-from errors import PansError
+from utils.errors import PansError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")

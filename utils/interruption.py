@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -44,6 +44,15 @@ class Interrupted(BaseException):
 
 class WaitBrokenOff(BaseException):
     """A signal has come while the next item of `Interruption.breaking_off` was waited for."""
+
+
+@contextmanager
+def answering_broken_waits(answer: Callable[[], None]) -> Iterator[None]:
+    """Call `answer`, which saves and leaves, where a signal breaks off a wait in the body."""
+    try:
+        yield
+    except WaitBrokenOff:
+        answer()
 
 
 class Demand(NamedTuple):
