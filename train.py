@@ -45,7 +45,6 @@ from utils.distributed import (
     first_on_each_machine,
     from_main,
     gather_objects,
-    sum_over_processes,
     wait_for_all,
 )
 from utils.interruption import (
@@ -274,9 +273,8 @@ class Trainer:
         tally = self.guard.read()
         advice = f"{options.checkpoint_path} is the last checkpoint, if one was written"
         check_row(tally, options.max_bad_steps, self.iteration, advice)
-        loss = torch.tensor(tally.loss, device=self.process.device)
         report = {
-            "loss": sum_over_processes(loss).item() / processes,
+            "loss": tally.loss,
             "lr": float(self.scheduler.get_last_lr()[0]),
             "images_per_second": steps_per_second
             * (options.accumulate * options.batch_size * processes),

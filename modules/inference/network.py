@@ -75,7 +75,8 @@ class Inference:
         logits, samples = [], []
         for image in images:
             features = self.model.features(self._input(image))
-            masks = dropout_masks(passes, HEAD_CHANNELS, DROPOUT, generator).to(self.device)
+            masks = dropout_masks(passes, HEAD_CHANNELS, DROPOUT, generator)
+            masks = masks.to(self.device, non_blocking=True)
             stochastic = [self.model.cls(features * mask) for mask in masks]
             logits.append(self.model.cls(features))
             samples.append(torch.cat(stochastic))

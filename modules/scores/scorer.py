@@ -34,7 +34,8 @@ class Scorer:
         passes: int = DROPOUT_PASSES,
         seed: int = 0,
     ) -> None:
-        self.inference, self.names, self.statistics = inference, names, statistics
+        self.inference, self.names = inference, names
+        self.statistics = statistics and statistics.on(inference.device)
         self.passes = passes if any(SCORES[name].samples for name in names) else 0
         self.seed = seed
 
