@@ -208,6 +208,14 @@ def _count(checkpoint: Mapping[str, Any], name: str, path: Path, default: int | 
     return value
 
 
+def describe_tested(checkpoint: Mapping[str, Any], path: Path) -> str:
+    """The test's line about its weights; a run that was stopped has not done all its epochs."""
+    epoch, options = checkpoint.get("epoch"), checkpoint.get("options")
+    if "iteration" not in checkpoint or not isinstance(options, Mapping):
+        return f"tests {path}"
+    return f"tests {path}, after {epoch} of {options.get('epochs')} epochs"
+
+
 def notes_on_test(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Iterator[str]:
     """What the weights do not tell, and is other in a test than it was in training."""
     saved = checkpoint.get("options")
