@@ -22,11 +22,11 @@ from dataset.own_pictures import (
     samples_of,
 )
 from dataset.skipped import SkippedFiles
-from dataset.transforms import MEAN, STD
 from metrics import PooledCounts
 from modules import SegmentationModel
 from modules.inference.export import check_export_support, export_onnx
 from modules.inference.network import Inference
+from modules.normalisation import MEAN, STD
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer
 from modules.weights.pretrained import CHECKPOINT, identify
 from report.predictions import PredictionFolder
