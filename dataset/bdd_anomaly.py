@@ -1,45 +1,68 @@
 """BDD-Anomaly (Hendrycks et al., ICML 2022): BDD100K without three of its classes.
 
-The label maps hold BDD100K's train ids, 0..18 and 255 to ignore. Classes 16 train, 17 motorcycle
-and 18 bicycle are the anomalies: images with any of them make up the test split, the others stay
-in the train and validation split that they are in.
+Protocol, as its publishers' code has it (github.com/hendrycks/anomaly-seg, create_bdd_dataset.py
+and defaults.py): images of BDD100K's train and val split that hold a train (train id 16), a
+motorcycle (17) or a bicycle (18) are the test split, the others stay in the split that they are
+in: 6280, 910 and 810 of its 8000 images. 17 classes are trained (num_class), the 16 that remain
+and "other", all that BDD100K leaves without a class (255); in the test its pixels are inliers.
+`bdd_anomaly_16` ignores them in training and test.
 
-The splits are read from `train.odgt`, `validation.odgt` and `test.odgt`, in the form of
-StreetHazards' lists, whose paths are relative to their folder. Which images the published lists
-name, and whether the published label maps are shifted by one, could not be verified here, and so
-`python -m dataset.bdd_anomaly --root ROOT` derives the lists from the labels themselves, by the
-rule above. It finds images and label maps in BDD100K's layouts:
+The splits are read from `train.odgt`, `validation.odgt` and `anom.odgt` (or `test.odgt`), in the
+form of StreetHazards' lists, whose paths are relative to their folder.
+`python -m dataset.bdd_anomaly --root ROOT` writes them. It finds images in one and label maps in
+the other of these layouts of BDD100K (its documentation, and 8000 label maps that were looked at:
+mode L, 1280x720, values 0..18 and 255):
 
-    bdd100k/seg/images/{train,val}/NAME.jpg     bdd100k/seg/labels/{train,val}/NAME_train_id.png
-                                                (or seg/train_labels/)
     bdd100k/images/10k/{train,val}/NAME.jpg     bdd100k/labels/sem_seg/masks/{train,val}/NAME.png
+    bdd100k/seg/images/{train,val}/NAME.jpg     bdd100k/seg/labels/{train,val}/NAME_train_id.png
+
+The publishers' own label maps in `seg/train_labels` hold train id + 2, 1 for other and 18, 19, 20
+for the anomalies. They are told by that folder, or by having neither 0 nor 255, and refused.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import replace
+from itertools import product
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 
-from dataset.base import DatasetNotFound, SampleFiles, SegmentationDataset, find_first
+from dataset.base import (
+    DatasetNotFound,
+    SampleFiles,
+    SegmentationDataset,
+    evenly,
+    find_first,
+    images_in,
+)
 from dataset.description import IGNORE_INDEX, DatasetInfo, Split
-from dataset.odgt import read_list
-from dataset.pictures import read_label
+from dataset.odgt import is_in_place, read_list, why_not_in_place
+from dataset.pictures import BadSample, read_label
 from errors import exit_code
 
 FOLDER = "bdd100k"
-# Folder of the images, folder of the label maps, what the labels' names add to the images'.
-LAYOUTS = (
-    ("seg/images", "seg/labels", "_train_id"),
-    ("seg/images", "seg/train_labels", "_train_id"),
-    ("images/10k", "labels/sem_seg/masks", ""),
-)
+IMAGE_FOLDERS = ("seg/images", "images/10k")
+# Folder of the label maps, and what their names add to the images'.
+LABEL_FOLDERS = (("seg/labels", "_train_id"), ("labels/sem_seg/masks", ""))
+SHIFTED_LABELS = "train_labels"
 SPLIT_FOLDERS: dict[Split, str] = {"train": "train", "validation": "val"}
+# The publishers' name of the test's list first: it is the one that is written.
+LISTS: dict[Split, tuple[str, ...]] = {
+    "train": ("train.odgt",),
+    "validation": ("validation.odgt",),
+    "test": ("anom.odgt", "test.odgt"),
+}
+# Label maps of a split that are looked into, and how many of them say enough by themselves.
+LOOKED_INTO, ENOUGH = 16, 8
 
-BDD_ANOMALY = DatasetInfo(
-    name="bdd_anomaly",
+BDD_ANOMALY_16 = DatasetInfo(
+    name="bdd_anomaly_16",
     class_colours={
         "road": (128, 64, 128),
         "sidewalk": (244, 35, 232),
@@ -60,9 +83,17 @@ BDD_ANOMALY = DatasetInfo(
     },
     anomaly_index=16,
     index_of={index: index for index in range(19)} | {255: IGNORE_INDEX},
-    label_meaning="train ids of BDD100K; 16 train, 17 motorcycle, 18 bicycle are the anomalies",
+    label_meaning="train ids of BDD100K: 0..15 classes, 16 train, 17 motorcycle and 18 bicycle "
+    "anomalies, 255 other; the publishers' seg/train_labels, train id + 2, are not read",
     splits=("train", "validation", "test"),
     remedy="restore it from BDD100K's archive",
+)
+BDD_ANOMALY = replace(
+    BDD_ANOMALY_16,
+    name="bdd_anomaly",
+    class_colours={**BDD_ANOMALY_16.class_colours, "other": (81, 0, 81)},
+    anomaly_index=17,
+    index_of={index: index for index in range(16)} | {255: 16, 16: 17, 17: 18, 18: 19},
 )
 
 
@@ -73,8 +104,55 @@ class BddAnomaly(SegmentationDataset):
 
     def find_files(self, root: Path, split: Split) -> SampleFiles:
         remedy = f"run 'python -m dataset.bdd_anomaly --root {root}'"
-        path = find_first(root, FOLDER, [f"{split}.odgt"], remedy)
-        return SampleFiles(path, path.parent, read_list(path))
+        path = find_first(root, [FOLDER], LISTS[split], remedy)
+        names = read_list(path)
+        if not is_in_place(path, names) and (problem := why_not_in_place(path, names)) is not None:
+            raise problem
+        refuse_shifted(path, path.parent, [label for _, label in names])
+        return SampleFiles(path, path.parent, names)
+
+
+class BddAnomaly16(BddAnomaly):
+    """The same lists with 16 classes; all that has no class is ignored, in the test too."""
+
+    published_info = BDD_ANOMALY_16
+
+
+def refuse_shifted(source: Path, folder: Path, labels: Sequence[str]) -> None:
+    """Raise if label maps hold the publishers' train id + 2 in place of BDD100K's train ids.
+
+    Args:
+        source: what names them.
+        labels: their paths, relative to `folder`; some of them are looked into.
+
+    Raises:
+        BadSample: they lie in `train_labels/`, or they hold no 0, no 255 and nothing above 20.
+    """
+    shown = next((name for name in labels if SHIFTED_LABELS in PurePosixPath(name).parts), None)
+    if shown is None and _look_shifted([folder / name for name in evenly(labels, LOOKED_INTO)]):
+        shown = labels[0]
+    if shown is not None:
+        raise BadSample(
+            f"{source}: {shown} and its like hold train id + 2 (1 other; 18, 19, 20 anomalies), as "
+            f"BDD-Anomaly's publishers write them into seg/{SHIFTED_LABELS}; put BDD100K's own "
+            f"label maps into {folder / LABEL_FOLDERS[0][0]} and run 'python -m dataset.bdd_anomaly"
+            f" --root {folder}'"
+        )
+
+
+def _look_shifted(paths: Sequence[Path]) -> bool:
+    readable = 0
+    values: set[int] = set()
+    for path in paths:
+        # What is wrong with a file is told when it is read as a sample.
+        with suppress(Exception), Image.open(path, formats=["PNG"]) as label:
+            if label.mode == "L":
+                values |= {value for value, count in enumerate(label.histogram()) if count}
+                readable += 1
+    if not values or values & {0, 255} or max(values) > 20:
+        return False
+    # Few maps may lack a road and all that has no class, but none holds 19 or 20.
+    return max(values) >= 19 or readable >= ENOUGH
 
 
 def find_pairs(root: Path) -> tuple[Path, dict[Split, list[tuple[str, str]]]]:
@@ -84,20 +162,24 @@ def find_pairs(root: Path) -> tuple[Path, dict[Split, list[tuple[str, str]]]]:
         DatasetNotFound: no layout of BDD100K is under `root`.
     """
     for folder in (root / FOLDER, root):
-        for images, labels, ending in LAYOUTS:
+        for images, (labels, ending) in product(IMAGE_FOLDERS, LABEL_FOLDERS):
             pairs = {
                 split: [
-                    (f"{images}/{name}/{path.name}", f"{labels}/{name}/{path.stem}{ending}.png")
-                    for path in sorted((folder / images / name).glob("*.jpg"))
+                    (f"{images}/{name}/{image}", f"{labels}/{name}/{stem}{ending}.png")
+                    for stem, image in images_in(folder / images / name).items()
                 ]
                 for split, name in SPLIT_FOLDERS.items()
             }
-            if all(pairs.values()) and (folder / labels).is_dir():
+            if all(pairs.values()) and is_in_place(folder / "list", pairs["train"]):
                 return folder, pairs
+    for folder in (root / FOLDER, root):
+        if (folder / "seg" / SHIFTED_LABELS).is_dir():
+            refuse_shifted(folder, folder, [f"seg/{SHIFTED_LABELS}"])
     raise DatasetNotFound(
         f"{root / FOLDER} holds no images and labels of BDD100K in a known layout, such as "
-        f"{LAYOUTS[0][0]}/train/*.jpg and val/ with {LAYOUTS[0][1]}/ beside it; unpack its "
-        "semantic segmentation archive there, or name its folder with --root"
+        "images/10k/{train,val}/*.jpg beside labels/sem_seg/masks/{train,val}/*.png or "
+        "seg/labels/{train,val}/*_train_id.png; unpack its semantic segmentation archive there, or "
+        "name its folder with --root"
     )
 
 
@@ -112,22 +194,28 @@ def write_lists(root: Path) -> dict[Split, int]:
         BadSample: a label map is missing or not as published.
     """
     folder, pairs = find_pairs(root)
-    splits: dict[Split, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
+    splits: dict[Split, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
     everything = [(split, pair) for split, names in pairs.items() for pair in names]
+    refuse_shifted(folder, folder, [label for _, (_, label) in everything])
     for split, (image, label) in tqdm(everything, desc="reading labels", unit="image"):
-        splits["test" if holds_anomaly(folder / label) else split].append((image, label))
-    for split, names in splits.items():
-        entries = [
-            {"dbName": "BDD100K", "fpath_img": image, "fpath_segm": label} for image, label in names
-        ]
-        (folder / f"{split}.odgt").write_text(json.dumps(entries) + "\n")
-    return {split: len(names) for split, names in splits.items()}
+        indices = read_label(folder / label, BDD_ANOMALY_16, with_anomalies=True)
+        splits["test" if holds_anomaly(indices) else split].append(
+            {
+                "dbName": "BDD100k",
+                "width": indices.width,
+                "height": indices.height,
+                "fpath_img": image,
+                "fpath_segm": label,
+            }
+        )
+    for split, entries in splits.items():
+        (folder / LISTS[split][0]).write_text(json.dumps(entries) + "\n")
+    return {split: len(entries) for split, entries in splits.items()}
 
 
-def holds_anomaly(path: Path) -> bool:
-    """Whether a label map holds a train, a motorcycle or a bicycle."""
-    counts = read_label(path, BDD_ANOMALY, with_anomalies=True).histogram()
-    return any(counts[BDD_ANOMALY.anomaly_index : IGNORE_INDEX])
+def holds_anomaly(indices: Image.Image) -> bool:
+    """Whether a label map of `bdd_anomaly_16` holds a train, a motorcycle or a bicycle."""
+    return any(indices.histogram()[BDD_ANOMALY_16.anomaly_index : IGNORE_INDEX])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

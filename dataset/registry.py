@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dataset.base import SegmentationDataset
-from dataset.bdd_anomaly import BddAnomaly
+from dataset.bdd_anomaly import BddAnomaly, BddAnomaly16
 from dataset.description import DatasetInfo, Split
 from dataset.fishyscapes import FishyscapesLostAndFound
 from dataset.folder import Folder
@@ -15,13 +15,14 @@ from dataset.streethazards import StreetHazards
 DATASETS: dict[str, type[SegmentationDataset]] = {
     "streethazards": StreetHazards,
     "bdd_anomaly": BddAnomaly,
+    "bdd_anomaly_16": BddAnomaly16,
     "fishyscapes_lostandfound": FishyscapesLostAndFound,
     "road_anomaly": RoadAnomaly,
     "road_anomaly_21": RoadAnomaly21,
     "road_obstacle_21": RoadObstacle21,
     "folder": Folder,
 }
-TRAINING_SETS = ("streethazards", "bdd_anomaly")
+TRAINING_SETS = ("streethazards", "bdd_anomaly", "bdd_anomaly_16")
 """Those whose classes --trained_on can name."""
 
 
