@@ -24,7 +24,6 @@ from dataset.readers.bdd_anomaly import (
     SHIFTED_LABELS,
     refuse_shifted,
 )
-from dataset.readers.odgt import is_in_place
 from utils.errors import exit_code
 
 IMAGE_FOLDERS = ("seg/images", "images/10k")
@@ -48,7 +47,7 @@ def find_pairs(root: Path) -> tuple[Path, dict[Split, list[tuple[str, str]]]]:
                 ]
                 for split, name in SPLIT_FOLDERS.items()
             }
-            if all(pairs.values()) and is_in_place(folder / "list", pairs["train"]):
+            if all(pairs.values()) and any((folder / name).exists() for _, name in pairs["train"]):
                 return folder, pairs
     for folder in (root / FOLDER, root):
         if (folder / "seg" / SHIFTED_LABELS).is_dir():

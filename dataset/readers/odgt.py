@@ -69,8 +69,9 @@ def leaves_folder(name: str) -> bool:
 
 def is_in_place(path: Path, names: list[tuple[str, str]]) -> bool:
     """Whether any image and any label that a list names lie where the list says."""
-    images, labels = ((name[kind] for name in names) for kind in (0, 1))
-    return all(any(_exists(path.parent, name) for name in some) for some in (images, labels))
+    return any(_exists(path.parent, image) for image, _ in names) and any(
+        _exists(path.parent, label) for _, label in names
+    )
 
 
 def why_not_in_place(path: Path, names: list[tuple[str, str]]) -> BadSample | None:
