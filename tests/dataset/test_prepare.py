@@ -463,7 +463,9 @@ def test_a_damaged_list_is_named_with_the_remedy(
     expected = files_under(root)
     path = root / "StreetHazards/test/test.odgt"
     path.write_text("[{")
-    with pytest.raises(prepare.BadDataSet, match=rf"^{re.escape(str(path))} .*: delete it and run"):
+    with pytest.raises(
+        prepare.BadDataSet, match=rf"^{re.escape(str(path))} .*; or move it away and run"
+    ):
         prepare.prepare(root, None, archives)
     path.unlink()
     prepare.prepare(root, None, archives)
