@@ -168,11 +168,8 @@ def _summary(
 ) -> tuple[str, str, str, str]:
     good = [check for check in checks if not check.problem]
     modes = sorted({check.image_mode for check in good})
-    sizes = sorted({check.size for check in good})
-    if size is None:
-        shown = sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes"
-    else:
-        shown = _by(size)
+    sizes = sorted({check.size for check in good}) if size is None else [_by(size)]
+    shown = sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes"
     indices = {index for check in checks for index in check.indices}
     return str(len(checks)), shown, "+".join(modes), _span(indices, pictures)
 
