@@ -17,20 +17,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from argparser import OptionError, Options, parse_options
+from argparser import OptionError, Options, flags_that_bear_on, parse_options
 from metrics.report import UnreadableResults, read_results
 from report.ablation_table import FIGURES, Row, draw_plot, write_tables
-from resume import FREE_FLAGS
 from utils.errors import PansError
 from utils.interruption import Interrupted
 
-TEST_FLAGS = frozenset(
-    {"score", "cosine_scores", "msp", "mc_dropout", "multi_scala", "ignore_classes"}
-)
-"""Flags that bear on a test and on no training."""
-
+TEST_FLAGS = flags_that_bear_on("test")
 _JOBS = {"test", "ckpt_test", "predict", "export", "out", "ablate", "local_rank"}
-_DECIDE_FIGURES = TEST_FLAGS | {"data_root", "unk_class"}
+_DECIDE_FIGURES = TEST_FLAGS | {"data_root"}
 _TABLES = {"seeds", "flags", "grid", "published"}
 _PUBLISHED_KEYS = {"name", "source", "cell", "figures"}
 
@@ -243,7 +238,11 @@ def _decisive(results: Mapping[str, Any], but: Sequence[str] | frozenset[str]) -
         options = Options.from_dict(results["options"])
     except (KeyError, TypeError, AttributeError, OptionError):
         return None
-    left_out = (FREE_FLAGS - _DECIDE_FIGURES) | {"score", "cosine_scores", "msp"} | set(but)
+    left_out = (
+        (flags_that_bear_on("test", "nothing") - _DECIDE_FIGURES)
+        | {"score", "cosine_scores", "msp"}
+        | set(but)
+    )
     values = {name: value for name, value in options.to_dict().items() if name not in left_out}
     return values if "score" in but else {**values, "scores": options.scores}
 

@@ -214,7 +214,7 @@ class Evaluator:
         return tensor.to(self.process.device, non_blocking=True)
 
     def _progress(self, items: Iterable[Any], name: str) -> ProgressBar:
-        return ProgressBar(items, name, disable=not self.process.is_main, dynamic_ncols=True)
+        return ProgressBar(items, name, shown=self.process.is_main)
 
 
 def _images_of(loader: DataLoader[EvaluationSample]) -> int:

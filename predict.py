@@ -191,7 +191,7 @@ class Predictor:
         }
 
     def _progress(self, items: Any, name: str) -> ProgressBar:
-        return ProgressBar(items, name, disable=not self.process.is_main, dynamic_ncols=True)
+        return ProgressBar(items, name, shown=self.process.is_main)
 
 
 def predict(options: Options, process: Process) -> None:

@@ -1,6 +1,7 @@
 """What is not training meets the checkpoints of a run: its test again, pictures and export."""
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,21 @@ def test_what_does_not_train_leaves_a_run_alone(
         assert run.main([*runs.flags, *flags, *words]) == 0
         assert path.is_file()
     assert {path.name: path.read_bytes() for path in runs.checkpoints.iterdir()} == before
+
+
+def test_a_training_prints_a_line_a_report_and_one_an_epoch(
+    runs: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.fit("--val_interval", "2")
+    printed = capsys.readouterr()
+    first, second = printed.out.splitlines()[-2:]
+    assert re.fullmatch(r"epoch 1/2  loss \d\.\d{3}  \d\d:\d\d left", first)
+    mean_iou = f"{runs.state()['best_score']:.3f}"
+    assert re.fullmatch(
+        rf"epoch 2/2  loss \d\.\d{{3}}  val mIoU {mean_iou} \(best {mean_iou}\)", second
+    )
+    reports = [line for line in printed.err.splitlines() if "loss" in line]
+    assert len(reports) == 8
+    assert re.match(
+        r"epoch 1/2  2/4  loss \S+  lr \S+  images_per_second \S+  \S+ left", reports[1]
+    )
