@@ -21,6 +21,12 @@ MakeTree = Callable[..., Path]
 SIZE = (96, 64)
 
 
+@pytest.fixture(autouse=True)
+def _no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting them takes longer than all that they would read."""
+    monkeypatch.setattr(prepare.check, "WORKERS", 0)
+
+
 def zip_of(folder: Path, top: str = "") -> bytes:
     """All files below a folder, under `top` in the archive, with what macOS adds to them."""
     buffer = io.BytesIO()
