@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,9 +26,9 @@ from report.logger import Logger
 from report.panels import Panels
 from report.results import log_segmentation, report_results
 from report.visualize import sample_panel
-from resume import notes_on_test
+from resume import notes_on_test, tested_checkpoint
 from utils.checkpoint import load_checkpoint, load_model_state, model_state
-from utils.distributed import Process, sum_over_processes, wait_for_all
+from utils.distributed import Process, from_main, sum_over_processes, wait_for_all
 from utils.progress import ProgressBar
 
 SHOWN_EXTREMES = 3
@@ -103,7 +102,8 @@ class Evaluator:
     def _load_tested_weights(self) -> None:
         """Those of --ckpt_test, or of the run's best checkpoint, once it is written."""
         wait_for_all(self.process)
-        path = self._tested_path
+        self.tested_path = from_main(self.process, lambda: tested_checkpoint(self.options))
+        path = self.tested_path
         checkpoint = load_checkpoint(path)
         load_model_state(self.model, model_state(checkpoint), path)
         if self.process.is_main:
@@ -190,14 +190,10 @@ class Evaluator:
             settings = [options.multi_scala, options.norm_act, options.output_stride]
             settings += [self.precision, options.plain]
             statistics = training_statistics(
-                inference, loader, self.process, self._tested_path, settings
+                inference, loader, self.process, self.tested_path, settings
             )
         passes = options.mc_dropout or DROPOUT_PASSES
         return Scorer(inference, names, statistics, passes=passes, seed=options.random_seed)
-
-    @property
-    def _tested_path(self) -> Path:
-        return Path(self.options.ckpt_test or self.options.best_checkpoint_path)
 
     def _inference(self) -> Inference:
         return Inference(self.model, self.process.device, self.precision, plain=self.options.plain)

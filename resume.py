@@ -6,7 +6,7 @@ bear on the weights and with the same number of processes, unless --accept_chang
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,15 @@ import torch
 from torch.optim import Optimizer
 
 from argparser import Options
-from utils.checkpoint import CheckpointError, DamagedCheckpoint, load_checkpoint, previous_path
+from utils.checkpoint import (
+    CheckpointError,
+    DamagedCheckpoint,
+    load_checkpoint,
+    model_state,
+    peek,
+    previous_path,
+    refuse_no_file,
+)
 from utils.distributed import Process
 from utils.step_guard import StepGuard
 
@@ -74,22 +82,38 @@ def starting_checkpoint(options: Options) -> Path | None:
     """The file to start from: the run's own checkpoint, else --ckpt, else None.
 
     With --restart the run's own files are set aside first, unless it is a launcher that starts the
-    command again. A damaged file of the run is set aside too, and the one before it serves.
+    command again; so is a best checkpoint without a newest one. A damaged file of the run is set
+    aside too, and the one before it serves.
 
     Raises:
         CheckpointError: every file that would serve is damaged, or --ckpt is missing.
     """
     own = options.checkpoint_path
     given = None if options.ckpt is None else Path(options.ckpt)
-    if options.restart and not any(os.environ.get(name, "0") != "0" for name in _RESTART_COUNTS):
+    _refuse_files_of_others(options)
+    is_relaunched = any(os.environ.get(name, "0") != "0" for name in _RESTART_COUNTS)
+    is_new = not own.exists() and not previous_path(own).exists()
+    begins_anew = options.restart and not is_relaunched
+    if not is_new and not begins_anew:
+        return _undamaged(own)
+    if begins_anew or options.best_checkpoint_path.exists():
         if given is not None:
             _undamaged(given)  # before anything is moved
         set_aside(options)
-    elif own.exists() or previous_path(own).exists():
-        return _undamaged(own)
-    if given is None:
-        return None
-    return _undamaged(_place_aside(given, options) if options.restart else given)
+    return None if given is None else _undamaged(_place_aside(given, options))
+
+
+def _refuse_files_of_others(options: Options) -> None:
+    """The run's names shall be free, or those of files that a run of this name has written."""
+    for path in _own_files(options):
+        refuse_no_file(path)
+        if path != options.checkpoint_path and path.exists():
+            saved = peek(path).get("options")
+            if isinstance(saved, Mapping) and saved.get("name") == path.stem:
+                raise ResumeError(
+                    f"{path} is the newest checkpoint of a run named {path.stem}, and run "
+                    f"{options.name} would overwrite it; choose another --name"
+                )
 
 
 def _undamaged(path: Path) -> Path:
@@ -114,7 +138,7 @@ def set_aside(options: Options) -> None:
     for path in _own_files(options):
         if path.is_file():
             aside = path.replace(_aside(path, options, number))
-            print(f"--restart: {path} is kept as {aside}")
+            print(f"{path} is kept as {aside}")
 
 
 def _place_aside(path: Path, options: Options) -> Path:
@@ -174,9 +198,16 @@ def options_to_record(
 
 
 def position_in(
-    checkpoint: Mapping[str, Any], path: Path, options: Options, shape: Shape
+    checkpoint: Mapping[str, Any],
+    path: Path,
+    options: Options,
+    shape: Shape,
+    data_changes: Iterable[str] = (),
 ) -> Position:
     """Where to go on, in steps of this run.
+
+    Args:
+        data_changes: how the data differ from those of the checkpoint's run.
 
     Raises:
         ResumeError: another run has written the checkpoint, and --accept_changes is not given.
@@ -187,6 +218,7 @@ def position_in(
         _count(checkpoint, "world_size", path, shape.world_size),
     )
     changes = [*_changed_flags(checkpoint, path, options), *_changed_shape(saved, shape)]
+    changes += data_changes
     if changes and not options.accept_changes:
         raise ResumeError(
             f"{path} is of another run: {'; '.join(changes)}; use what it was written with, take "
@@ -228,6 +260,44 @@ def notes_on_test(checkpoint: Mapping[str, Any], path: Path, options: Options) -
         there, here = saved.get(name), getattr(options, name)
         if there not in (None, here):
             yield f"note: {path} was trained with --{name} {there}, and is tested with {here}"
+
+
+def best_score_of(score: float, path: Path, options: Options) -> float:
+    """The best score so far, if its checkpoint is still there; else that of none at all.
+
+    So the best weights from here on are kept, where it would never be beaten otherwise.
+
+    Args:
+        score: as the checkpoint `path` has it.
+    """
+    if score < 0:
+        return score
+    try:
+        model_state(load_checkpoint(options.best_checkpoint_path))
+    except CheckpointError as error:
+        if is_own(path, options):
+            print(f"WARNING: {error}; the best weights from here on are kept instead")
+        return -1.0
+    return score
+
+
+def tested_checkpoint(options: Options) -> Path:
+    """The weights to test: --ckpt_test, else the run's best; else, with a warning, its newest.
+
+    Raises:
+        CheckpointError: none of them can be used.
+    """
+    if options.ckpt_test is not None:
+        return Path(options.ckpt_test)
+    best, newest = options.best_checkpoint_path, options.checkpoint_path
+    try:
+        load_checkpoint(best)
+    except DamagedCheckpoint as damage:
+        if not newest.is_file():
+            raise
+        print(f"WARNING: {damage}; {newest}, the newest checkpoint, is tested instead")
+        return newest
+    return best
 
 
 def is_own(path: Path | str | None, options: Options) -> bool:
@@ -287,7 +357,8 @@ def load_training_state(
         optimizer.load_state_dict({**optimizer.state_dict(), "state": momentum})
         for parameter, state in optimizer.state.items():
             for value in state.values():
-                value.view_as(parameter)
+                if not value.view_as(parameter).isfinite().all():
+                    raise ValueError("momentum is not finite")
         if len(processes) == process.world_size:
             own = processes[process.rank]
             guard.load_state_dict(own["guard"])

@@ -16,6 +16,7 @@ from dataset.description import IGNORE_INDEX, Split
 from dataset.pictures import read_label
 from dataset.readers.bdd_anomaly import BDD_ANOMALY, FOLDER
 from utils.errors import exit_code
+from utils.files import write_text
 
 # Folder of the images, folder of the label maps, what the labels' names add to the images'.
 LAYOUTS = (
@@ -69,7 +70,7 @@ def write_lists(root: Path) -> dict[Split, int]:
         entries = [
             {"dbName": "BDD100K", "fpath_img": image, "fpath_segm": label} for image, label in names
         ]
-        (folder / f"{split}.odgt").write_text(json.dumps(entries) + "\n")
+        write_text(folder / f"{split}.odgt", json.dumps(entries) + "\n")
     return {split: len(names) for split, names in splits.items()}
 
 

@@ -68,6 +68,11 @@ def report_results(
     step: int,
 ) -> None:
     """Write FOLDER/results.json, print the figures, and log both with the options."""
+    print(markdown_run(results))
+    for line in _summary(results):
+        print(line)
+    for warning in _warnings(results):
+        print(f"WARNING: {warning}", file=sys.stderr)
     write_results(folder / "results.json", results)
     metrics = {name: results[name] for name in (*_PERCENT, *_FRACTIONS)}
     found = {f"test/{name}": value for name, value in metrics.items() if _is_known(value)}
@@ -77,11 +82,6 @@ def report_results(
         logger.scalars({tag: value for tag, value in values.items() if value is not None}, step)
     logger.hparams(results["options"], found, step)
     logger.flush()
-    print(markdown_run(results))
-    for line in _summary(results):
-        print(line)
-    for warning in _warnings(results):
-        print(f"WARNING: {warning}", file=sys.stderr)
     print(f"results: {folder / 'results.json'}   TensorBoard: tensorboard --logdir {folder}")
 
 

@@ -12,10 +12,11 @@ import tempfile
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -28,14 +29,18 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import USER_ERROR, PansError
-from utils.faults import known_fault, message_of, signal_and_cause
+from utils.faults import known_fault, signal_and_cause
 from utils.interruption import (
     COMMAND_VARIABLE,
+    SAVING_SIGNAL,
     SIGNAL_BASE,
     Interrupted,
+    handling,
+    heeded_signals,
     stop_at_once,
     typed_command,
 )
+from utils.parent import as_parent, children, end_with_starter
 from utils.progress import end_line_of_bars
 
 DEFAULT_TIMEOUT = 600.0
@@ -51,6 +56,10 @@ T = TypeVar("T")
 
 class LaunchError(PansError):
     """The launcher's environment, the machine's GPUs and the number of processes do not fit."""
+
+
+class FailedElsewhere(PansError):
+    """The main process's error, on another process."""
 
 
 @dataclass(frozen=True)
@@ -218,11 +227,26 @@ def gather_objects(value: T) -> list[T]:
 
 
 def from_main(process: Process, compute: Callable[[], T]) -> T:
-    """What `compute` returns on the main process, on all of them; only the main one calls it."""
-    values = [compute() if process.is_main else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(values, group=process.host_group)
-    return values[0]  # type: ignore[return-value]
+    """What `compute` returns on the main process, on all of them; only the main one calls it.
+
+    Raises:
+        PansError: the main process's; the others raise `FailedElsewhere` in its place.
+    """
+    if not dist.is_initialized():
+        return compute()
+    outcome: list[Any] = [None, None]
+    error = None
+    if process.is_main:
+        try:
+            outcome[0] = compute()
+        except PansError as raised:
+            error, outcome[1] = raised, str(raised)
+    dist.broadcast_object_list(outcome, group=process.host_group)
+    if error is not None:
+        raise error
+    if outcome[1] is not None:
+        raise FailedElsewhere(outcome[1])
+    return outcome[0]
 
 
 def wait_for_all(process: Process) -> None:
@@ -259,6 +283,9 @@ def run_reporting(work: Callable[[], None]) -> int:
     line, anything else as its traceback. A process that fails among others leaves at once instead
     of returning.
     """
+    end_with_starter()
+    # Whoever asks for a checkpoint where there is none to be written shall not end the process.
+    signal.signal(SAVING_SIGNAL, signal.SIG_IGN)
     try:
         # A launcher's SIGTERM must end a process at once that waits for a peer, deep inside gloo.
         with nullcontext() if launched() else stop_at_once():
@@ -266,8 +293,12 @@ def run_reporting(work: Callable[[], None]) -> int:
     except (Interrupted, KeyboardInterrupt) as error:
         stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
         return _fail(stop.exit_code, f"error: {stop}")
+    except FailedElsewhere as error:
+        # Under torchrun whoever is first tells it; under srun nobody knows who is.
+        is_told = "TORCHELASTIC_ERROR_FILE" not in os.environ
+        return _fail(USER_ERROR, "" if is_told else f"error: {error}")
     except PansError as error:
-        return _fail(USER_ERROR, f"error: {message_of(error)}")
+        return _fail(USER_ERROR, f"error: {error}")
     except Exception as error:
         line = known_fault(error)
         if line is not None:
@@ -279,7 +310,7 @@ def run_reporting(work: Callable[[], None]) -> int:
 
 
 def _fail(exit_code: int, report: str) -> int:
-    if _is_first_to_fail():
+    if report and _is_first_to_fail():
         end_line_of_bars()
         print(report.rstrip(), file=sys.stderr)
     if dist.is_initialized():
@@ -317,10 +348,10 @@ def launch(command: Sequence[str], nproc: int) -> int:
     """
     if torch.cuda.is_available():
         _refuse_missing_gpu(nproc)
-    os.environ[COMMAND_VARIABLE] = typed_command(list(command))
     # torch's launcher would give every process all cores, and torchrun a single one.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // nproc)))
-    with tempfile.TemporaryDirectory(prefix="pans_") as folder:
+    os.environ[COMMAND_VARIABLE] = typed_command(list(command))
+    with as_parent(), tempfile.TemporaryDirectory(prefix="pans_") as folder:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -331,15 +362,23 @@ def launch(command: Sequence[str], nproc: int) -> int:
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
             max_restarts=0,
+            signals_to_handle=",".join(one.name for one in heeded_signals()),
         )
         return _run_to_end(config, command, Path(folder))
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    for child in children():
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
 
 
 def _run_to_end(config: LaunchConfig, command: Sequence[str], folder: Path) -> int:
     # The launcher's own log would wrap one line about a missing file into a page about ranks.
     logging.disable(logging.CRITICAL)
     try:
-        elastic_launch(config, sys.executable)(*command)
+        with handling({SAVING_SIGNAL: _pass_on}):
+            elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         exit_code, report = _outcome(error)
         if report is not None:

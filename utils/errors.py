@@ -44,6 +44,9 @@ def exit_code(command: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except OSError as error:
-        print(f"error: {one_line(str(error))}; mend it and run the same command again", file=sys.stderr)
+        print(
+            f"error: {one_line(str(error))}; mend it and run the same command again",
+            file=sys.stderr,
+        )
         return USER_ERROR
     return 0

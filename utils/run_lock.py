@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from errors import PansError
+from utils.errors import PansError
 
 HELD_VARIABLE = "PANS_HELD"
 """Where a process leaves the places that it holds to those that it starts."""
@@ -35,6 +35,11 @@ _descriptors: set[int] = set()
 
 class PlaceTaken(PansError):
     """Another run writes to the same place."""
+
+
+def lock_file(place: Path) -> Path:
+    """Where the lock of a file or folder that is written to lies: beside it, hidden."""
+    return place.with_name(f".{place.name}.lock")
 
 
 @contextmanager
