@@ -18,7 +18,6 @@ from report.results import log_start
 from train import Trainer
 from utils.determinism import make_deterministic
 from utils.distributed import (
-    USER_ERROR,
     Process,
     default_nproc,
     end_process,
@@ -28,7 +27,7 @@ from utils.distributed import (
     run_reporting,
     start_process,
 )
-from utils.errors import PansError
+from utils.limits import require_limits
 from utils.memory import keep_freed_memory
 from utils.output import lasting_output
 from utils.parent import PARENT_VARIABLE
@@ -107,30 +106,28 @@ def _train_and_test(options: Options, process: Process) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run PAnS; returns the exit code, see `run_reporting`."""
+    words = sys.argv[1:] if argv is None else argv
     with lasting_output():
-        return _main(sys.argv[1:] if argv is None else argv)
+        return run_reporting(lambda: _do(words))
 
 
-def _main(argv: Sequence[str]) -> int:
-    if launched():
-        return run_reporting(lambda: work(read_options(argv)))
-    try:
+def _do(argv: Sequence[str]) -> int:
+    """The work of this process, or the launch of others that do it; returns the exit code."""
+    require_limits()
+    if not launched():
         typed = typed_flags(argv)
         if "ablate" in typed:
-            return run_reporting(lambda: ablate(typed, __file__))
+            ablate(typed, __file__)
+            return 0
         if _may_be_of_a_step(typed):
             join_step()
-        if launched():
-            return run_reporting(lambda: work(read_options(argv)))
-        options = read_options(argv)
-        nproc = 1 if options.export else options.nproc or default_nproc()
-        if nproc > 1:
-            with holding(places(options), f"run {options.name}"):
-                return launch([__file__, *argv], nproc)
-    except PansError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    return run_reporting(lambda: work(options))
+    options = read_options(argv)
+    nproc = 1 if options.export or launched() else options.nproc or default_nproc()
+    if nproc == 1:
+        work(options)
+        return 0
+    with holding(places(options), f"run {options.name}"):
+        return launch([__file__, *argv], nproc)
 
 
 def _may_be_of_a_step(typed: Mapping[str, Any]) -> bool:

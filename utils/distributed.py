@@ -7,12 +7,13 @@ processes is the value itself.
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -155,17 +156,47 @@ def start_process(
         torch.cuda.set_device(device)
     host_group: Any = None
     if world_size > 1:
-        on_gpu, timeout = device.type == "cuda", timedelta(seconds=timeout_seconds)
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            store=_fresh_store(rank, world_size, timeout),
-            rank=rank,
-            world_size=world_size,
-            timeout=timeout,
-            device_id=device if on_gpu else None,
-        )
-        host_group = dist.new_group(backend="gloo", timeout=timeout)
+        for number in heeded_signals():
+            # Or one that waits for a peer, deep inside gloo, would not end.
+            signal.signal(number, signal.SIG_DFL)
+        host_group = _join(rank, world_size, device, timedelta(seconds=timeout_seconds))
     return Process(rank, local_rank, world_size, device, host_group)
+
+
+def _join(rank: int, world_size: int, device: torch.device, timeout: timedelta) -> Any:
+    """Make the group of all processes; returns the one of their CPUs."""
+    on_gpu = device.type == "cuda"
+    try:
+        store = _fresh_store(rank, world_size, timeout)
+    except dist.DistError as error:
+        reason = _why_not_met(str(error))
+        if reason is None:
+            raise
+        raise LaunchError(reason) from error
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=device if on_gpu else None,
+    )
+    return dist.new_group(backend="gloo", timeout=timeout)
+
+
+def _why_not_met(message: str) -> str | None:
+    """What torch's message comes to, where the processes have not found each other."""
+    host, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    if "EADDRINUSE" in message:
+        return (
+            f"port {port} (MASTER_PORT) is taken by another program, or by a run that has not "
+            "ended; choose another one for all processes"
+        )
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        return f"the host {host} (MASTER_ADDR) is unknown here: {error.strerror}; give its address"
+    return None
 
 
 def _refuse_stale_addresses(environment: Mapping[str, str]) -> None:
@@ -275,10 +306,11 @@ def _is_first_to_fail() -> bool:
     return True
 
 
-def run_reporting(work: Callable[[], None]) -> int:
+def run_reporting(work: Callable[[], int | None]) -> int:
     """Run this process's work and return its exit code.
 
-    It is 0, 1 for a bug or a fault of the machine, 2 for a user's error, 128 + n after signal n.
+    It is what `work` returns, 0 for None; or 1 for a bug or a fault of the machine, 2 for a user's
+    error, 128 + n after signal n.
     Of several processes that fail, the first one prints: a `PansError` or a known fault as one
     line, anything else as its traceback. A process that fails among others leaves at once instead
     of returning.
@@ -287,9 +319,8 @@ def run_reporting(work: Callable[[], None]) -> int:
     # Whoever asks for a checkpoint where there is none to be written shall not end the process.
     signal.signal(SAVING_SIGNAL, signal.SIG_IGN)
     try:
-        # A launcher's SIGTERM must end a process at once that waits for a peer, deep inside gloo.
-        with nullcontext() if launched() else stop_at_once():
-            work()
+        with stop_at_once():
+            return work() or 0
     except (Interrupted, KeyboardInterrupt) as error:
         stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
         return _fail(stop.exit_code, f"error: {stop}")
@@ -306,7 +337,6 @@ def run_reporting(work: Callable[[], None]) -> int:
         if launched():
             error.add_note(f"in process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}")
         return _fail(1, traceback.format_exc())
-    return 0
 
 
 def _fail(exit_code: int, report: str) -> int:
