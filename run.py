@@ -7,8 +7,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ablate import GridError, ablate
 from argparser import Options, parse_options, typed_flags
 from modules.abn import describe_norm
@@ -68,8 +66,6 @@ def work(options: Options) -> None:
         raise GridError("--ablate launches every run itself; give it --nproc N, not a launcher")
     if not options.plain:
         keep_freed_memory()
-        # TF32; convolutions take it by default.
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
     if options.export:
         if os.environ.get("RANK", "0") == "0":  # one file needs one process
             export(options)
