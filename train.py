@@ -59,6 +59,7 @@ from utils.distributed import (
     sum_over_processes,
     wait_for_all,
 )
+from utils.files import remove_leftovers
 from utils.interruption import Interrupted, Interruption, command_to_continue
 from utils.progress import Countdown, ProgressBar
 from utils.scheduler import go_to, make_scheduler
@@ -162,6 +163,9 @@ class Trainer:
         )
         own = options.checkpoint_path
         paths = (own, previous_path(own), options.best_checkpoint_path)
+        if self.process.is_main:
+            for path in paths:
+                remove_leftovers(path)
         room = from_main(self.process, lambda: require_room(paths, self._checkpoint_bytes()))
         if self.process.is_main:
             print(room)

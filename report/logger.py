@@ -55,7 +55,7 @@ class Logger:
 
         `step` is where training begins: 0, or the step of the checkpoint that it goes on from.
         """
-        self.close()
+        self._close_file()
         self._purge_step = step
 
     @contextmanager
@@ -64,7 +64,7 @@ class Logger:
 
         That one goes once the body is through; if it raises, its own file goes.
         """
-        self.close()
+        self._close_file()
         folder = self._folder
         if folder is not None:
             _put_before_now(folder)  # now, or they would change their names in the body
@@ -72,10 +72,10 @@ class Logger:
         self._suffix = _TEST_FILE
         try:
             yield
-            self.close()
+            self._close_file()
             stale = set() if self._folder is None else earlier
         except BaseException:
-            self.close()
+            self._close_file()
             stale = _test_files(folder) - earlier
             raise
         finally:
@@ -236,7 +236,11 @@ class Logger:
             self._write("flush")
 
     def close(self) -> None:
-        """Flush, and end the file; what is logged afterwards goes to another one."""
+        """Flush, and end the file; calls after this one do nothing."""
+        self._close_file()
+        self._folder = None
+
+    def _close_file(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
             try:

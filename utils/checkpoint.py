@@ -1,6 +1,7 @@
 """Checkpoints on disk: written whole or not at all, sealed with their checksum."""
 
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,13 @@ def require_room(paths: Sequence[Path], size: int) -> str:
         What they will take, in words.
 
     Raises:
-        CheckpointError: they do not fit.
+        CheckpointError: they do not fit, or the folder cannot be written to.
     """
     folder = paths[0].parent
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
         disk = shutil.disk_usage(folder)
         found = [path.stat() for path in paths if path.exists()]
     except OSError as error:
