@@ -16,9 +16,12 @@ import torch
 from torch.optim import Optimizer
 
 from argparser import Options, flags_that_bear_on
+from modules.weights.published import is_published
 from utils.checkpoint import (
     CheckpointError,
     DamagedCheckpoint,
+    checkpoint_places,
+    find_checkpoint,
     load_checkpoint,
     model_state,
     peek,
@@ -26,7 +29,7 @@ from utils.checkpoint import (
     refuse_no_file,
 )
 from utils.distributed import Process
-from utils.step_guard import StepGuard
+from utils.step_guard import StepGuard, start_momentum_at_zero
 
 _WEIGHTS_ALONE = "use another checkpoint, or begin with its weights alone: --restart --ckpt"
 _RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -77,8 +80,7 @@ def starting_checkpoint(options: Options) -> Path | None:
     Raises:
         CheckpointError: every file that would serve is damaged, or --ckpt is missing.
     """
-    own = options.checkpoint_path
-    given = None if options.ckpt is None else Path(options.ckpt)
+    own, given = options.checkpoint_path, options.ckpt
     _refuse_files_of_others(options)
     is_relaunched = any(os.environ.get(name, "0") != "0" for name in _RESTART_COUNTS)
     is_new = not own.exists() and not previous_path(own).exists()
@@ -87,7 +89,7 @@ def starting_checkpoint(options: Options) -> Path | None:
         return _undamaged(own)
     if begins_anew or options.best_checkpoint_path.exists():
         if given is not None:
-            _undamaged(given)  # before anything is moved
+            _undamaged(find_checkpoint(given, own.parent))  # before anything is moved
         set_aside(options)
     return None if given is None else _undamaged(_place_aside(given, options))
 
@@ -130,13 +132,14 @@ def set_aside(options: Options) -> None:
             print(f"{path} is kept as {aside}")
 
 
-def _place_aside(path: Path, options: Options) -> Path:
-    """Where --restart has put a file, if it is one of the run's own."""
-    number = _times_set_aside(options)
+def _place_aside(given: str, options: Options) -> Path:
+    """The file of --ckpt, or where --restart has put it, if it is one of the run's own."""
+    folder, number = options.checkpoint_path.parent, _times_set_aside(options)
+    places = {place.resolve() for place in checkpoint_places(given, folder)}
     for own in _own_files(options):
-        if number and path.resolve() == own.resolve():
+        if number and own.resolve() in places:
             return _aside(own, options, number)
-    return path
+    return find_checkpoint(given, folder)
 
 
 def _own_files(options: Options) -> tuple[Path, Path, Path]:
@@ -159,7 +162,8 @@ def _times_set_aside(options: Options) -> int:
 
 def is_continued(checkpoint: Mapping[str, Any], path: Path, options: Options) -> bool:
     """Whether to go on where it stands: not if it holds weights alone, or if --restart names it."""
-    return "iteration" in checkpoint and (is_own(path, options) or not options.restart)
+    has_state = "iteration" in checkpoint or is_published(checkpoint)
+    return has_state and (is_own(path, options) or not options.restart)
 
 
 def describe_start(path: Path, position: Position | None, options: Options, shape: Shape) -> str:
@@ -222,7 +226,8 @@ def position_in(
     done = done * shape.steps_per_epoch // max(saved.steps_per_epoch, 1)
     here = epoch * shape.steps_per_epoch + done
     if not changes:
-        return Position(epoch, here)
+        unknown = f"{path} tells no flags of its run: those of this command hold"
+        return Position(epoch, here, () if checkpoint["options"] else (unknown,))
     notes = (
         f"--accept_changes takes {path} with {'; '.join(changes)}",
         f"its step {iteration} is step {here} here: the learning rate is that of --lr, --epochs "
@@ -286,7 +291,7 @@ def tested_checkpoint(options: Options) -> Path:
     """
     best, newest = options.best_checkpoint_path, options.checkpoint_path
     if options.ckpt_test is not None or options.tested_checkpoint_path != best:
-        return Path(options.ckpt_test or newest)
+        return find_checkpoint(options.ckpt_test or str(newest), newest.parent)
     try:
         load_checkpoint(best)
     except DamagedCheckpoint as damage:
@@ -297,13 +302,18 @@ def tested_checkpoint(options: Options) -> Path:
     return best
 
 
-def is_own(path: Path | str | None, options: Options) -> bool:
+def is_own(path: Path, options: Options) -> bool:
     """Whether `path` is the run's newest checkpoint or the one before."""
     own = options.checkpoint_path
-    return path is not None and Path(path).absolute() in {
-        own.absolute(),
-        previous_path(own).absolute(),
-    }
+    return path.absolute() in {own.absolute(), previous_path(own).absolute()}
+
+
+def _names_own(options: Options) -> bool:
+    """Whether --ckpt names the run's own checkpoint."""
+    if options.ckpt is None:
+        return False
+    places = checkpoint_places(options.ckpt, options.checkpoint_path.parent)
+    return any(is_own(place, options) for place in places)
 
 
 def _changed_flags(checkpoint: Mapping[str, Any], path: Path, options: Options) -> list[str]:
@@ -311,7 +321,7 @@ def _changed_flags(checkpoint: Mapping[str, Any], path: Path, options: Options) 
     if not isinstance(saved, Mapping):
         raise ResumeError(f"{path} tells no options of its run; {_WEIGHTS_ALONE}")
     free = flags_that_bear_on("test", "nothing")
-    if not is_own(path, options) or is_own(options.ckpt, options):
+    if not is_own(path, options) or _names_own(options):
         free |= flags_that_bear_on("start")
     elif options.ckpt is None:
         free |= {"ckpt"}
@@ -352,6 +362,7 @@ def load_training_state(
     try:
         momentum = checkpoint["optimizer_state"]["state"]
         optimizer.load_state_dict({**optimizer.state_dict(), "state": momentum})
+        start_momentum_at_zero(optimizer)  # where the file has none
         for parameter, state in optimizer.state.items():
             for value in state.values():
                 if not value.view_as(parameter).isfinite().all():

@@ -14,6 +14,7 @@ from predict import export, predict, stored_flags
 from report.logger import Logger
 from report.results import log_start
 from train import Trainer
+from utils.checkpoint import find_checkpoint
 from utils.determinism import make_deterministic
 from utils.distributed import (
     Process,
@@ -37,7 +38,10 @@ def read_options(argv: Sequence[str]) -> Options:
     """The command line's; for pictures and export, over what the checkpoint says of itself."""
     typed = typed_flags(argv)
     if ("predict" in typed or "export" in typed) and "ckpt_test" in typed:
-        return parse_options(argv, stored_flags(Path(typed["ckpt_test"]), typed))
+        flags = {"checkpoints": Options.checkpoints, "dataset": Options.dataset, **typed}
+        folder = Path(flags["checkpoints"], flags["dataset"])
+        path = find_checkpoint(typed["ckpt_test"], folder)
+        return parse_options(argv, stored_flags(path, typed))
     return parse_options(argv)
 
 

@@ -25,8 +25,10 @@ from dataset.contents import Files, changes, files_of, packed
 from dataset.skipped import SkippedFiles
 from evaluate import Evaluator
 from modules.loss import segmentation_loss
+from modules.normalisation import normalised
 from modules.scores import upsample
 from modules.weights.pretrained import backbone_weights, load_backbone
+from modules.weights.published import from_published, is_published
 from report.logger import Logger
 from report.results import log_start
 from resume import (
@@ -56,11 +58,15 @@ from utils.distributed import (
     first_on_each_machine,
     from_main,
     gather_objects,
-    sum_over_processes,
     wait_for_all,
 )
 from utils.files import remove_leftovers
-from utils.interruption import Interrupted, Interruption, command_to_continue
+from utils.interruption import (
+    Interrupted,
+    Interruption,
+    answering_broken_waits,
+    command_to_continue,
+)
 from utils.progress import Countdown, ProgressBar
 from utils.scheduler import go_to, make_scheduler
 from utils.step_guard import StepGuard, check_row
@@ -198,6 +204,9 @@ class Trainer:
         options, checkpoint = self.options, load_checkpoint(path)
         position = None
         if is_continued(checkpoint, path, options):
+            if is_published(checkpoint):
+                steps = self.shape.steps_per_epoch
+                checkpoint = from_published(checkpoint, self.model, steps, str(path))
             data = changes(checkpoint.get("data"), self.files)
             position = position_in(checkpoint, path, options, self.shape, data)
         load_model_state(self.model, model_state(checkpoint), path)
@@ -218,7 +227,7 @@ class Trainer:
         options, best = self.options, self.options.best_checkpoint_path
         self._prepare_training()
         self.countdown = Countdown(self.iteration, options.epochs * self.shape.steps_per_epoch)
-        with self.interruption:
+        with self.interruption, answering_broken_waits(self._answer_demands):
             # Where another run's checkpoint has done all epochs: this is the file that is tested.
             if self.epoch >= options.epochs and self._has_no_file(options.checkpoint_path):
                 self._save()
@@ -241,7 +250,7 @@ class Trainer:
         assert isinstance(self.loader.sampler, EpochSampler)
         first = Position(self.epoch, self.iteration).first_step(self.shape)
         self.loader.sampler.set_epoch(self.epoch, first * self.options.accumulate)
-        batches = iter(self.loader)
+        batches = self.interruption.breaking_off(self.loader)
         name = f"epoch {self.epoch + 1}/{self.options.epochs}"
         steps = range(first, self.shape.steps_per_epoch)
         bar = ProgressBar(steps, name, shown=self.process.is_main, reports=True)
@@ -266,7 +275,7 @@ class Trainer:
             images, labels = (self._to_device(tensor) for tensor in next(batches))
             with self._exchanging_gradients(number == accumulate):
                 with self._autocast():
-                    output = self.network(images)
+                    output = self.network(normalised(images))
                 loss, deepsup_loss = (
                     segmentation_loss(upsample(logits, labels.shape[-2:]), labels)
                     for logits in output
@@ -296,7 +305,9 @@ class Trainer:
 
     def validate(self) -> float:
         """Loss, IoU and accuracy on whole validation images; returns the mean IoU."""
-        return self.evaluator.validate(self.iteration, self._answer_demands)
+        return self.evaluator.validate(
+            self.iteration, self._answer_demands, self.interruption.breaking_off
+        )
 
     def test(self) -> dict[str, Any]:
         """Anomaly metrics and mean IoU on the test split, as in results.json."""
@@ -314,9 +325,8 @@ class Trainer:
         tally = self.guard.read()
         advice = f"{options.checkpoint_path} is the last checkpoint, if one was written"
         check_row(tally, options.max_bad_steps, self.iteration, advice)
-        loss = torch.tensor(tally.loss, device=self.process.device)
         report = {
-            "loss": sum_over_processes(loss).item() / processes,
+            "loss": tally.loss,
             "lr": float(self.scheduler.get_last_lr()[0]),
             "images_per_second": steps_per_second
             * (options.accumulate * options.batch_size * processes),

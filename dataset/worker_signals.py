@@ -1,5 +1,6 @@
-"""Loader processes and signals: a run that is told to end still needs them for its last step."""
+"""Loader processes, made ready for what signals and shortages do to them."""
 
+import multiprocessing.queues
 import os
 import signal
 import threading
@@ -8,13 +9,22 @@ from utils.interruption import ENDING_SIGNALS, SAVING_SIGNAL
 from utils.parent import end_with_parent
 
 
-def only_parent_ends(worker: int) -> None:
+def prepare_worker(worker: int) -> None:
+    """What every loader process does first; it ends with its parent, however that ends."""
+    end_with_parent()
+    only_parent_ends()
+    # A sample that can't be sent, for want of open files, would leave the program waiting for it.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(  # type: ignore[attr-defined]
+        lambda error, sample: os._exit(1)
+    )
+
+
+def only_parent_ends() -> None:
     """Have this loader process ignore signals to a run, and SIGTERM from anyone but its parent.
 
-    A terminal, SLURM and torch's launcher send them to the whole group of processes. It ends with
-    its parent, however that ends.
+    A terminal, SLURM and torch's launcher send them to the whole group of processes, and a run
+    that is told to end still needs its loader for the last step.
     """
-    end_with_parent()
     for number in (*ENDING_SIGNALS, SAVING_SIGNAL):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -5,6 +5,7 @@ processes is the value itself.
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -320,7 +321,7 @@ def run_reporting(work: Callable[[], int | None]) -> int:
     signal.signal(SAVING_SIGNAL, signal.SIG_IGN)
     try:
         with stop_at_once():
-            return work() or 0
+            exit_code = work() or 0
     except (Interrupted, KeyboardInterrupt) as error:
         stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
         return _fail(stop.exit_code, f"error: {stop}")
@@ -337,9 +338,23 @@ def run_reporting(work: Callable[[], int | None]) -> int:
         if launched():
             error.add_note(f"in process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}")
         return _fail(1, traceback.format_exc())
+    _kill_loader_processes()
+    return exit_code
+
+
+def _kill_loader_processes() -> None:
+    """End those that are left, also stopped ones, for which Python would wait for ever."""
+    children = multiprocessing.active_children()
+    # A handler of torch's would raise that they were killed.
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in children:
+        child.kill()
+        child.join()
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def _fail(exit_code: int, report: str) -> int:
+    _kill_loader_processes()
     if report and _is_first_to_fail():
         end_line_of_bars()
         print(report.rstrip(), file=sys.stderr)
