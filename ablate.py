@@ -216,7 +216,7 @@ def find_results(run: Run) -> dict[str, Any] | None:
 def is_trained(run: Run) -> bool:
     """Whether a training that serves this run is done, its test included."""
     results = _results_at(run.results_path(run.training_name))
-    if results is None or not run.options.best_checkpoint_path.is_file():
+    if results is None or not run.options.tested_checkpoint_path.is_file():
         return False
     wanted = {"options": run.options.to_dict()}
     return _decisive(results, TEST_FLAGS) == _decisive(wanted, TEST_FLAGS)
@@ -254,7 +254,7 @@ def words_of(run: Run) -> list[str]:
     tested = {
         "name": run.test_name,
         "test": True,
-        "ckpt_test": str(run.options.best_checkpoint_path),
+        "ckpt_test": str(run.options.tested_checkpoint_path),
     }
     return as_words({**run.flags, **tested})
 

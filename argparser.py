@@ -309,7 +309,14 @@ class Options:
         "checkpoint that is tested",
         _PATH,
         str,
-        "the run's best",
+        "by --test_weights",
+    )
+    test_weights: str = _flag(
+        "validation and test",
+        "test",
+        "last",
+        "weights tested without --ckpt_test: last or best",
+        _one_of("last", "best"),
     )
     val_interval: int = _flag(
         "validation and test", "nothing", 1, "epochs between two validations", _COUNT
@@ -322,6 +329,15 @@ class Options:
         "test",
         False,
         "test at five scales instead of one (also --multi_scale)",
+    )
+    eval_size: str | None = _flag(
+        "validation and test",
+        "test",
+        None,
+        "size at which a test is measured: label or input",
+        _one_of("label", "input"),
+        str,
+        "see docs/evaluation.md",
     )
     cosine_scores: bool = _flag(
         "validation and test",
@@ -423,15 +439,7 @@ class Options:
         "none",
     )
 
-    precision: str | None = _flag(
-        "speed",
-        "weights",
-        None,
-        "fp32 or bf16",
-        _one_of("fp32", "bf16"),
-        str,
-        "bf16 on a GPU that has it, else fp32",
-    )
+    precision: str = _flag("speed", "weights", "fp32", "fp32 or bf16", _one_of("fp32", "bf16"))
     opt_level: str | None = _flag(
         "speed",
         "nothing",
@@ -521,6 +529,13 @@ class Options:
         return ("the anomaly score is msp: neither --score, --msp nor --cosine_scores was given",)
 
     @property
+    def at_input_size(self) -> bool:
+        """Whether a test is measured at the size of the network's input, as published."""
+        if self.eval_size is None:
+            return self.dataset == "streethazards" and not self.multi_scala
+        return self.eval_size == "input"
+
+    @property
     def log_folder(self) -> Path:
         """TensorBoard's events, results.json and pictures of this run."""
         return Path(self.logdir) / self.dataset / self.name
@@ -534,6 +549,11 @@ class Options:
     def best_checkpoint_path(self) -> Path:
         """The run's best checkpoint by validation mIoU."""
         return Path(self.checkpoints) / self.dataset / f"{self.name}_best.pth"
+
+    @property
+    def tested_checkpoint_path(self) -> Path:
+        """The run's checkpoint that is tested where --ckpt_test names none."""
+        return self.best_checkpoint_path if self.test_weights == "best" else self.checkpoint_path
 
     def to_dict(self) -> dict[str, Any]:
         """Every flag's value, in types that JSON and `torch.load(weights_only=True)` take."""
@@ -622,6 +642,8 @@ def _check_model(options: Options) -> None:
         )
     if options.no_pretrained and options.pretrained is not None:
         raise _refusal("pretrained", "contradicts --no_pretrained; give one of the two")
+    if options.eval_size == "input" and options.multi_scala:
+        raise _refusal("eval_size", "five scales have five input sizes; give --no_multi_scala too")
 
 
 def _check_pictures_and_export(options: Options) -> None:
@@ -837,11 +859,8 @@ def parse_options(
     names_score = "score" in typed or values.get("classifier") == "standard"
     if names_score and "cosine_scores" not in typed:
         values["cosine_scores"] = False
-    if "precision" not in typed:
-        if "opt_level" in typed:
-            values["precision"] = _PRECISION_OF_OPT_LEVEL.get(typed["opt_level"])
-        elif "plain" in typed:
-            values["precision"] = "fp32"
+    if "opt_level" in typed and "precision" not in typed:
+        values["precision"] = _PRECISION_OF_OPT_LEVEL.get(typed["opt_level"], "fp32")
     options = Options(**values)
     info = describe(options.dataset, options.data_root, options.trained_on)
     own_numbers = {"num_classes": info.num_classes, "unk_class": info.anomaly_index}

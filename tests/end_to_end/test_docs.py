@@ -368,7 +368,7 @@ def test_trainings_and_tests_run(words, data_sets, tmp_path, monkeypatch):
         Path(name).symlink_to(data_sets / name)
     options = parse_options(words[2:])
     if options.test:
-        tested = Path(options.ckpt_test or options.best_checkpoint_path)
+        tested = Path(options.ckpt_test or options.tested_checkpoint_path)
         tested.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"model_state": model_of(options).state_dict()}, tested)
     assert run.main([*words[2:], *SMALL, "--nproc", "1"]) == 0

@@ -256,7 +256,7 @@ def test_a_test_notes_what_the_weights_do_not_tell(
 ) -> None:
     runs.fit("--output_stride", "16")
     runs.trainer("--output_stride", "8").test()
-    note = "x_best.pth was trained with --output_stride 16, and is tested with 8\n"
+    note = "x.pth was trained with --output_stride 16, and is tested with 8\n"
     assert capsys.readouterr().out.count(note) == 1
 
 
