@@ -1,6 +1,6 @@
-"""The picture of the README.
+"""docs/teaser.png: three evenly spaced test images of the demo, not picked by their metrics.
 
-docs/teaser.png: three evenly spaced test images of the demo, not picked by their metrics.
+make demo
 python docs/draw_teaser.py
 """
 
@@ -24,7 +24,7 @@ def draw(checkpoint: Path, data: Path) -> Picture:
     """A row an image, titles above each and one legend below all."""
     model = hubconf.pans(checkpoint)
     pictures = open_dataset("streethazards", data, "test")
-    rows = []
+    rows: list[Picture] = []
     for index in np.linspace(0, len(pictures) - 1, ROWS).astype(int):
         picture, label = pictures[index]
         classes, score = model.predict(picture)
