@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,10 +29,10 @@ from report.logger import Logger
 from report.panels import Panels
 from report.results import log_segmentation, report_results
 from report.visualize import sample_panel
-from resume import describe_tested, notes_on_test
+from resume import describe_tested, notes_on_test, tested_checkpoint
 from utils.background import Background, to_host
-from utils.checkpoint import find_checkpoint, load_checkpoint, load_model_state, model_state
-from utils.distributed import Process, sum_over_processes, wait_for_all
+from utils.checkpoint import load_checkpoint, load_model_state, model_state
+from utils.distributed import Process, from_main, sum_over_processes, wait_for_all
 from utils.progress import ProgressBar
 
 SHOWN_EXTREMES = 3
@@ -115,7 +114,8 @@ class Evaluator:
     def _load_tested_weights(self) -> None:
         """Those of --ckpt_test, or of the run's own checkpoint, once it is written."""
         wait_for_all(self.process)
-        path = self._tested_path
+        self.tested_path = from_main(self.process, lambda: tested_checkpoint(self.options))
+        path = self.tested_path
         checkpoint = load_checkpoint(path)
         load_model_state(self.model, model_state(checkpoint), path)
         if self.process.is_main:
@@ -154,8 +154,8 @@ class Evaluator:
             raise reader_of(loader).nothing_readable()
         results = comparison.results() | {
             "class_iou_percent": self._class_iou_percent(comparison.headline.confusion.matrix),
-            "checkpoint": str(self._tested_path),
-            "checkpoint_sha256": sha256(self._tested_path) if self.process.is_main else None,
+            "checkpoint": str(self.tested_path),
+            "checkpoint_sha256": sha256(self.tested_path) if self.process.is_main else None,
             "skipped_files": self.skipped.gather("test"),
             "options": options.to_dict(),
             "environment": {
@@ -219,17 +219,10 @@ class Evaluator:
             settings = [options.multi_scala, options.norm_act, options.output_stride]
             settings += [self.precision, options.plain]
             statistics = training_statistics(
-                inference, loader, self.process, self._tested_path, settings
+                inference, loader, self.process, self.tested_path, settings
             )
         passes = options.mc_dropout or DROPOUT_PASSES
         return Scorer(inference, names, statistics, passes=passes, seed=options.random_seed)
-
-    @property
-    def _tested_path(self) -> Path:
-        options = self.options
-        if options.ckpt_test is None:
-            return options.tested_checkpoint_path
-        return find_checkpoint(options.ckpt_test, options.checkpoint_path.parent)
 
     def _inference(self) -> Inference:
         return Inference(self.model, self.process.device, self.precision, plain=self.options.plain)
