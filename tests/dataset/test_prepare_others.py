@@ -212,6 +212,18 @@ def test_a_part_of_the_frames_is_no_data_set_to_add_to(
     assert server.requests == []
 
 
+def test_archives_fetched_before_are_taken_and_kept(
+    archives: list[prepare.Archive], server: Server, root: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "downloads"
+    source.mkdir()
+    for name, content in server.files.items():
+        (source / name).write_bytes(content)
+    assert prepare.main([*NAMES, "--root", str(root), "--from", str(source)], archives) == 0
+    assert {path.name for path in source.iterdir()} == set(server.files)
+    assert server.requests == []
+
+
 def unsafe(name: str, attributes: int = 0) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name)
     info.external_attr = attributes << 16
@@ -241,6 +253,29 @@ def test_nothing_is_unpacked_from_an_unsafe_zip_file(
     with pytest.raises(prepare.BadArchive, match=f"^{re.escape(f'{path} holds {bad.filename!r}')}"):
         prepare.unpack(path, root)
     assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (8, 1, "which is a link, a device, encrypted or outside the"),
+        (10, 99, "not a whole zip file"),
+    ],
+    ids=["encrypted", "compression"],
+)
+def test_a_zip_file_of_another_kind_is_a_clear_line(
+    tmp_path: Path, root: Path, place: int, value: int, words: str
+) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/first.png", b"1")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + place] = value  # in the directory at the file's end
+    path.write_bytes(content)
+    root.mkdir()
+    with pytest.raises(prepare.BadArchive, match=words):
+        prepare.unpack(path, root)
+    assert not (root / "a/first.png").exists()
 
 
 def test_a_damaged_zip_file_is_a_clear_line(tmp_path: Path, root: Path) -> None:
