@@ -327,9 +327,22 @@ def test_check_tells_how_many_images_are_missing(
     trees.write_track(root, "dataset_AnomalyTrack", ".jpg")
     archives = [replace(archive, images={"test": 10}) for archive in archives]
     assert prepare.main(["road_anomaly_21", "--root", str(root), "--check"], archives) == 2
-    assert f"error: {root}/dataset_AnomalyTrack/labels_masks has 2 of 10 images; add" in (
-        capsys.readouterr().err
+    assert (
+        f"error: {root}/dataset_AnomalyTrack/labels_masks has 2 images, and road_anomaly_21 10; run"
+        in (capsys.readouterr().err)
     )
+
+
+def test_check_of_several_sets_goes_on_after_one_that_is_not_there(
+    archives: list[prepare.Archive], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trees.write_track(root, "dataset_AnomalyTrack", ".jpg")
+    names = ["road_anomaly", "road_anomaly_21"]
+    assert prepare.main([*names, "--root", str(root), "--check"], archives) == 2
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1].split()[:3] == ["road_anomaly_21", "test", "2"]
+    assert "RoadAnomaly_jpg/frame_list.json is missing" in output.err
+    assert output.err.splitlines()[-1].endswith(f"--root {root}' again")
 
 
 def test_a_folder_of_the_users_own_is_checked(
@@ -366,7 +379,7 @@ def test_bdd_anomaly_is_listed_and_checked_where_its_owner_put_it(
     assert replace(known, size=(1280, 720)) == prepare.archives.BDD_ANOMALY
     monkeypatch.setattr(prepare.check, "BDD_ANOMALY", known)
     assert prepare.main(["bdd_anomaly", "--root", str(root)]) == 2
-    assert "bdd100k/train.odgt has 2 of 6280 images" in capsys.readouterr().err
+    assert "bdd100k/train.odgt has 2 images, and bdd_anomaly 6280; " in capsys.readouterr().err
     known = prepare.archives.Published({"train": 2, "validation": 2, "test": 3}, SIZE)
     monkeypatch.setattr(prepare.check, "BDD_ANOMALY", known)
     for name, classes in (("bdd_anomaly", "0..19"), ("bdd_anomaly_16", "0..18")):
