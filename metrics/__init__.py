@@ -11,7 +11,8 @@ from metrics.anomaly import (
 )
 from metrics.components import component_scores, connected_components, match_components
 from metrics.evaluation import AnomalyEvaluation
-from metrics.pooled import PooledCounts, PooledMetrics, ScoreHistogram, ThresholdCurve
+from metrics.curve import PooledMetrics, ThresholdCurve
+from metrics.pooled import PooledCounts, ScoreHistogram
 from metrics.segmentation import (
     ConfusionMatrix,
     open_mean_iou,

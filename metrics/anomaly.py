@@ -41,8 +41,8 @@ def image_anomaly_metrics(
     """Exact metrics of one score map; equal scores share one threshold.
 
     Args:
-        scores: any shape, float32 or float64 (other types are widened), higher = more anomalous.
-            A CUDA tensor is evaluated on its device.
+        scores: any shape, floats of up to 64 bits or integers, in their own precision; higher = more
+            anomalous. A CUDA tensor of floats is evaluated on its device.
         is_anomaly: bool, the shape of `scores`.
         valid: bool, the shape of `scores`; pixels where it is False count as neither kind.
 
@@ -196,15 +196,37 @@ def _backend(array: Array) -> Any:
 
 
 def _on_backend(array: Array) -> Array:
-    """CUDA tensors stay; the rest becomes NumPy (its sort is the faster one), without a copy."""
-    backend = torch if isinstance(array, torch.Tensor) and array.is_cuda else np
+    """Floats on CUDA stay; the rest becomes NumPy (its sort is the faster one)."""
     if isinstance(array, torch.Tensor):
         array = array.detach()
         array = array.double() if array.dtype in (torch.float16, torch.bfloat16) else array
-    array = backend.asarray(array)
-    if array.dtype in (backend.float32, backend.float64):
-        return array
-    return backend.asarray(array, dtype=backend.float64)
+        if array.is_cuda and array.dtype.is_floating_point:
+            return array
+    return with_all_digits(np.asarray(to_numpy(array)))
+
+
+def with_all_digits(scores: np.ndarray) -> np.ndarray:
+    """Scores of any real type as float32 or float64, without a copy where they are; none is lost.
+
+    Integers that float64 can't tell apart become int64.
+
+    Raises:
+        InvalidScores: floats of more than 64 bits, or integers from 2^63 on.
+    """
+    kind, size = scores.dtype.kind, scores.dtype.itemsize
+    if scores.dtype in (np.float32, np.float64):
+        return scores
+    if size <= 2:
+        return scores.astype(np.float32)
+    if kind in "iu" and size == 8 and scores.size:
+        least, greatest = int(scores.min()), int(scores.max())
+        if greatest >= 2**63:
+            raise InvalidScores(f"the anomaly scores go up to {greatest}; at most 2^63 - 1 can be")
+        if max(-least, greatest) > 2**53:
+            return scores.astype(np.int64)
+    if kind not in "iuf" or size > 8:
+        raise InvalidScores(f"anomaly scores are {scores.dtype}; make them float64")
+    return scores.astype(np.float64)
 
 
 def _mask_like(scores: Array, mask: Array) -> Array:

@@ -1,7 +1,7 @@
 """The state that a test fills image by image, and its results under every protocol."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from metrics.anomaly import (
     to_numpy,
 )
 from metrics.components import ComponentMatch, match_components
-from metrics.pooled import PooledCounts
+from metrics.pooled import BinnedScores, PooledCounts, sharpened
 from metrics.reduction import all_gather
 from metrics.segmentation import (
     ConfusionMatrix,
@@ -28,9 +28,6 @@ from metrics.segmentation import (
     segmentation_scores,
 )
 from metrics.spool import Spool
-
-LARGEST_ERROR = 1e-4
-"""Pooled figures that may be farther off than this are counted once more, with better bins."""
 
 # (scores, label, prediction or None), all (H, W)
 Maps = tuple[np.ndarray, np.ndarray, np.ndarray | None]
@@ -103,7 +100,7 @@ class AnomalyEvaluation:
         self._is_valid = (labels != ignore_index) & ~np.isin(labels, ignore_classes)
         self._is_anomaly = (labels >= anomaly_index) & self._is_valid
         self.confusion = ConfusionMatrix(num_classes, device)
-        self.pooled: PooledCounts = PooledCounts()
+        self.pooled: BinnedScores = PooledCounts()
         self.records: list[ImageRecord] = []
         self._reread = reread
         self._spool = None if reread else Spool(spool_folder)
@@ -237,15 +234,15 @@ class AnomalyEvaluation:
 
     def _refine_pooled(self, group: Any = None) -> None:
         """Counts all maps once more where the pooled figures' bounds are too wide."""
-        pooled = self.pooled.metrics()
-        if pooled is None or pooled.largest_bound <= LARGEST_ERROR or self._spool_errors:
+        if self._spool_errors:
             return
-        refined = self.pooled.refined()
-        for number, record in enumerate(self.records):
-            scores, label, _ = self._maps(number, record.index)
-            refined.update(*populations(scores, *self._masks(label)))
-        refined.all_reduce(group)
-        self.pooled = refined
+
+        def look_again() -> Iterator[tuple[Array, Array]]:
+            for number, record in enumerate(self.records):
+                scores, label, _ = self._maps(number, record.index)
+                yield populations(scores, *self._masks(label))
+
+        self.pooled = sharpened(self.pooled, look_again, group)
 
     def _masks(self, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(is_anomaly, valid), both (H, W) bool."""

@@ -7,7 +7,7 @@ from statistics import stdev
 
 from metrics.anomaly import AnomalyMetrics
 from metrics.components import F1_LEVELS, ComponentMatch, component_scores
-from metrics.pooled import PooledMetrics
+from metrics.curve import PooledMetrics
 from metrics.segmentation import SegmentationScores
 
 Figures = dict[str, float | None]

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from metrics import PooledCounts, image_anomaly_metrics, populations
-from metrics.pooled import _lowest_score, _ordered_keys
+from metrics.float_keys import lowest_scores, ordered_keys
+from metrics.pooled import sharpened
 
 REPOSITORY = Path(__file__).parents[2]
 PIXELS = 400_000
@@ -154,20 +155,25 @@ def test_no_error_beyond_the_bounds_of_either_pass(seed, base_rate, clusters):
         assert all(error <= bound + 1e-12 for error, bound in zip(errors, bounds, strict=True))
 
 
-def test_scores_beyond_2_to_the_100_are_not_called_exact():
+def test_scores_beyond_2_to_the_100_are_not_called_exact_before_a_second_pass():
+    kinds = np.float32([2.0**120, 2.0**101]), np.float32([2.0**110, 2.0**102])
     counts = PooledCounts()
-    counts.update(np.float32([2.0**120, 2.0**101]), np.float32([2.0**110, 2.0**102]))
+    counts.update(*kinds)
     assert (counts.metrics().auroc, counts.metrics().auroc_bound) == (0.5, 0.5)
     refined = counts.refined()
-    refined.update(np.float32([2.0**120, 2.0**101]), np.float32([2.0**110, 2.0**102]))
-    assert refined.metrics() == counts.metrics()
+    refined.update(*kinds)
+    assert (refined.metrics().auroc, refined.metrics().auroc_bound) == (0.5, 0)
+    assert refined.metrics().recall_95_threshold == 2.0**101
 
 
-def test_a_second_pass_takes_the_scores_of_the_first_only():
+@pytest.mark.parametrize("other", [7.0, 0.8])
+def test_a_second_pass_takes_the_scores_of_the_first_only(other):
     counts = PooledCounts()
     counts.update(np.array([0.9, 0.8]), np.array([0.8, 0.1]))
-    with pytest.raises(ValueError, match="first pass"):
-        counts.refined().update(np.array([0.9, 7.0]), np.array([0.1]))
+    refined = counts.refined()
+    with pytest.raises(ValueError, match="first pass"):  # noqa: PT012
+        refined.update(np.array([0.9, other]), np.array([0.8, other]))
+        refined.all_reduce()
 
 
 @settings(max_examples=150, deadline=None)
@@ -190,14 +196,17 @@ def test_worked_by_hand():
     counts = PooledCounts()
     counts.update(np.array([0.9, 0.8, 0.4]), np.array([0.8, 0.1]))
     counts.update(np.zeros(0), np.array([0.8]))
+    counts = sharpened(counts, lambda: [(np.array([0.9, 0.8, 0.4]), np.array([0.8, 0.1, 0.8]))])
     metrics = counts.metrics()
     assert (counts.anomalous, counts.normal, counts.base_rate) == (3, 3, 0.5)
     assert metrics.auroc == pytest.approx(float(Fraction(3 + 2 + 1, 9)))
     assert metrics.aupr == pytest.approx(float((1 + Fraction(2, 4) + Fraction(3, 5)) / 3))
     assert metrics.fpr95 == pytest.approx(2 / 3)
     assert metrics.fpr_at_recall_95 == pytest.approx(2 / 3)
-    assert metrics.best_f1_threshold == np.float32(0.4)  # F1 is 1/2, 4/7 and 3/4
-    assert metrics.recall_95_threshold == np.float32(0.4)
+    assert metrics.best_f1_threshold == 0.4  # F1 is 1/2, 4/7 and 3/4
+    assert metrics.recall_95_threshold == 0.4
+    assert metrics.is_sharp
+    assert metrics.largest_bound == 0
 
 
 def test_the_two_fpr_rules_differ_where_recall_jumps():
@@ -231,21 +240,21 @@ def test_the_order_of_the_images_changes_nothing():
 @given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=2, max_size=60))
 def test_keys_have_the_order_of_the_scores_and_lead_back(scores):
     scores = np.unique(np.array(scores, np.float32) + np.float32(0))
-    keys = _ordered_keys(scores)
-    assert (np.diff(keys.astype(np.int64)) > 0).all()
-    assert [_lowest_score(int(key)) for key in keys] == scores.tolist()
+    keys = ordered_keys(scores).astype(np.int64)
+    assert (np.diff(keys) > 0).all()
+    assert lowest_scores(keys).tolist() == scores.tolist()
 
 
 def test_keys_at_the_joints():
     joints = np.array([-1, -(2.0**-149), 0, 2.0**-149, 0.5, 1], np.float32)
     scores = np.unique([np.nextafter(joints, np.float32(way)) for way in (-9, 9)] + [joints])
-    assert (np.diff(_ordered_keys(scores)) > 0).all()
-    assert _ordered_keys(np.array([-0.0]))[0] == _ordered_keys(np.array([0.0]))[0]
-    for key in np.linspace(-(2**31) + 2**24, 0x7D000000, 9999).astype(int):
-        score = np.float32(_lowest_score(int(key)))
-        below = np.nextafter(score, np.float32(-np.inf))
-        lower, upper = _ordered_keys(np.array([below, score]))
-        assert lower < key <= upper
+    assert (np.diff(ordered_keys(scores)) > 0).all()
+    assert ordered_keys(np.float32([-0.0])) == ordered_keys(np.float32([0.0]))
+    keys = np.linspace(-(2**31) + 2**24, 0x7D000000, 9999).astype(int)
+    lowest = lowest_scores(keys)
+    below = np.nextafter(lowest, np.float32(-np.inf))
+    assert (ordered_keys(below) < keys).all()
+    assert (ordered_keys(lowest) >= keys).all()
 
 
 def test_memory_stays_under_100_mb():
@@ -289,7 +298,7 @@ for images in (2, 8):
     counts.metrics()
     after.append(peak() - start)
 refined = counts.refined()
-for seed in range(2):
+for seed in (0, 1, *range(8)):
     refined.update(*image(seed))
 refined.all_reduce()
 refined.metrics()
