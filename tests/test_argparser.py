@@ -300,7 +300,7 @@ def test_all_is_every_score_that_can_be_had(
         ("--default --score msp,prototype --msp", "contradicts --msp"),
         ("--score prototype", "argument --score: prototype needs --classifier cosine"),
         ("--score msp,prototype_margin", "prototype_margin needs --classifier cosine"),
-        ("--score msp_crf", "msp_crf needs the package pydensecrf2; run 'pip install -r"),
+        ("--score msp_crf", "msp_crf needs the package pydensecrf2; run pip install -e '.[crf]'"),
         ("--score msp --mc_dropout 5", "argument --mc_dropout: has no effect without --score"),
         ("--score mc_dropout --mc_dropout 1", "argument --mc_dropout: must be 2 or more, got 1"),
     ],

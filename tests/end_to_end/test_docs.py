@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import onnx
@@ -25,13 +26,13 @@ from torch.distributed.run import get_args_parser
 import run
 from ablate import expand, read_grid
 from argparser import parse_options, typed_flags
+from build import model_of
 from dataset import STREETHAZARDS, prepare
 from dataset.base import DatasetNotFound
-from dataset.demo import write_demo
+from dataset.demo.writer import write_demo
 from modules import build_model
 from modules.resnet import BLOCKS
 from tests.dataset import trees
-from train import model_of
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -77,7 +78,9 @@ def starts_a_program(line):
 
 def words_of(line):
     """Without comment and variables in front, with what is optional and the first of choices."""
-    words = [word.strip("[]").split("|")[0] for word in shlex.split(line, comments=True)]
+    given = shlex.split(line, comments=True)
+    extra = re.compile(r"\.\[\w+\]")
+    words = [w if extra.fullmatch(w) else w.strip("[]").split("|")[0] for w in given]
     while ASSIGNMENT.fullmatch(words[0]):
         words = words[1:]
     return tuple(words)
@@ -162,14 +165,18 @@ def check_parser(start, words):
 
 
 def check_packages(words):
-    """`pip install -r FILE`, or packages that one of the requirement files pins."""
+    """`pip install -e .` and an extra of the project, or packages that pyproject.toml pins."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert words[0] == "install"
-    if words[1] == "-r":
-        assert (REPOSITORY / words[2]).is_file(), f"{words[2]} does not exist"
+    if words[1] == "-e":
+        extra = re.fullmatch(r"\.(?:\[(\w+)\])?", words[2])
+        assert extra, words[2]
+        assert extra[1] in (None, *project["optional-dependencies"])
         return
-    pinned = "".join(path.read_text() for path in REPOSITORY.glob("requirements*.txt"))
+    extras = project["optional-dependencies"].values()
+    pinned = {one.split("==")[0] for one in chain(project["dependencies"], *extras)}
     for name in words[1:]:
-        assert re.search(rf"^{name}==", pinned, re.MULTILINE), f"{name} is in no requirements file"
+        assert name in pinned, f"pyproject.toml does not know {name}"
 
 
 def check_tests(words):
