@@ -13,7 +13,6 @@ from argparser import Options
 from build import evaluation_loader_of
 from dataset import IGNORE_INDEX, DatasetInfo, EvaluationSample, Split, reader_of
 from dataset.skipped import SkippedFiles
-from metrics.comparison import ScoreComparison
 from metrics.evaluation import AnomalyEvaluation
 from metrics.segmentation import ConfusionMatrix, segmentation_scores
 from modules import SegmentationModel
@@ -121,7 +120,7 @@ class Evaluator:
         self._load_tested_weights()
         loader = self._evaluation_loader("test", options.multi_scala)
         scorer = self._scorer(options.scores)
-        comparison = ScoreComparison(options.scores, self._empty_evaluation)
+        evaluation = self._empty_evaluation(scorer)
         pictures = options.log_folder / "pictures" if options.visualize else None
         panels = Panels(_images_of(loader), options.sample_num, self.info, pictures)
         extremes = Extremes(
@@ -131,36 +130,39 @@ class Evaluator:
         for sample in self._progress(loader, "test"):
             size = sample.label.shape
             evidence = scorer.look(sample.images, size, sample.picture, sample.index)
-            prediction, maps = evidence.prediction, scorer.maps(evidence)
-            comparison.update(sample.index, sample.name, maps, prediction, sample.label)
-            headline_score = maps[options.scores[0]]
-            metrics = comparison.headline.records[-1].metrics
+            prediction, parts = evidence.prediction, scorer.parts(evidence)
+            maps = scorer.maps_from(parts, size)
+            evaluation.update(sample.index, sample.name, maps, prediction, sample.label, parts)
+            headline_score = maps[evaluation.headline]
+            metrics = evaluation.records[-1].metrics.get(evaluation.headline)
             extremes.offer(sample, prediction, headline_score, metrics)
             if panels.wants(sample.index):
                 panels.add(sample, prediction, headline_score)
-        comparison.all_reduce()
-        if not comparison.headline.records:
+        evaluation.all_reduce()
+        if not evaluation.records:
             raise reader_of(loader).nothing_readable()
-        results = comparison.results() | {
+        results = evaluation.results() | {
             "skipped_files": self.skipped.gather("test"),
             "options": options.to_dict(),
         }
         panels.log(self.logger, "test", step)
         extremes.log(self.logger, "test", step)
         if self.process.is_main:
-            self._log_curves(results, comparison, step)
+            self._log_curves(results, evaluation, step)
             self._log_prototypes(step)
-            matrix = comparison.headline.confusion.matrix
+            matrix = evaluation.confusion.matrix
             folder = options.log_folder
             report_results(self.logger, folder, results, matrix, self.info, step)
         return results
 
-    def _log_curves(self, results: dict[str, Any], comparison: ScoreComparison, step: int) -> None:
-        """Figures and curves of every score, those of the headline under the plain tag."""
-        for name, evaluation in comparison.evaluations.items():
-            tag = "test" if evaluation is comparison.headline else f"test {name}"
+    def _log_curves(
+        self, results: dict[str, Any], evaluation: AnomalyEvaluation, step: int
+    ) -> None:
+        """Metrics and curves of every score, those of the headline under the plain tag."""
+        for name, pooled in evaluation.counts.items():
+            tag = "test" if name == evaluation.headline else f"test {name}"
             figures = results | results["scores"][name]
-            log_anomaly_figures(self.logger, tag, figures, evaluation.pooled, step)
+            log_anomaly_figures(self.logger, tag, figures, pooled, step)
 
     def _log_prototypes(self, step: int) -> None:
         if self.options.classifier == "cosine":
@@ -168,7 +170,7 @@ class Evaluator:
             names = self.info.class_names
             log_prototypes(self.logger, "prototypes", prototypes, names, step)
 
-    def _empty_evaluation(self) -> AnomalyEvaluation:
+    def _empty_evaluation(self, scorer: Scorer) -> AnomalyEvaluation:
         min_predicted_size, min_true_size = self.info.component_sizes
         return AnomalyEvaluation(
             self.options.num_classes,
@@ -176,9 +178,11 @@ class Evaluator:
             IGNORE_INDEX,
             self.info.class_indices(self.options.ignore_classes),
             self.process.device,
+            scores=scorer.names,
             class_names=self.info.class_names,
             min_predicted_size=min_predicted_size,
             min_true_size=min_true_size,
+            map_of=lambda name, parts, size: scorer.maps_from({name: parts}, size)[name],
         )
 
     def _scorer(self, names: Sequence[str]) -> Scorer:

@@ -38,9 +38,7 @@ class PooledMetrics:
     @property
     def largest_bound(self) -> float:
         """The largest of the four metrics' bounds."""
-        return max(
-            self.auroc_bound, self.aupr_bound, self.fpr95_bound, self.fpr_at_recall_95_bound
-        )
+        return max(self.auroc_bound, self.aupr_bound, self.fpr95_bound, self.fpr_at_recall_95_bound)
 
     @property
     def is_sharp(self) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metrics.anomaly import Array, to_numpy, with_all_digits
+from metrics.anomaly import Array, with_all_digits
 from metrics.curve import LARGEST_ERROR, BinCurve, PooledMetrics, ThresholdCurve
 from metrics.float_keys import KEY_OF_LARGEST, lowest_scores, ordered_keys
 from metrics.reduction import all_reduce
@@ -180,9 +180,9 @@ class BinnedScores(ABC):
         squeeze all others into one bucket.
         """
         counts = self.counts()
-        if not counts.size or not counts.sum(axis=1).all():
+        if not self.normal or not self.anomalous:
             return None
-        held = counts.any(axis=0).nonzero()[0]
+        held = counts.sum(axis=0).nonzero()[0]
         below = [np.append(0, kind[held].cumsum()) for kind in counts]
         outer = [np.searchsorted(kind[1:], kind[-1] * np.array([0.001, 0.999])) for kind in below]
         lowest = self.intervals(held)[0].astype(np.float64)
@@ -499,7 +499,9 @@ class RefinedCounts(BinnedScores):
         if self.has_wide_integers:
             ranks = scores.astype(np.int64)
             if not np.array_equal(ranks, scores):
-                raise ValueError("integer scores beyond 2^53 and fractions can't be ranked together")
+                raise ValueError(
+                    "integer scores beyond 2^53 and fractions can't be ranked together"
+                )
             return ranks
         bits = (scores.astype(np.float64) + 0.0).view(np.int64)  # + 0.0: one zero alone
         return bits ^ (bits >> 63 & _ALL_BUT_SIGN)
@@ -555,7 +557,7 @@ def sharpened(
 def _blocks(anomalous: Array, normal: Array) -> Iterator[tuple[int, np.ndarray]]:
     """(0, normal scores) and (1, anomalous ones) in parts that fit into the cache."""
     for row, scores in enumerate((normal, anomalous)):
-        scores = with_all_digits(to_numpy(scores))
+        scores = with_all_digits(scores)
         for start in range(0, len(scores), _BLOCK):
             yield row, scores[start : start + _BLOCK]
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tracemalloc
+import warnings
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,9 +13,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import precision_recall_curve, roc_curve
+from sklearn.metrics import (
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 
-from metrics import PooledCounts, image_anomaly_metrics, populations
+from metrics import InvalidScores, PooledCounts, image_anomaly_metrics, populations
 from metrics.float_keys import lowest_scores, ordered_keys
 from metrics.pooled import sharpened
 
@@ -174,6 +180,108 @@ def test_a_second_pass_takes_the_scores_of_the_first_only(other):
     with pytest.raises(ValueError, match="first pass"):  # noqa: PT012
         refined.update(np.array([0.9, other]), np.array([0.8, other]))
         refined.all_reduce()
+
+
+# From values that are about standard normal: scores that bins of float32 can't tell apart.
+HARD = {
+    "saturated": lambda z: np.minimum(sigmoid(3 * z), 0.9).astype(np.float32),
+    "plateau": lambda z: np.where(np.abs(z) < 0.4, 0.5 + z.round(1) * 2e-7, z).astype(np.float32),
+    "plateau of float64": lambda z: np.where(np.abs(z) < 0.4, 0.5 + 2e-9 * z, z),
+    "close": lambda z: 0.7 + 1e-13 * z,
+    "close and tied": lambda z: 1e6 + z.round(1) * 1e-8,
+    "close below zero": lambda z: -1 - 1e-12 * np.exp(z),
+    "least float64": lambda z: 5e-324 * (20 * z).round(),
+    "greatest float64": lambda z: 1e307 * z,
+    "8 bits": lambda z: (128 + 30 * z).clip(0, 255).astype(np.uint8),
+    "16 bits": lambda z: (5000 * z).clip(-32768, 32767).astype(np.int16),
+    "32 bits": lambda z: (2**31 - 2 - np.abs(40 * z)).astype(np.int32),
+    "64 bits": lambda z: 2**60 + (30 * z).astype(np.int64),
+    "64 bits, all of them": lambda z: (2.0**61 * z.clip(-3.9, 3.9)).astype(np.int64),
+}
+
+
+def exact_metrics(scores, is_anomaly):
+    """scikit-learn's on the raw scores; of 64-bit integers, which it rounds, on their ranks."""
+    values = np.unique(scores)
+    rank = np.searchsorted(values, scores)
+    seen = rank if values.dtype.kind in "iu" or values[-1] - values[0] < 1e-300 else scores
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # it adds up huge scores
+        auroc = roc_auc_score(is_anomaly, seen)
+        aupr = average_precision_score(is_anomaly, seen)
+        false, recall, _ = roc_curve(is_anomaly, rank, drop_intermediate=False)
+    # The thresholds by counting, over the distinct scores from the highest down.
+    falling = values[::-1]
+    hits, all_called = (
+        np.cumsum(np.bincount(ranks, minlength=len(values))[::-1])
+        for ranks in (rank[is_anomaly], rank)
+    )
+    positives = hits[-1]
+    at_95 = np.argmax(20 * hits >= 19 * positives)
+    best_f1 = np.argmax(hits / (positives + all_called))
+    return {
+        "auroc": auroc,
+        "aupr": aupr,
+        "fpr95": image_anomaly_metrics(scores, is_anomaly).fpr95,
+        "fpr_at_recall_95": false[np.argmax(20 * np.round(recall * positives) >= 19 * positives)],
+        "recall_95_threshold": falling[at_95].item(),
+        "best_f1_threshold": falling[best_f1].item(),
+    }
+
+
+def assert_within_bounds(metrics, exact):
+    for name, value in exact.items():
+        error = abs(getattr(metrics, name) - value)
+        assert error <= getattr(metrics, f"{name}_bound") + 1e-12 * ("threshold" not in name), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(HARD)), st.floats(0.01, 0.6))
+def test_every_metric_and_threshold_is_within_its_bound_and_then_sharp(seed, kind, base_rate):
+    rng = np.random.default_rng(seed)
+    is_anomaly = rng.random(2000) < base_rate
+    is_anomaly[:2] = True, False
+    scores = HARD[kind](rng.normal(size=is_anomaly.size) + is_anomaly)
+    exact = exact_metrics(scores, is_anomaly)
+    counts = count(scores, is_anomaly, max_bins=1 << 16)
+    assert_within_bounds(counts.metrics(), exact)
+    kinds = populations(scores, is_anomaly)
+    metrics = sharpened(counts, lambda: [kinds]).metrics()
+    assert_within_bounds(metrics, exact)
+    assert metrics.is_sharp
+    for name in ("fpr95", "fpr_at_recall_95", "recall_95_threshold", "best_f1_threshold"):
+        assert getattr(metrics, name) == exact[name], name
+
+
+def test_a_plateau_of_a_third_of_the_normal_pixels():
+    """All within 2e-7 around the threshold: one pass may be off by half, and says so."""
+    rng = np.random.default_rng(0)
+    plateau = np.float32(0.3) + np.arange(8, dtype=np.float32) * np.float32(3e-8)
+    normal = np.r_[rng.choice(plateau, 100_000), rng.random(200_000) ** 4].astype(np.float32)
+    anomalous = np.r_[rng.choice(plateau, 1000), 0.3 + 0.7 * rng.random(9_000)].astype(np.float32)
+    scores, is_anomaly = np.r_[normal, anomalous], np.arange(310_000) >= 300_000
+    counts = count(scores, is_anomaly, max_bins=1 << 16)
+    exact = exact_metrics(scores, is_anomaly)["fpr_at_recall_95"]
+    first = counts.metrics()
+    assert first.fpr_at_recall_95 - exact > 0.1
+    assert first.fpr_at_recall_95 - exact <= first.fpr_at_recall_95_bound <= first.largest_bound
+    sharp = sharpened(counts, lambda: [(anomalous, normal)]).metrics()
+    assert (sharp.fpr_at_recall_95, sharp.fpr_at_recall_95_bound) == (exact, 0)
+
+
+def test_integers_beyond_2_to_the_53_and_fractions_have_no_common_rank():
+    kinds = [(np.array([2**60]), np.zeros(0)), (0.5 + np.array([1e-9, 3e-9]), np.array([0.5]))]
+    counts = PooledCounts()
+    for anomalous, normal in kinds:
+        counts.update(anomalous, normal)
+    with pytest.raises(ValueError, match="fractions"):
+        sharpened(counts, lambda: kinds)
+
+
+def test_scores_that_no_type_holds_are_refused():
+    for scores, words in ((np.array([2**63], np.uint64), "2\\^63"), (np.ones(1, "g"), "float64")):
+        with pytest.raises(InvalidScores, match=words):
+            PooledCounts().update(scores, scores)
 
 
 @settings(max_examples=150, deadline=None)
@@ -412,6 +520,21 @@ def test_threshold_at_a_false_positive_rate_is_the_quantile(fpr, decimals):
     assert (scores >= np.float32(threshold)).mean() <= fpr
     below = scores[scores < np.float32(threshold)].max()
     assert (scores >= below).mean() > fpr - 1e-3  # a bin holds a few scores
+
+
+def test_threshold_at_a_false_positive_rate_within_a_plateau():
+    """A third of the pixels within 2e-7: one pass must leave all of them out."""
+    rng = np.random.default_rng(0)
+    plateau = np.float32(0.9) + np.arange(4, dtype=np.float32) * np.float32(6e-8)
+    scores = np.r_[rng.choice(plateau, 1000), rng.random(2000).astype(np.float32)]
+    counts = PooledCounts(max_bins=1 << 16)
+    counts.update(scores[:0], scores)
+    assert (scores >= np.float32(counts.threshold_at_fpr(0.2))).mean() < 0.1
+    counts = sharpened(counts, lambda: [(scores[:0], scores)], fpr=0.2)
+    threshold = counts.threshold_at_fpr(0.2)
+    values, pixels = np.unique(scores, return_counts=True)
+    reached = pixels[::-1].cumsum()[::-1]
+    assert threshold == values[np.argmax(reached <= 0.2 * scores.size)]
 
 
 def test_threshold_of_a_score_that_too_many_share_lies_above_it():
