@@ -1,7 +1,7 @@
 """A trained network on the user's own pictures, and as an ONNX file."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
