@@ -390,7 +390,15 @@ class AnomalyEvaluation:
 
     def _masks(self, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(is_anomaly, valid), both (H, W) bool; anomalous pixels are valid."""
-        return self._is_anomaly.take(label), self._is_valid.take(label)
+        return _of_labels(self._is_anomaly, label), _of_labels(self._is_valid, label)
+
+
+def _of_labels(facts: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """(256,) bool of each label -> bool in the shape of the labels."""
+    if label.dtype != np.uint8:
+        return facts.take(label)
+    content = label.tobytes().translate(facts.tobytes())  # five times as fast as take
+    return np.frombuffer(content, bool).reshape(label.shape)
 
 
 def _in_own_type(scores: Array) -> np.ndarray:

@@ -15,6 +15,7 @@ in the scores' own precision.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -449,9 +450,15 @@ class RefinedCounts(BinnedScores):
 
     def counts(self) -> np.ndarray:
         """(2, bins) normal and anomalous pixels."""
+        return self._all_counts
+
+    @cached_property
+    def _all_counts(self) -> np.ndarray:
+        """(2, bins), once all pixels were counted."""
+        is_piece = np.repeat(self._is_cut, np.diff(np.append(self._first, self._size)))
         counts = np.empty((2, self._size), np.int64)
-        counts[:, self._is_piece] = self._counts
-        counts[:, ~self._is_piece] = self._coarse.counts()[:, ~self._is_cut]
+        counts[:, is_piece] = self._counts
+        counts[:, ~is_piece] = self._coarse.counts()[:, ~self._is_cut]
         return counts
 
     def intervals(self, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -485,11 +492,6 @@ class RefinedCounts(BinnedScores):
     def next_above(self, score: float) -> float:
         """The least score above `score` in the precision of the scores."""
         return self._coarse.next_above(score)
-
-    @property
-    def _is_piece(self) -> np.ndarray:
-        """(bins,) whether each is a piece of a bin of `coarse`."""
-        return np.repeat(self._is_cut, np.diff(np.append(self._first, self._size)))
 
     def _ranks(self, scores: np.ndarray) -> np.ndarray:
         """int64 in the order of the scores, one for each: of a float64 its bit pattern.
