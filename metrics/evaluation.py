@@ -1,7 +1,7 @@
 """The state that a test fills image by image, and its results under every protocol."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,18 +47,17 @@ _OF_A_SCORE = ("AUROC", "AUPR", "FPR95", "constant_score_maps", "protocols")
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What is kept of one image.
+    """What is kept of one image; `metrics` is None where it holds one kind of pixel only.
 
-    metrics: by score; empty where the image holds one kind of pixel only. constant: the scores
-    whose map is constant.
+    size: (height, width) of its label, at which it was measured.
     """
 
     index: int
     name: str
+    metrics: AnomalyMetrics | None
     base_rate: float
-    has_prediction: bool
-    metrics: Mapping[str, AnomalyMetrics]
-    constant: Sequence[str]
+    is_constant: bool
+    size: tuple[int, int]
 
 
 @dataclass
@@ -92,6 +91,8 @@ class AnomalyEvaluation:
         class_names: for the results; a class without a name goes by its index.
         min_predicted_size, min_true_size: see `match_components`; the defaults are those of
             SegmentMeIfYouCan's anomaly track.
+        at_input_size: labels and maps have the size of the network's input, not of the label file;
+            for the rules of the protocols.
         reread: gives the maps of the image of an index once more, for a single score.
         map_of: computes a score's map from its parts, the same bits each time.
         spool_folder: where the temporary file goes; the system's place for such files if None.
@@ -120,6 +121,7 @@ class AnomalyEvaluation:
         class_names: Sequence[str] = (),
         min_predicted_size: int = 500,
         min_true_size: int = 100,
+        at_input_size: bool = False,
         reread: Callable[[int], Maps] | None = None,
         map_of: MapOf | None = None,
         spool_folder: Path | None = None,
@@ -129,6 +131,7 @@ class AnomalyEvaluation:
         names = dict(enumerate(class_names))
         self.ignored_classes = [names.get(index, str(index)) for index in ignore_classes]
         self.min_sizes = min_predicted_size, min_true_size
+        self.at_input_size = at_input_size
         labels = np.arange(256)
         self._is_valid = (labels != ignore_index) & ~np.isin(labels, ignore_classes)
         self._is_anomaly = (labels >= anomaly_index) & self._is_valid
@@ -136,7 +139,8 @@ class AnomalyEvaluation:
         self._has_names = bool(scores)
         self.scores = tuple(scores) or (ONLY_SCORE,)
         self.counts: dict[str, BinnedScores] = {name: PooledCounts() for name in self.scores}
-        self.records: list[ImageRecord] = []
+        self.records_of: dict[str, list[ImageRecord]] = {name: [] for name in self.scores}
+        self._has_prediction: list[bool] = []
         self._reread, self._map_of = reread, map_of
         self._spool = None if reread else Spool(spool_folder)
         self._spool_errors: list[str] = []
@@ -146,6 +150,11 @@ class AnomalyEvaluation:
     def headline(self) -> str:
         """The first score."""
         return self.scores[0]
+
+    @property
+    def records(self) -> list[ImageRecord]:
+        """The images under the first score; `records_of` has those of each."""
+        return self.records_of[self.headline]
 
     @property
     def pooled(self) -> BinnedScores:
@@ -181,19 +190,10 @@ class AnomalyEvaluation:
             kinds = {score: populations(maps[score], *masks) for score in self.scores}
         except InvalidScores as error:
             raise InvalidScores(f"{name}: {error}") from error
-        anomalous, normal = (len(kind) for kind in kinds[self.headline])
-        has_both = bool(anomalous and normal)
-        record = ImageRecord(
-            index,
-            name,
-            anomalous / max(anomalous + normal, 1),
-            prediction is not None,
-            {score: ranking_metrics(*kinds[score]) for score in self.scores if has_both},
-            [score for score in self.scores if _is_constant(kinds[score])],
-        )
-        self.records.append(record)
-        for score in self.scores:
-            self.counts[score].update(*kinds[score])
+        for score, own in kinds.items():
+            self.records_of[score].append(_record(index, name, own, label))
+            self.counts[score].update(*own)
+        self._has_prediction.append(prediction is not None)
         if prediction is not None:
             device = self.confusion.matrix.device
             self.confusion.update(
@@ -212,7 +212,9 @@ class AnomalyEvaluation:
         self.confusion.all_reduce(group)
         self._spool_errors = all_gather(self._spool_errors, group)
         self._look_again(group)
-        self.records = all_gather(self.records, group)
+        self._has_prediction = all_gather(self._has_prediction, group)
+        for score, records in self.records_of.items():
+            self.records_of[score] = all_gather(records, group)
 
     def results(self) -> dict[str, Any]:
         """All metrics: AUROC, AUPR and FPR95 in percent, segmentation scores as fractions.
@@ -228,20 +230,24 @@ class AnomalyEvaluation:
         """
         if self._thresholded is None:
             self._look_again()
-        records = sorted(self.records, key=lambda record: record.index)
-        if len({record.index for record in records}) < len(records):
+        if len({record.index for record in self.records}) < len(self.records):
             raise ValueError("an image was counted twice: every index may come once")
-        found = {score: self._results_of(score, records) for score in self.scores}
+        found = {score: self._results_of(score) for score in self.scores}
         results = found[self.headline]
         if not self._has_names:
             return results
         own = {score: {key: one[key] for key in _OF_A_SCORE} for score, one in found.items()}
         return {**results, "score": self.headline, "scores": own}
 
-    def _results_of(self, score: str, records: Sequence[ImageRecord]) -> dict[str, Any]:
-        scored = [record for record in records if record.metrics]
+    def _results_of(self, score: str) -> dict[str, Any]:
+        records = sorted(self.records_of[score], key=lambda record: record.index)
+        scored = [record for record in records if record.metrics is not None]
         base_rate = protocols.mean([record.base_rate for record in scored])
-        all_protocols = self._protocols(score, records, base_rate)
+        size = protocols.measured_size({record.size for record in records}, self.at_input_size)
+        all_protocols = {
+            name: replace(protocol, rule=f"{protocol.rule}; measured at {size}")
+            for name, protocol in self._protocols(score, records, base_rate).items()
+        }
         headline = all_protocols["per image"]
         ignored = ", ".join(self.ignored_classes) or "none"
         return {
@@ -252,7 +258,8 @@ class AnomalyEvaluation:
             "images_skipped": len(records) - len(scored),
             "anomaly_base_rate": base_rate,
             "anomaly_base_rate_pooled": self.counts[score].base_rate,
-            "constant_score_maps": [one.name for one in records if score in one.constant],
+            "measured_at": size,
+            "constant_score_maps": [record.name for record in records if record.is_constant],
             "protocol": f"per image: {headline.rule}; ignored classes: {ignored}",
             "protocols": {name: asdict(protocol) for name, protocol in all_protocols.items()},
         }
@@ -264,10 +271,10 @@ class AnomalyEvaluation:
         ignored, counts = self.ignored_classes, self.counts[score]
         pooled, thresholded = counts.metrics(), self._thresholded.get(score)
         matches = sorted(thresholded.matches, key=lambda pair: pair[0]) if thresholded else []
-        has_open_set = thresholded and all(record.has_prediction for record in records)
+        has_open_set = thresholded and all(self._has_prediction)
         return {
             "per image": protocols.per_image(
-                [record.metrics[score] for record in records if record.metrics], base_rate, ignored
+                [record.metrics for record in records if record.metrics], base_rate, ignored
             ),
             "pooled": protocols.pooled(pooled, counts.base_rate, ignored),
             "components": protocols.components(
@@ -391,6 +398,14 @@ class AnomalyEvaluation:
     def _masks(self, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(is_anomaly, valid), both (H, W) bool; anomalous pixels are valid."""
         return _of_labels(self._is_anomaly, label), _of_labels(self._is_valid, label)
+
+
+def _record(index: int, name: str, kinds: tuple[Array, Array], label: np.ndarray) -> ImageRecord:
+    """Of an image's (anomalous, normal) scores."""
+    anomalous, normal = (len(kind) for kind in kinds)
+    metrics = ranking_metrics(*kinds) if anomalous and normal else None
+    base_rate, (height, width) = anomalous / max(anomalous + normal, 1), label.shape
+    return ImageRecord(index, name, metrics, base_rate, _is_constant(kinds), (height, width))
 
 
 def _of_labels(facts: np.ndarray, label: np.ndarray) -> np.ndarray:

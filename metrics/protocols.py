@@ -1,7 +1,7 @@
 """The protocols under which anomaly segmentation is published, each with its figures and rule."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from statistics import stdev
 
@@ -153,6 +153,15 @@ def open_set(
         threshold=threshold,
         threshold_largest_error=bound,
     )
+
+
+def measured_size(sizes: Collection[tuple[int, int]], at_input_size: bool) -> str:
+    """At which size a test was measured, in words; `sizes` are the (height, width) of its maps."""
+    whose = "the network's input, labels resized (nearest)" if at_input_size else "the label"
+    if len(sizes) != 1:
+        return f"each image's size of {whose}"
+    ((height, width),) = sizes
+    return f"{height}x{width}, the size of {whose}"
 
 
 def mean(values: Sequence[float]) -> float | None:
