@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 from dataset.description import UNKNOWN_INDEX, DatasetInfo, UnknownClass
 from dataset.registry import DATASETS, TRAINING_SETS, describe
-from errors import PansError
 from modules.scores import ALL, DROPOUT_PASSES, SCORES, Score, resolve
+from utils.errors import PansError
 
 RECIPE: dict[str, Any] = {
     "dataset": "streethazards",

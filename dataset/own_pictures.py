@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from dataset.loaders import worker_options
 from dataset.pictures import is_colour_of_8_bits, mode_in_file
 from dataset.transforms import LARGEST_SCALE, TEST_SCALES, byte_tensor, scaled_images
-from errors import PansError
+from utils.errors import PansError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")

@@ -8,7 +8,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from dataset.description import DatasetInfo
-from errors import PansError
+from utils.errors import PansError
 
 # Pillow hands some other formats to outside programs.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from dataset import STREETHAZARDS
-from errors import PansError
 from metrics import AnomalyEvaluation, InvalidScores
 from metrics.evaluate import CLASS_NAMES, evaluate, main, parse_arguments
+from utils.errors import PansError
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGES = ("t5/1", "t5/10", "t6/1")

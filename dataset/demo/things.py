@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from dataset.painter import (
+from dataset.demo.painter import (
     Array,
     Material,
     Noise,

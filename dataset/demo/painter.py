@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from dataset.streethazards import STREETHAZARDS
+from dataset.readers.streethazards import STREETHAZARDS
 
 SUPERSAMPLING = 2
 RAW = {name: index + 1 for index, name in enumerate(STREETHAZARDS.class_names)}

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from metrics import PooledCounts, PooledMetrics, ScoreHistogram, ThresholdCurve
 from metrics.report import every_figure, markdown_table
-from utils.logger import Logger
-from utils.visualize import class_matrix_figure
+from report.logger import Logger
+from report.visualize import class_matrix_figure
 
 _PR_PLUGIN_POINTS = 127  # the most that the plugin's own summaries have
 _FONT_SIZE = 15

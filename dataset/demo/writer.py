@@ -1,13 +1,12 @@
 """Write a small procedural data set in the layout of StreetHazards: `python -m dataset.demo`.
 
-The pictures come from `dataset.scene`; scene i of a split is a function of (seed, split, i) alone.
+Pictures come from `dataset.demo.scene`; scene i of a split depends on (seed, split, i) alone.
 """
 
 import argparse
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -18,9 +17,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dataset.demo.scene import draw_scene
 from dataset.loaders import worker_count
-from dataset.scene import draw_scene
-from errors import PansError, exit_code
+from utils.errors import PansError, exit_code
 
 FOLDER = "StreetHazards"
 STAMP = "demo.json"
@@ -195,7 +194,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse_arguments(arguments)
     return exit_code(lambda: print(f"demo data: {write_demo(**vars(options))}"))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from metrics import AnomalyEvaluation, PooledCounts
 from metrics.report import every_figure, markdown_table, write_results
-from utils.curves import (
+from report.curves import (
     log_anomaly_figures,
     log_prototypes,
     precision_recall_figure,
@@ -21,8 +21,8 @@ from utils.curves import (
     roc_figure,
     score_histogram_figure,
 )
-from utils.logger import Logger
-from utils.visualize import render
+from report.logger import Logger
+from report.visualize import render
 
 
 def evaluated(predicted=True, anomalous=True):

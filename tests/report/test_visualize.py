@@ -4,8 +4,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-from dataset.streethazards import STREETHAZARDS
-from utils.visualize import (
+from dataset.readers.streethazards import STREETHAZARDS
+from report.visualize import (
     class_iou_figure,
     colorize,
     confusion_matrix_figure,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
 from modules.abn import EPS
-from modules.weights import WeightsError
+from utils.weight_files import WeightsError
 
 # The recipe that torchvision's own segmentation networks start from.
 VERSION = "IMAGENET1K_V1"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from errors import PansError
-from modules.folding import fold_norms
+from modules.inference.folding import fold_norms
 from modules.scores import Evidence, Score
 from modules.segmentation import SegmentationModel
+from utils.errors import PansError
 
 NEEDED_PACKAGES = ("onnx", "onnxscript")
 SMALLEST_SIDE = 8

@@ -14,7 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from dataset import DatasetInfo
 from metrics import ThresholdCurve
-from utils.visualize import Picture, class_iou_figure, confusion_matrix_figure, render
+from report.visualize import Picture, class_iou_figure, confusion_matrix_figure, render
 
 _TEST_FILE = ".test"
 """End of the name of the event file that holds the points of a test."""

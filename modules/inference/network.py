@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from modules.folding import fold_norms
+from modules.inference.folding import fold_norms
+from modules.inference.winograd import use_winograd
 from modules.pyramid import DROPOUT, HEAD_CHANNELS
 from modules.segmentation import SegmentationModel
-from modules.winograd import use_winograd
 
 
 def dropout_masks(passes: int, channels: int, rate: float, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dataset import DatasetInfo
 from metrics.report import markdown_run, write_results
-from utils.logger import Logger
+from report.logger import Logger
 
 CHARTS = {
     "training": {

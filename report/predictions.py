@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
 from dataset import DatasetInfo
-from errors import PansError
-from utils.visualize import Picture, colorize, heat_map, overlay
+from report.visualize import Picture, colorize, heat_map, overlay
+from utils.errors import PansError
 
 _CELL = (320, 200)  # of a panel: width, height
 _CAPTION_HEIGHT = 14

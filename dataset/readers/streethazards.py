@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dataset.base import SampleFiles, SegmentationDataset, find_first
 from dataset.description import IGNORE_INDEX, DatasetInfo, Split
-from dataset.odgt import read_list
+from dataset.readers.odgt import read_list
 
 LISTS: dict[Split, tuple[str, ...]] = {
     "train": ("train/train.odgt",),

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
-from dataset import EvaluationSample, reader_of
-from modules.inference import Inference
-from modules.scores import MaxLogitStatistics, max_logit_sums, statistics_of
+from modules.inference.network import Inference
+from modules.scores.statistics import MaxLogitStatistics, max_logit_sums, statistics_of
 from utils.distributed import Process, gather_objects
 from utils.progress import ProgressBar
 
@@ -24,7 +22,7 @@ def statistics_path(checkpoint: Path) -> Path:
 
 def training_statistics(
     inference: Inference,
-    loader: DataLoader[EvaluationSample],
+    loader: Any,
     process: Process,
     checkpoint: Path,
     settings: Any,
@@ -34,14 +32,14 @@ def training_statistics(
     Every process calls this function, and all get the same statistics, whatever their number.
 
     Args:
-        loader: this process's share of the training images.
+        loader: of `dataset`, with this process's share of the training images.
         checkpoint: the weights' file; statistics of other weights are replaced.
         settings: how the images are looked at, in types that JSON takes; as for the weights.
     """
     path, key = statistics_path(checkpoint), ""
     kept = None
     if process.is_main:
-        pictures = reader_of(loader).pictures
+        pictures = loader.dataset.reader.pictures
         files = [(name, *_version(pictures.folder / name)) for name in pictures.names]
         key = _key(checkpoint, files, settings)
         kept = _read(path, key)
@@ -52,7 +50,7 @@ def training_statistics(
     own = [(sample.index, max_logit_sums(inference.logits(sample.images))) for sample in progress]
     gathered = [pair for pairs in gather_objects(own) for pair in pairs]
     if not gathered:
-        raise reader_of(loader).nothing_readable()
+        raise loader.dataset.reader.nothing_readable()
     # Added up in the order of the images, so that rounding does not depend on who saw which.
     sums = torch.stack([found for _, found in sorted(gathered, key=lambda pair: pair[0])]).sum(0)
     statistics = statistics_of(sums)

@@ -14,8 +14,8 @@ import torch
 from numpy._core.multiarray import scalar
 from torch import Tensor
 
-from errors import PansError
-from modules.seal import seal_is_broken
+from utils.errors import PansError
+from utils.seal import seal_is_broken
 
 _MODEL_KEYS = ("model_state", "model_state_dict", "state_dict", "model")
 

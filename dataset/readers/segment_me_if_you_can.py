@@ -16,8 +16,8 @@ from pathlib import Path
 
 from dataset.base import DatasetNotFound, SampleFiles, SegmentationDataset, find_first
 from dataset.description import IGNORE_INDEX, NORMAL_INDEX, UNKNOWN_INDEX, Split
-from dataset.evaluation_only import evaluation_only
 from dataset.pictures import BadSample
+from dataset.readers.evaluation_only import evaluation_only
 
 SUFFIX = "_labels_semantic.png"
 _INDEX_OF = {0: NORMAL_INDEX, 1: UNKNOWN_INDEX, 255: IGNORE_INDEX}

@@ -12,8 +12,8 @@ from tensorboard.util.tensor_util import make_ndarray
 from argparser import parse_options
 from dataset import STREETHAZARDS
 from metrics import ThresholdCurve
-from utils.logger import Logger
-from utils.visualize import confusion_matrix_figure, render
+from report.logger import Logger
+from report.visualize import confusion_matrix_figure, render
 
 
 def read(folder: Path) -> EventAccumulator:

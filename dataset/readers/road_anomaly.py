@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 
 from dataset.base import SampleFiles, SegmentationDataset, find_first
 from dataset.description import IGNORE_INDEX, NORMAL_INDEX, UNKNOWN_INDEX, Split
-from dataset.evaluation_only import evaluation_only
-from dataset.odgt import leaves_folder
 from dataset.pictures import BadSample
+from dataset.readers.evaluation_only import evaluation_only
+from dataset.readers.odgt import leaves_folder
 
 
 class RoadAnomaly(SegmentationDataset):

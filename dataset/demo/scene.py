@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.painter import (
+from dataset.demo.painter import (
     RAW,
     SUPERSAMPLING,
     Array,
@@ -25,7 +25,7 @@ from dataset.painter import (
     rectangle,
     rgb,
 )
-from dataset.things import (
+from dataset.demo.things import (
     LEAVES,
     WHITE,
     crispness,

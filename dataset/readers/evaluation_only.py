@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from dataset.description import UNKNOWN_INDEX, DatasetInfo
-from dataset.streethazards import STREETHAZARDS
+from dataset.readers.streethazards import STREETHAZARDS
 
 
 def evaluation_only(name: str, index_of: Mapping[int, int], label_meaning: str) -> DatasetInfo:

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dataset import EvaluationSample
 from metrics import AnomalyMetrics
-from utils.extremes import Extremes
-from utils.logger import Logger
+from report.extremes import Extremes
+from report.logger import Logger
 
 SHOWN, IMAGES = 2, 23
 
