@@ -251,7 +251,11 @@ def _changed_flags(checkpoint: Mapping[str, Any], path: Path, options: Options) 
     return [
         f"--{name} {saved[name]} there, {value} here"
         for name, value in own.items()
-        if name in saved and name not in free and saved[name] != value
+        if name in saved
+        and name not in free
+        and saved[name] != value
+        # Older checkpoints do not tell which precision the device's own choice was.
+        and (name, saved[name]) != ("precision", None)
     ]
 
 
@@ -286,8 +290,9 @@ def load_training_state(
         momentum = checkpoint["optimizer_state"]["state"]
         optimizer.load_state_dict({**optimizer.state_dict(), "state": momentum})
         for parameter, state in optimizer.state.items():
-            for value in state.values():
-                value.view_as(parameter)
+            for name, value in state.items():
+                # In the layout of the parameter, which another device may have had otherwise.
+                state[name] = torch.empty_like(parameter).copy_(value.view_as(parameter))
         if len(processes) == process.world_size:
             own = processes[process.rank]
             guard.load_state_dict(own["guard"])

@@ -5,11 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from ablate import GridError, ablate
 from argparser import Options, parse_options, typed_flags
-from modules.abn import describe_norm
 from predict import export, predict, stored_flags
 from report.logger import Logger
 from report.results import log_start
@@ -25,6 +22,7 @@ from utils.distributed import (
     start_process,
 )
 from utils.errors import PansError
+from utils.gpu import allow_tf32, describe_device
 from utils.memory import keep_freed_memory
 
 
@@ -42,8 +40,7 @@ def work(options: Options) -> None:
         raise GridError("--ablate launches every run itself; give it --nproc N, not a launcher")
     if not options.plain:
         keep_freed_memory()
-        # TF32; convolutions take it by default.
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        allow_tf32()
     if options.export:
         if os.environ.get("RANK", "0") == "0":  # one file needs one process
             export(options)
@@ -58,8 +55,7 @@ def work(options: Options) -> None:
     with Logger(options.log_folder if process.is_main else None) as logger:
         trainer = Trainer(options, process, logger)
         if process.is_main:
-            print(f"{process.world_size} x {process.device.type}, {trainer.precision}")
-            print(describe_norm(options.norm_act, process.device))
+            print(f"{process.world_size} x {describe_device(process.device)}: {trainer.describe()}")
             for note in options.notes:
                 print(f"note: {note}")
         if not options.test:

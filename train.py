@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dataset import (
 )
 from dataset.skipped import SkippedFiles
 from evaluate import Evaluator
+from modules.abn import describe_norm
 from modules.loss import segmentation_loss
 from modules.scores import upsample
 from modules.weights.pretrained import backbone_weights, load_backbone
@@ -47,6 +49,7 @@ from utils.distributed import (
     sum_over_processes,
     wait_for_all,
 )
+from utils.gpu import tf32_in, timed_convolutions
 from utils.interruption import Interrupted, Interruption, command_to_continue
 from utils.progress import ProgressBar
 from utils.scheduler import go_to, make_scheduler
@@ -59,22 +62,36 @@ class Trainer:
     """One model in one process of a run: `fit` trains and validates it, `test` scores it."""
 
     def __init__(self, options: Options, process: Process, logger: Logger) -> None:
+        self.precision = options.precision or default_precision(process.device)
+        options = replace(options, precision=self.precision)  # what checkpoints and results tell
         self.options, self.process, self.logger = options, process, logger
         self.info = describe(options.dataset, options.data_root, options.trained_on)
         self.skipped = SkippedFiles()
-        self.precision = options.precision or default_precision(process.device)
         self.epoch = self.iteration = 0  # done so far
         self.best_score = -1.0  # validation mIoU
         self.last_report: dict[str, float] = {}  # that of the step just done, if it had one
         self.interruption = Interruption(options.ckpt_minutes, process.host_group)
         torch.manual_seed(options.random_seed)  # the same initial weights in every process
-        self.model = model_of(options).to(process.device)
+        self.model = model_of(options).to(process.device).to(memory_format=self.memory_format)
         torch.manual_seed(options.random_seed + process.rank)  # but not the same dropout
         self.evaluator = Evaluator(
             options, process, logger, self.info, self.model, self.precision, self.skipped
         )
 
+    def describe(self) -> str:
+        """In one line: precision, implementation of the norm, memory layout."""
+        options, device = self.options, self.process.device
+        norm = describe_norm(options.norm_act, device, self.precision, learns=not options.fix_bn)
+        layout = "channels_last" if self.memory_format is torch.channels_last else "contiguous"
+        return f"{self.precision}{tf32_in(self.precision, device)}, {norm}, {layout}"
+
     # Set-up
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of weights and maps; tensor cores of GPUs compute on channels-last data."""
+        on_gpu = self.process.device.type == "cuda"
+        return torch.channels_last if on_gpu and not self.options.plain else torch.contiguous_format
 
     def _prepare_training(self) -> None:
         """Loader, optimizer and scheduler; weights from --ckpt, from ImageNet or at random."""
@@ -131,6 +148,8 @@ class Trainer:
         if dist.is_initialized():
             self.network = DistributedDataParallel(
                 self.network,
+                # Synchronised norms have the same running statistics everywhere.
+                forward_sync_buffers=options.norm_act != "iabn_sync",
                 gradient_as_bucket_view=True,
                 static_graph=options.accumulate == 1,  # no_sync does not go with it
             )
@@ -178,7 +197,8 @@ class Trainer:
         self._prepare_training()
         with self.interruption:
             while self.epoch < options.epochs:
-                self.train_epoch()
+                with timed_convolutions(self.process.device):
+                    self.train_epoch()
                 done = self.epoch + 1
                 last = done == options.epochs
                 validated = last or done % options.val_interval == 0

@@ -46,6 +46,7 @@ class ActivatedNorm(nn.BatchNorm2d):
     def __init__(self, channels: int, slope: float) -> None:
         super().__init__(channels, eps=EPS, momentum=MOMENTUM)
         self.slope = slope
+        self.counted_together = False  # the network adds 1 to the counts of all its norms at once
 
     def effective_weight(self) -> Tensor:
         """The (C,) scale of xhat."""
@@ -55,7 +56,7 @@ class ActivatedNorm(nn.BatchNorm2d):
         """Mean and variance to read or to update in this pass: the running ones, or copies."""
         if self.training and not self.track_running_stats:
             return self.running_mean.clone(), self.running_var.clone()
-        if self.training:
+        if self.training and not self.counted_together:
             self.num_batches_tracked.add_(1)
         return self.running_mean, self.running_var
 

@@ -29,6 +29,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import USER_ERROR, PansError
 from utils.faults import known_fault, message_of, signal_and_cause
+from utils.gpu import refuse_old_gpu, usable_gpus
 from utils.interruption import (
     COMMAND_VARIABLE,
     SIGNAL_BASE,
@@ -42,6 +43,9 @@ DEFAULT_TIMEOUT = 600.0
 """Seconds that processes wait for each other."""
 
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+_host_group: Any = None
+"""Joins the CPUs of all processes, for objects that no GPU should wait for; see `start_process`."""
 
 _CLAIM = "reported-"
 """Start of the name of the file by which a process claims to be the first to report."""
@@ -79,8 +83,12 @@ def launched() -> bool:
 
 
 def default_nproc() -> int:
-    """One process per visible GPU, one on a machine without."""
-    return torch.cuda.device_count() or 1
+    """One process per visible GPU, one on a machine without.
+
+    Raises:
+        UnusableGpu: torch cannot compute on the GPUs that are here.
+    """
+    return usable_gpus() or 1
 
 
 def _read_number(environment: Mapping[str, str], name: str) -> int:
@@ -133,6 +141,7 @@ def start_process(
 
     Raises:
         LaunchError: the environment is incomplete, or there are fewer GPUs than processes.
+        UnusableGpu: torch cannot compute on this process's GPU.
     """
     if launched():
         rank, local_rank, world_size = _read_ranks(os.environ, local_rank)
@@ -140,11 +149,12 @@ def start_process(
     else:
         rank, local_rank, world_size = 0, local_rank or 0, 1
     device = torch.device("cpu")
-    if torch.cuda.is_available():
+    if usable_gpus():
         _refuse_missing_gpu(local_rank + 1)
         device = torch.device("cuda", local_rank)
+        refuse_old_gpu(device)
         torch.cuda.set_device(device)
-    host_group: Any = None
+    global _host_group
     if world_size > 1:
         on_gpu, timeout = device.type == "cuda", timedelta(seconds=timeout_seconds)
         dist.init_process_group(
@@ -155,8 +165,8 @@ def start_process(
             timeout=timeout,
             device_id=device if on_gpu else None,
         )
-        host_group = dist.new_group(backend="gloo", timeout=timeout)
-    return Process(rank, local_rank, world_size, device, host_group)
+        _host_group = dist.new_group(backend="gloo", timeout=timeout)
+    return Process(rank, local_rank, world_size, device, _host_group)
 
 
 def _refuse_stale_addresses(environment: Mapping[str, str]) -> None:
@@ -185,6 +195,8 @@ def _fresh_store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
 
 def end_process() -> None:
     """Leave the other processes; call it only where all of them do."""
+    global _host_group
+    _host_group = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -213,8 +225,13 @@ def gather_objects(value: T) -> list[T]:
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_host_group)
     return values
+
+
+def host_group() -> Any:
+    """The group of all processes' CPUs, beside that of their GPUs; None if that is the only one."""
+    return _host_group
 
 
 def from_main(process: Process, compute: Callable[[], T]) -> T:
@@ -314,8 +331,9 @@ def launch(command: Sequence[str], nproc: int) -> int:
 
     Raises:
         LaunchError: there are GPUs, but fewer than processes.
+        UnusableGpu: torch cannot compute on the GPUs that are here.
     """
-    if torch.cuda.is_available():
+    if usable_gpus():
         _refuse_missing_gpu(nproc)
     os.environ[COMMAND_VARIABLE] = typed_command(list(command))
     # torch's launcher would give every process all cores, and torchrun a single one.

@@ -150,9 +150,13 @@ def _new_tensor(tensor, data, dtype=None, **_):
     return torch.tensor(data, dtype=dtype or tensor.dtype, device=CUDA)
 
 
-def _backward(tensor, gradient=None, **kwargs):
-    # With torch functions on: activation checkpointing runs a forward pass in here.
-    return torch.autograd.backward(tensor, grad_tensors=gradient, **kwargs)
+def _backward(tensor, gradient=None, retain_graph=False, **_):
+    # Straight to the engine, so that torch functions stay on: activation checkpointing runs a
+    # forward pass in here, which needs autocast.
+    gradient = torch.ones_like(tensor) if gradient is None else gradient
+    torch.autograd.Variable._execution_engine.run_backward(
+        (tensor,), (gradient,), bool(retain_graph), False, (), True, True
+    )
 
 
 def _deepcopy(tensor, memo):
