@@ -8,7 +8,6 @@ are split on a real GPU.
 import tempfile
 from pathlib import Path
 
-
 from argparser import parse_options
 from dataset.demo import write_demo
 from modules import abn
