@@ -27,7 +27,7 @@ from report.logger import Logger
 from report.panels import Panels
 from report.results import log_segmentation, report_results
 from report.visualize import sample_panel
-from resume import notes_on_test
+from resume import describe_tested, notes_on_test
 from utils.checkpoint import load_checkpoint, load_model_state, model_state
 from utils.distributed import Process, sum_over_processes, wait_for_all
 from utils.progress import ProgressBar
@@ -101,12 +101,13 @@ class Evaluator:
         return scores["Mean IoU"]
 
     def _load_tested_weights(self) -> None:
-        """Those of --ckpt_test, or of the run's best checkpoint, once it is written."""
+        """Those of --ckpt_test, or of the run's own checkpoint, once it is written."""
         wait_for_all(self.process)
         path = self._tested_path
         checkpoint = load_checkpoint(path)
         load_model_state(self.model, model_state(checkpoint), path)
         if self.process.is_main:
+            print(describe_tested(checkpoint, path))
             for note in notes_on_test(checkpoint, path, self.options):
                 print(note)
 
@@ -126,7 +127,7 @@ class Evaluator:
         panels = Panels(_images_of(loader), options.sample_num, self.info, pictures)
         extremes = Extremes(
             min(options.sample_num, SHOWN_EXTREMES),
-            partial(sample_panel, info=self.info, columns=2),
+            partial(sample_panel, info=self.info),
         )
         for sample in self._progress(loader, "test"):
             size = sample.label.shape
@@ -142,6 +143,7 @@ class Evaluator:
         if not comparison.headline.records:
             raise reader_of(loader).nothing_readable()
         results = comparison.results() | {
+            "checkpoint": str(self._tested_path),
             "skipped_files": self.skipped.gather("test"),
             "options": options.to_dict(),
         }
@@ -179,6 +181,7 @@ class Evaluator:
             class_names=self.info.class_names,
             min_predicted_size=min_predicted_size,
             min_true_size=min_true_size,
+            at_input_size=self.options.at_input_size,
         )
 
     def _scorer(self, names: Sequence[str]) -> Scorer:
@@ -197,7 +200,7 @@ class Evaluator:
 
     @property
     def _tested_path(self) -> Path:
-        return Path(self.options.ckpt_test or self.options.best_checkpoint_path)
+        return Path(self.options.ckpt_test or self.options.tested_checkpoint_path)
 
     def _inference(self) -> Inference:
         return Inference(self.model, self.process.device, self.precision, plain=self.options.plain)
@@ -214,7 +217,7 @@ class Evaluator:
         return tensor.to(self.process.device, non_blocking=True)
 
     def _progress(self, items: Iterable[Any], name: str) -> ProgressBar:
-        return ProgressBar(items, name, disable=not self.process.is_main, dynamic_ncols=True)
+        return ProgressBar(items, name, shown=self.process.is_main)
 
 
 def _images_of(loader: DataLoader[EvaluationSample]) -> int:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from argparser import Options
-from build import default_precision, evaluation_loader_of, model_of
+from build import evaluation_loader_of, model_of
 from dataset import EvaluationSample, describe, reader_of
 from dataset.own_pictures import (
     PictureSample,
@@ -107,9 +107,8 @@ class Predictor:
 
     def __init__(self, options: Options, process: Process) -> None:
         self.options, self.process = options, process
-        precision = options.precision or default_precision(process.device)
         network = load_network(options).to(process.device)
-        inference = Inference(network, process.device, precision, plain=options.plain)
+        inference = Inference(network, process.device, options.precision, plain=options.plain)
         passes = options.mc_dropout or DROPOUT_PASSES
         headline = options.scores[:1]
         self.scorer = Scorer(inference, headline, passes=passes, seed=options.random_seed)
@@ -191,7 +190,7 @@ class Predictor:
         }
 
     def _progress(self, items: Any, name: str) -> ProgressBar:
-        return ProgressBar(items, name, disable=not self.process.is_main, dynamic_ncols=True)
+        return ProgressBar(items, name, shown=self.process.is_main)
 
 
 def predict(options: Options, process: Process) -> None:

@@ -15,22 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim import Optimizer
 
-from argparser import Options
+from argparser import Options, flags_that_bear_on
 from utils.checkpoint import CheckpointError, DamagedCheckpoint, load_checkpoint, previous_path
 from utils.distributed import Process
 from utils.step_guard import StepGuard
 
-# Flags that bear on where things lie, on what is shown, on the test or on how fast it goes.
-FREE_FLAGS = {
-    *("name", "default", "logdir", "checkpoints", "restart", "accept_changes", "print_interval"),
-    *("data_root", "num_workers", "unk_class", "ckpt_interval", "ckpt_minutes", "max_bad_steps"),
-    *("test", "ckpt_test", "val_interval", "val_on_trainset", "multi_scala", "cosine_scores"),
-    *("msp", "ignore_classes", "sample_num", "visualize", "opt_level", "nproc", "local_rank"),
-    *("timeout", "score", "mc_dropout", "checkpoint_activations", "predict", "export", "out"),
-    *("threshold", "calibrate_fpr", "frame_step", "ablate"),
-}
-# Flags that bear on the weights at the start alone.
-START_FLAGS = {"ckpt", "no_pretrained", "pretrained"}
 _WEIGHTS_ALONE = "use another checkpoint, or begin with its weights alone: --restart --ckpt"
 _RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
@@ -169,7 +158,7 @@ def options_to_record(
     """The options for the next checkpoint: how the run began stays what it was."""
     values, saved = options.to_dict(), checkpoint["options"]
     if is_own(path, options):
-        values |= {name: saved[name] for name in START_FLAGS if name in saved}
+        values |= {name: saved[name] for name in flags_that_bear_on("start") if name in saved}
     return values
 
 
@@ -219,6 +208,14 @@ def _count(checkpoint: Mapping[str, Any], name: str, path: Path, default: int | 
     return value
 
 
+def describe_tested(checkpoint: Mapping[str, Any], path: Path) -> str:
+    """The test's line about its weights; a run that was stopped has not done all its epochs."""
+    epoch, options = checkpoint.get("epoch"), checkpoint.get("options")
+    if "iteration" not in checkpoint or not isinstance(options, Mapping):
+        return f"tests {path}"
+    return f"tests {path}, after {epoch} of {options.get('epochs')} epochs"
+
+
 def notes_on_test(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Iterator[str]:
     """What the weights do not tell, and is other in a test than it was in training."""
     saved = checkpoint.get("options")
@@ -243,11 +240,11 @@ def _changed_flags(checkpoint: Mapping[str, Any], path: Path, options: Options) 
     saved, own = checkpoint.get("options"), options.to_dict()
     if not isinstance(saved, Mapping):
         raise ResumeError(f"{path} tells no options of its run; {_WEIGHTS_ALONE}")
-    free = FREE_FLAGS
+    free = flags_that_bear_on("test", "nothing")
     if not is_own(path, options) or is_own(options.ckpt, options):
-        free = free | START_FLAGS
+        free |= flags_that_bear_on("start")
     elif options.ckpt is None:
-        free = free | {"ckpt"}
+        free |= {"ckpt"}
     return [
         f"--{name} {saved[name]} there, {value} here"
         for name, value in own.items()

@@ -22,7 +22,7 @@ from utils.distributed import (
     start_process,
 )
 from utils.errors import PansError
-from utils.gpu import allow_tf32, describe_device
+from utils.gpu import describe_device
 from utils.memory import keep_freed_memory
 
 
@@ -40,7 +40,6 @@ def work(options: Options) -> None:
         raise GridError("--ablate launches every run itself; give it --nproc N, not a launcher")
     if not options.plain:
         keep_freed_memory()
-        allow_tf32()
     if options.export:
         if os.environ.get("RANK", "0") == "0":  # one file needs one process
             export(options)

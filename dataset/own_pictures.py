@@ -131,7 +131,7 @@ def check_video_support(sources: Sequence[Source]) -> None:
     if video is not None and find_spec("av") is None:
         raise VideoSupportMissing(
             f"{video.path} is a video, and the optional package av, which reads videos, is not "
-            "installed; pip install av"
+            "installed; pip install -e '.[video]'"
         )
 
 

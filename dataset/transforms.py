@@ -53,10 +53,14 @@ class Sample(NamedTuple):
 def random_scale(image: Image.Image, label: Image.Image, rng: random.Random) -> Pair:
     """Resize both by a factor drawn uniformly from [300/720, 1000/1280]."""
     scale = rng.uniform(SMALLEST_SCALE, LARGEST_SCALE)
-    size = [int(image.height * scale), int(image.width * scale)]
+    return _resized(image, label, (int(image.height * scale), int(image.width * scale)))
+
+
+def _resized(image: Image.Image, label: Image.Image, size: tuple[int, int]) -> Pair:
+    """Both at (height, width) `size`: bilinear, and the label's nearest pixel."""
     return (
-        functional.resize(image, size, InterpolationMode.BILINEAR),
-        functional.resize(label, size, InterpolationMode.NEAREST),
+        functional.resize(image, list(size), InterpolationMode.BILINEAR),
+        functional.resize(label, list(size), InterpolationMode.NEAREST),
     )
 
 
@@ -119,6 +123,11 @@ def scaled_images(image: Image.Image, scales: Sequence[float]) -> list[Tensor]:
         normalised(functional.resize(image, list(size), InterpolationMode.BILINEAR))
         for size in sizes
     ]
+
+
+def scaled_pair(image: Image.Image, label: Image.Image, scale: float) -> Pair:
+    """Resize both to the size of a test scale."""
+    return _resized(image, label, scaled_size(image.height, image.width, scale))
 
 
 def normalised(image: Image.Image) -> Tensor:

@@ -81,15 +81,6 @@ def refuse_old_gpu(device: torch.device) -> None:
         )
 
 
-def allow_tf32() -> None:
-    """Let products of matrices take TF32 on GPUs, as torch's convolutions do by default.
-
-    The pyramid's products stand for a convolution. By the older of torch's two switches: after the
-    newer one, reading the older raises, and third-party code does read it.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = True
-
-
 def tf32_in(precision: str, device: torch.device) -> str:
     """Words for what rounds float32 to TF32's 10 bits of mantissa; none on a CPU or in bf16."""
     if device.type != "cuda" or precision != "fp32":

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DistributedSampler
 
 from dataset import loaders
 from dataset.pictures import BadSample
@@ -104,19 +105,33 @@ def test_an_epoch_can_be_entered_in_the_middle(make_tree: MakeTree) -> None:
 
 
 def keys(images: int, rank: int, world_size: int, epoch: int = 0) -> list[tuple[int, int]]:
-    sampler = loaders.EpochSampler(images, batch_size=2, seed=1, rank=rank, world_size=world_size)
+    sampler = loaders.EpochSampler(images, batch_size=2, rank=rank, world_size=world_size)
     sampler.set_epoch(epoch)
     assert len(list(sampler)) == len(sampler)
     return list(sampler)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_ranks_share_an_epoch_evenly_without_repeats(world_size: int) -> None:
-    shares = [keys(11, rank, world_size) for rank in range(world_size)]
-    assert [len(share) for share in shares] == [11 // world_size] * world_size
-    indices = [index for share in shares for _, index in share]
-    assert len(set(indices)) == len(indices)
-    assert set(indices) <= set(range(11))
+@pytest.mark.parametrize(("world_size", "share"), [(1, 11), (2, 6), (3, 4), (20, 1)])
+def test_ranks_share_an_epoch_evenly_with_repeats(world_size: int, share: int) -> None:
+    """As the published code does, whose sampler is torch's with its seed of 0."""
+    for epoch in (0, 3):
+        shares = [keys(11, rank, world_size, epoch) for rank in range(world_size)]
+        assert [len(one) for one in shares] == [share] * world_size
+        assert {index for one in shares for _, index in one} == set(range(11))
+        for rank, found in enumerate(shares):
+            torchs = DistributedSampler(range(11), world_size, rank, shuffle=True, seed=0)  # type: ignore[arg-type]
+            torchs.set_epoch(epoch)
+            assert [index for _, index in found] == list(torchs)
+
+
+@pytest.mark.parametrize(("processes", "steps"), [(1, 2562), (4, 641), (8, 320)])
+def test_steps_of_an_epoch_of_streethazards(processes: int, steps: int) -> None:
+    """5125 images, batches of 2, padded to equal shares: 4 x 1282, of which 641 batches."""
+    sampler = loaders.EpochSampler(5125, batch_size=2, rank=processes - 1, world_size=processes)
+    batches = torch.utils.data.BatchSampler(sampler, 2, drop_last=True)
+    assert len(batches) == len(list(batches)) == steps
+    sampler.set_epoch(1, start_batch=600 if processes == 4 else 0)
+    assert len(list(batches)) == (41 if processes == 4 else steps)
 
 
 def test_order_is_shuffled_anew_each_epoch() -> None:
@@ -129,11 +144,12 @@ def test_order_is_shuffled_anew_each_epoch() -> None:
 def test_too_few_images_for_one_batch_each(make_tree: MakeTree) -> None:
     root = make_tree(train=5)
     assert len(training(root, world_size=2)) == 1
+    assert len(training(root, world_size=3)) == 1  # one image comes twice
     with pytest.raises(PansError) as caught:
-        training(root, world_size=3)
+        training(root, world_size=5)
     message = str(caught.value)
     assert "train.odgt lists 5 images" in message
-    assert "batch of 2 on each of 3 processes; lower --batch_size" in message
+    assert "batch of 2 on each of 5 processes; lower --batch_size" in message
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
@@ -176,6 +192,21 @@ def test_single_scale_is_the_largest(make_tree: MakeTree) -> None:
     (five,), (one,) = evaluation(root, "test"), evaluation(root, "test", multi_scale=False)
     assert len(one.images) == 1
     assert torch.equal(one.images[0], five.images[-1])
+
+
+def test_labels_and_pictures_can_come_at_the_size_of_the_input(make_tree: MakeTree) -> None:
+    root = make_tree(test=1, size=(1280, 720))
+    (sample,) = evaluation(root, "test", multi_scale=False, at_input_size=True)
+    folder = root / "StreetHazards/test"
+    raw = Image.open(folder / sample.name).convert("RGB")
+    label = Image.open(folder / sample.name.replace("images", "annotations", 1))
+    picture = np.array(raw.resize((1000, 568), Image.Resampling.BILINEAR))
+    assert np.array_equal(sample.picture.numpy(), picture)
+    nearest = np.array(label.resize((1000, 568), Image.Resampling.NEAREST))
+    assert np.array_equal(sample.label.numpy(), nearest - 1)  # 0, to be ignored, becomes 255
+    (own,) = evaluation(root, "test", multi_scale=False)
+    assert own.label.shape == (720, 1280)
+    assert torch.equal(sample.images[0], own.images[0])
 
 
 def test_test_split_is_enough_to_test(make_tree: MakeTree) -> None:

@@ -16,7 +16,7 @@ from dataset.own_pictures import (
 )
 from tests.dataset.trees import png
 
-av = pytest.importorskip("av", reason="reading videos is optional; requirements-dev.txt has it")
+av = pytest.importorskip("av", reason="reading videos is optional: pip install -e .[video]")
 FRAMES = 5
 
 
@@ -186,5 +186,7 @@ def test_processes_share_pictures_and_frames(tmp_path, video):
 def test_videos_without_their_package_are_refused_before_the_work(video, monkeypatch):
     monkeypatch.setattr("dataset.own_pictures.find_spec", lambda name: None)
     sources, _ = find_sources([str(video)], video.parent / "out")
-    with pytest.raises(VideoSupportMissing, match=r"clip\.mp4 is a video.*pip install av"):
+    with pytest.raises(
+        VideoSupportMissing, match=r"clip\.mp4 is a video.*pip install -e '\.\[video\]'"
+    ):
         check_video_support(sources)

@@ -54,7 +54,7 @@ def test_a_run_leaves_checkpoints_logs_and_pictures(tiny):
 
 def reference(root):
     """AUROC, AUPR, mean IoU in percent, straight from the files with PIL and scikit-learn."""
-    state = load_checkpoint(root / "checkpoints/streethazards/one_best.pth")["model_state"]
+    state = load_checkpoint(root / "checkpoints/streethazards/one.pth")["model_state"]
     model = build_model(plain=True).eval()
     model.load_state_dict(state)
     folder = root / "data/StreetHazards/test"
@@ -88,6 +88,7 @@ def reference(root):
 def test_figures_are_those_of_scikit_learn_on_the_plain_network(tiny):
     root, *_ = tiny
     results = results_of(root, "one")
+    assert results["checkpoint"] == str(root / "checkpoints/streethazards/one.pth")
     found = [results["AUROC"], results["AUPR"], 100 * results["Mean IoU"]]
     assert found == pytest.approx(reference(root), abs=0.02)
     assert (results["images"], results["images_scored"]) == (3, 3)

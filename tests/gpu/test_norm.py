@@ -9,6 +9,7 @@ from modules import abn
 from modules.abn import inplace_abn
 from tests.gpu.pretend_gpu import CUDA, PretendGpu, lines
 
+PACKAGE = abn.package_function
 WEIGHT = torch.tensor([0.8, -1.3, 0.0, -0.2, 2.0])
 BIAS = torch.tensor([0.1, -0.4, 0.0, 0.3, -1.0])
 DOUBLE = {"rtol": 1e-12, "atol": 1e-12}
@@ -100,6 +101,64 @@ def test_the_probe_sees_what_cuda_refuses():
                 x, x, vector, vector, vector, None, None, False, 0.0, [True] * 3
             )
         assert "save_mean" in str(gpu.refusals)
+
+
+@pytest.mark.parametrize(
+    ("given", "serves"),
+    [
+        ({"dtype": torch.float32, "learns": False}, True),
+        ({"dtype": torch.float64, "learns": False}, True),
+        ({"dtype": torch.float32, "learns": False, "training": False}, True),
+        ({"dtype": torch.float32, "learns": False, "shape": (1, 5, 1, 1)}, False),
+        ({"dtype": torch.bfloat16, "learns": False}, False),
+        ({"dtype": torch.float16, "learns": False}, False),  # beside weights in float32
+        ({"dtype": torch.float32, "learns": True}, False),  # it would wait
+    ],
+)
+def test_the_package_serves_where_it_neither_fails_nor_waits(monkeypatch, given, serves):
+    calls = []
+
+    def package(x, *rest):
+        calls.append(rest)
+        return x
+
+    monkeypatch.setattr(abn, "package_function", package)
+    monkeypatch.setattr(abn, "_require_two_values", lambda *_: None)
+    monkeypatch.setattr(abn.FusedInPlaceABN, "apply", lambda x, *_: x)
+    x, _ = data(given.get("shape", (2, 5, 3, 3)), given["dtype"])
+    wide = torch.promote_types(x.dtype, torch.float32)
+    with PretendGpu():
+        weight, *vectors = (torch.ones(5, dtype=wide, device=CUDA) for _ in range(4))
+        weight.requires_grad_(given["learns"])
+        training = given.get("training", True)
+        inplace_abn(x.to(CUDA), weight, *vectors, training=training, slope=0.01, group="group")
+    assert len(calls) == serves
+    if serves:  # without the group it would silently not synchronise
+        assert calls[0][4:] == (training, 0.1, 1e-5, "leaky_relu", 0.01, "group")
+
+
+@pytest.mark.skipif(
+    PACKAGE is None, reason="the optional inplace-abn package is not built: make iabn"
+)
+def test_the_package_does_refuse_bf16():
+    x = torch.ones(2, 5, 3, 3, dtype=torch.bfloat16)
+    vectors = [torch.ones(5) for _ in range(4)]
+    with pytest.raises(RuntimeError):
+        PACKAGE(x, *vectors, False, 0.1, 1e-5, "identity", 1.0, None)
+
+
+def test_start_up_says_which_kernels_run_and_why(monkeypatch):
+    cuda, fused = torch.device("cuda"), "torch's fused kernels"
+    assert fused in abn.describe_norm("iabn_sync", cuda, "fp32", learns=True)
+    monkeypatch.setattr(abn, "package_function", print)
+    for precision, learns, words in (
+        ("bf16", False, f"{fused}: inplace-abn has no bf16"),
+        ("fp32", True, f"{fused}: inplace-abn would wait for the GPU"),
+        ("fp32", False, "kernels of the inplace-abn package"),
+    ):
+        assert words in abn.describe_norm("iabn_sync", cuda, precision, learns)
+    assert fused not in abn.describe_norm("iabn_sync", torch.device("cpu"), "fp32", True)
+    assert "BatchNorm2d" in abn.describe_norm("std", cuda, "fp32", True)
 
 
 def _train_part(rank, sizes, folder):

@@ -41,6 +41,8 @@ def small(monkeypatch):
     for module in (modules.pyramid, modules.segmentation, modules.inference.network):
         monkeypatch.setattr(module, "HEAD_CHANNELS", HEAD)
     monkeypatch.setattr(Logger, "figure", lambda *_: None)
+    # The package's C++ would take the tensors for the CPU's.
+    monkeypatch.setattr(abn, "package_function", None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -176,7 +178,6 @@ def test_the_norms_are_counted_in_one_launch(data, tmp_path):
 def test_a_step_of_the_whole_body_stays_within_its_launches(data, tmp_path, monkeypatch):
     for module in (modules.resnet, modules.segmentation):
         monkeypatch.setattr(module, "BLOCKS", {"resnet50": (3, 4, 6, 3)})
-    monkeypatch.setattr(abn, "package_function", None)
     counted, waits = launches.count(data, tmp_path, "--precision bf16")
     assert 1000 < counted <= launches.GOAL
     assert waits == 0

@@ -262,7 +262,7 @@ def test_samples_are_drawn_only_where_a_score_needs_them(looked):
 
 @pytest.mark.skipif(
     not dense_crf.is_installed(),
-    reason="the optional package pydensecrf2 is not installed: requirements-crf.txt",
+    reason="the optional package pydensecrf2 is not installed: pip install -e .[crf]",
 )
 def test_dense_crf_is_mean_field_with_every_pair_summed():
     height, width, classes = 6, 8, 3
