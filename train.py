@@ -16,20 +16,26 @@ from build import model_of
 from dataset import (
     EpochSampler,
     Sample,
+    Split,
     describe,
+    open_dataset,
     training_loader,
 )
+from dataset.contents import Files, changes, files_of, packed
 from dataset.skipped import SkippedFiles
 from evaluate import Evaluator
 from modules.abn import describe_norm
 from modules.loss import segmentation_loss
+from modules.normalisation import normalised
 from modules.scores import upsample
 from modules.weights.pretrained import backbone_weights, load_backbone
+from modules.weights.published import from_published, is_published
 from report.logger import Logger
 from report.results import log_start
 from resume import (
     Position,
     Shape,
+    best_score_of,
     describe_start,
     is_continued,
     load_training_state,
@@ -38,18 +44,31 @@ from resume import (
     random_state,
     starting_checkpoint,
 )
-from utils.checkpoint import load_checkpoint, load_model_state, model_state, save_checkpoint
+from utils.checkpoint import (
+    link_checkpoint,
+    load_checkpoint,
+    load_model_state,
+    model_state,
+    previous_path,
+    require_room,
+    save_checkpoint,
+)
 from utils.compilation import compiled
 from utils.distributed import (
     Process,
     first_on_each_machine,
     from_main,
     gather_objects,
-    sum_over_processes,
     wait_for_all,
 )
+from utils.files import remove_leftovers
 from utils.gpu import tf32_in, timed_convolutions
-from utils.interruption import Interrupted, Interruption, command_to_continue
+from utils.interruption import (
+    Interrupted,
+    Interruption,
+    answering_broken_waits,
+    command_to_continue,
+)
 from utils.progress import Countdown, ProgressBar
 from utils.scheduler import go_to, make_scheduler
 from utils.step_guard import StepGuard, check_row
@@ -131,6 +150,7 @@ class Trainer:
         )
         self.guard = StepGuard(self.optimizer, self.model, options.clip_grad_norm)
         self.recorded_options = options.to_dict()
+        self._check_places()
         path = from_main(process, lambda: starting_checkpoint(options))
         if path is not None:
             self._start_from(path)
@@ -152,6 +172,32 @@ class Trainer:
                 gradient_as_bucket_view=True,
                 static_graph=options.accumulate == 1,  # no_sync does not go with it
             )
+
+    def _check_places(self) -> None:
+        """What is needed later shall not be missed then: all splits, and room for checkpoints."""
+        options = self.options
+        splits: list[Split] = ["train"] if options.val_on_trainset else ["train", "validation"]
+        pictures = {
+            split: open_dataset(options.dataset, options.data_root, split) for split in splits
+        }
+        open_dataset(options.dataset, options.data_root, "test")
+        self.files: dict[str, Files] = from_main(
+            self.process, lambda: {split: files_of(pictures[split]) for split in splits}
+        )
+        own = options.checkpoint_path
+        paths = (own, previous_path(own), options.best_checkpoint_path)
+        if self.process.is_main:
+            for path in paths:
+                remove_leftovers(path)
+        room = from_main(self.process, lambda: require_room(paths, self._checkpoint_bytes()))
+        if self.process.is_main:
+            print(room)
+
+    def _checkpoint_bytes(self) -> int:
+        """Of weights, running statistics and momentum; the rest is small."""
+        momentum = self.model.parameters() if self.options.momentum else ()
+        tensors = [*self.model.state_dict().values(), *momentum]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _require_statistics(self) -> None:
         """Batch statistics need two values, and the pyramid's one cell gives one an image."""
@@ -175,13 +221,16 @@ class Trainer:
         options, checkpoint = self.options, load_checkpoint(path)
         position = None
         if is_continued(checkpoint, path, options):
-            position = position_in(checkpoint, path, options, self.shape)
+            if is_published(checkpoint):
+                steps = self.shape.steps_per_epoch
+                checkpoint = from_published(checkpoint, self.model, steps, str(path))
+            data = changes(checkpoint.get("data"), self.files)
+            position = position_in(checkpoint, path, options, self.shape, data)
         load_model_state(self.model, model_state(checkpoint), path)
         if position is not None:
             self.epoch, self.iteration = position.epoch, position.iteration
-            self.best_score = load_training_state(
-                checkpoint, path, self.optimizer, self.guard, self.process
-            )
+            score = load_training_state(checkpoint, path, self.optimizer, self.guard, self.process)
+            self.best_score = from_main(self.process, lambda: best_score_of(score, path, options))
             go_to(self.scheduler, self.iteration)
             self.last_report = checkpoint.get("last_report", {})
             self.recorded_options = options_to_record(checkpoint, path, options)
@@ -195,10 +244,10 @@ class Trainer:
         options, best = self.options, self.options.best_checkpoint_path
         self._prepare_training()
         self.countdown = Countdown(self.iteration, options.epochs * self.shape.steps_per_epoch)
-        with self.interruption:
+        with self.interruption, answering_broken_waits(self._answer_demands):
             # Where another run's checkpoint has done all epochs: this is the file that is tested.
             if self.epoch >= options.epochs and self._has_no_file(options.checkpoint_path):
-                self._save(options.checkpoint_path)
+                self._save()
             while self.epoch < options.epochs:
                 with timed_convolutions(self.process.device):
                     self.train_epoch()
@@ -207,12 +256,11 @@ class Trainer:
                 validated = last or done % options.val_interval == 0
                 score = self.validate() if validated else self.best_score
                 self.epoch = done  # only now, so that a validation that was broken off is repeated
-                if score > self.best_score or (validated and self._has_no_file(best)):
+                is_best = score > self.best_score or (validated and self._has_no_file(best))
+                if is_best:
                     self.best_score = score
-                    self._save(best)
                 self._print_epoch(score if validated else None)
-                if last or done % options.ckpt_interval == 0:
-                    self._save(options.checkpoint_path)
+                self._save(newest=last or done % options.ckpt_interval == 0, best=is_best)
 
     def train_epoch(self) -> None:
         """What is left of a pass over the training set; a report every `print_interval` steps."""
@@ -220,7 +268,7 @@ class Trainer:
         assert isinstance(self.loader.sampler, EpochSampler)
         first = Position(self.epoch, self.iteration).first_step(self.shape)
         self.loader.sampler.set_epoch(self.epoch, first * self.options.accumulate)
-        batches = iter(self.loader)
+        batches = self.interruption.breaking_off(self.loader)
         name = f"epoch {self.epoch + 1}/{self.options.epochs}"
         steps = range(first, self.shape.steps_per_epoch)
         bar = ProgressBar(steps, name, shown=self.process.is_main, reports=True)
@@ -245,7 +293,7 @@ class Trainer:
             images, labels = (self._to_device(tensor) for tensor in next(batches))
             with self._exchanging_gradients(number == accumulate):
                 with self._autocast():
-                    output = self.network(images)
+                    output = self.network(normalised(images))
                 loss, deepsup_loss = (
                     segmentation_loss(upsample(logits, labels.shape[-2:]), labels)
                     for logits in output
@@ -275,7 +323,9 @@ class Trainer:
 
     def validate(self) -> float:
         """Loss, IoU and accuracy on whole validation images; returns the mean IoU."""
-        return self.evaluator.validate(self.iteration, self._answer_demands)
+        return self.evaluator.validate(
+            self.iteration, self._answer_demands, self.interruption.breaking_off
+        )
 
     def test(self) -> dict[str, Any]:
         """Anomaly metrics and mean IoU on the test split, as in results.json."""
@@ -293,9 +343,8 @@ class Trainer:
         tally = self.guard.read()
         advice = f"{options.checkpoint_path} is the last checkpoint, if one was written"
         check_row(tally, options.max_bad_steps, self.iteration, advice)
-        loss = torch.tensor(tally.loss, device=self.process.device)
         report = {
-            "loss": sum_over_processes(loss).item() / processes,
+            "loss": tally.loss,
             "lr": float(self.scheduler.get_last_lr()[0]),
             "images_per_second": steps_per_second
             * (options.accumulate * options.batch_size * processes),
@@ -325,7 +374,7 @@ class Trainer:
         """Save and leave, if a signal or the clock demands it of any process."""
         demand = self.interruption.demand()
         if demand.save:
-            self._save(self.options.checkpoint_path)
+            self._save()
         if demand.stop:
             wait_for_all(self.process)  # or the first to leave would end the one that saves
             done = f"step {self.iteration} is saved in {self.options.checkpoint_path}"
@@ -335,8 +384,10 @@ class Trainer:
         """Asked on the main process, so that all of them act alike."""
         return from_main(self.process, lambda: not path.is_file())
 
-    def _save(self, path: Path) -> None:
-        """Write a checkpoint; every process calls this."""
+    def _save(self, newest: bool = True, best: bool = False) -> None:
+        """Write a checkpoint, once, as the newest or the best or both; every process calls this."""
+        if not newest and not best:
+            return
         own_state = {"random": random_state(self.process.device), "guard": self.guard.state_dict()}
         processes = gather_objects(own_state)
         if self.process.is_main:
@@ -352,7 +403,15 @@ class Trainer:
                 "processes": processes,
                 "options": self.recorded_options,
                 "classes": list(self.info.class_names),
+                "data": {split: packed(files) for split, files in self.files.items()},
             }
-            save_checkpoint(path, state, keep_previous=path == self.options.checkpoint_path)
-        if path == self.options.checkpoint_path:
+            own, best_path = self.options.checkpoint_path, self.options.best_checkpoint_path
+            # The best one first: a run that is killed in between repeats the validation.
+            if best:
+                save_checkpoint(best_path, state)
+                if newest:
+                    link_checkpoint(best_path, own, keep_previous=True)
+            else:
+                save_checkpoint(own, state, keep_previous=True)
+        if newest:
             self.interruption.saved()

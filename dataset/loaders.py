@@ -15,19 +15,21 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from dataset.base import SegmentationDataset
 from dataset.description import Split
 from dataset.registry import open_dataset
+from dataset.shared_memory import fitting_workers, in_shared_memory, largest_size
 from dataset.skipping import SampleReader
 from dataset.transforms import (
     LARGEST_SCALE,
     TEST_SCALES,
     Pair,
     Sample,
+    byte_planes,
     byte_tensor,
-    normalised,
     scaled_images,
     scaled_pair,
+    scaled_size,
     training_sample,
 )
-from dataset.worker_signals import only_parent_ends
+from dataset.worker_signals import prepare_worker
 from utils.errors import PansError
 
 
@@ -39,7 +41,7 @@ class EvaluationSample(NamedTuple):
     """One validation or test image at every scale it is looked at.
 
     Attributes:
-        images: one (3, h, w) float32 tensor a scale, normalised.
+        images: one (3, h, w) uint8 RGB tensor a scale.
         label: (H, W) uint8, class indices at the size at which the image is measured: that of
             the file, or of the network's input.
         index: position in the split.
@@ -150,7 +152,7 @@ class EvaluationSamples(Dataset[EvaluationSample | None]):
             image, label = scaled_pair(image, label, scale)
         scales = () if self.at_input_size else self.scales
         return EvaluationSample(
-            images=scaled_images(image, scales) if scales else [normalised(image)],
+            images=scaled_images(image, scales) if scales else [byte_planes(image)],
             label=byte_tensor(label),
             index=index,
             name=self.reader.pictures.names[index],
@@ -208,7 +210,7 @@ def training_loader(
         batch_size=batch_size,
         sampler=sampler,
         drop_last=True,
-        **worker_options(num_workers, timeout),
+        **worker_options(num_workers, timeout, batch_size * 4 * crop_size**2, rank),
     )
 
 
@@ -256,23 +258,40 @@ def evaluation_loader(
     pictures = open_dataset(dataset, root, split)
     reader = SampleReader(pictures, skip_bad_files)
     samples = EvaluationSamples(reader, scales, at_input_size=at_input_size)
+    files = [pictures.folder / name for name in pictures.names]
     return EvaluationLoader(
         samples,
         batch_size=None,
         sampler=range(rank, len(samples), world_size),
-        **worker_options(num_workers, timeout),
+        collate_fn=in_shared_memory,
+        **worker_options(num_workers, timeout, sample_bytes(files, scales), rank),
     )
 
 
-def worker_options(num_workers: int, timeout: float = 0) -> dict[str, Any]:
-    """A DataLoader's arguments about its workers; `timeout` as for the loaders."""
-    workers = worker_count(num_workers)
+def sample_bytes(files: Sequence[Path], scales: Sequence[float]) -> int:
+    """About the most that a whole image, its label and its copies at all scales take."""
+    height, width = largest_size(files)
+    sizes = [scaled_size(height, width, scale) for scale in scales] or [(height, width)]
+    return 4 * height * width + 3 * sum(rows * columns for rows, columns in sizes)
+
+
+def worker_options(
+    num_workers: int, timeout: float, sample_bytes: int, rank: int
+) -> dict[str, Any]:
+    """A DataLoader's arguments about its workers.
+
+    Args:
+        num_workers, timeout, rank: as for the loaders.
+        sample_bytes: of what a worker hands over at a time.
+    """
+    workers = fitting_workers(worker_count(num_workers), sample_bytes, tells=rank == 0)
     return {
-        "num_workers": workers,
-        "persistent_workers": workers > 0,
+        "num_workers": workers.processes,
+        "prefetch_factor": workers.ready if workers.processes else None,
+        "persistent_workers": workers.processes > 0,
         "pin_memory": torch.cuda.is_available(),
-        "timeout": timeout if workers else 0,
-        "worker_init_fn": only_parent_ends,
+        "timeout": timeout if workers.processes else 0,
+        "worker_init_fn": prepare_worker,
         # A loader draws a seed for its workers, which shall not come from dropout's generator.
         "generator": torch.Generator(),
     }

@@ -150,10 +150,10 @@ def test_published_defaults_hold_without_any_flag() -> None:
 @pytest.mark.parametrize(
     ("flags", "num_classes", "unk_class"),
     [
-        ("--dataset bdd_anomaly", 16, 16),
-        ("--dataset bdd_anomaly --unk_class 17", 16, 17),
+        ("--dataset bdd_anomaly", 17, 17),
+        ("--dataset bdd_anomaly_16 --unk_class 17", 16, 17),
         ("--dataset road_anomaly --test", 13, 254),
-        ("--dataset road_anomaly_21 --test --trained_on bdd_anomaly", 16, 254),
+        ("--dataset road_anomaly_21 --test --trained_on bdd_anomaly", 17, 254),
     ],
 )
 def test_numbers_of_classes_are_the_data_sets_own(
@@ -408,10 +408,10 @@ def test_the_last_weights_are_tested_unless_the_best_are_asked_for(
         ("--dataset cityscapes", "argument --dataset: must be one of streethazards, bdd_anomaly, "),
         ("--trained_on cityscapes", "argument --trained_on: must be one of streethazards, bdd_"),
         ("--trained_on bdd_anomaly", "argument --trained_on: streethazards has labels of its own"),
-        ("--dataset bdd_anomaly --num_classes 13", "argument --num_classes: bdd_anomaly has 16"),
+        ("--dataset bdd_anomaly --num_classes 13", "argument --num_classes: bdd_anomaly has 17"),
         (
             "--dataset road_anomaly --test --trained_on bdd_anomaly --num_classes 13",
-            "argument --num_classes: bdd_anomaly has 16 classes to train",
+            "argument --num_classes: bdd_anomaly has 17 classes to train",
         ),
         (
             "--dataset road_anomaly --test --unk_class 13",

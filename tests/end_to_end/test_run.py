@@ -1,6 +1,7 @@
 """run.py as a user starts it, on a tiny data set, against figures computed apart from it."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,20 @@ def test_a_run_leaves_checkpoints_logs_and_pictures(tiny):
     assert events.Scalars("test/AUROC")[0].value == pytest.approx(results["AUROC"], rel=1e-5)
     assert events.Scalars("validation/Mean IoU")[0].value == pytest.approx(state["best_score"])
     assert len(list((root / "logs/streethazards/one/pictures").glob("*.png"))) == 3
+
+
+def test_the_tags_that_the_docs_give_for_the_published_ones_are_logged(tiny):
+    root, *_ = tiny
+    text = (REPOSITORY / "docs/published.md").read_text()
+    table = text.split("## TensorBoard")[1].split("## ")[0]
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| ")][2:]
+    tags = {tag for _, _, here, _ in rows for tag in re.findall(r"`([^`-][^`]+)`", here)}
+    logged = EventAccumulator(str(root / "logs/streethazards/one")).Reload().Tags()
+    found = {*logged["scalars"], *logged["images"]}
+    found |= {tag.removesuffix("/text_summary") for tag in logged["tensors"]}
+    assert tags - found == set()
+    assert len(rows) == 18
+    assert len(tags) == 20
 
 
 def reference(root):

@@ -195,11 +195,10 @@ def test_train_validate_save_resume_test_predict_calibrate(data, tmp_path):
         step(gpu, first)
         first._training_report(1.0)
         mean_iou = first.validate()
-        first._save(first.options.checkpoint_path)
-        first._save(first.options.best_checkpoint_path)
+        first._save()
         step(gpu, trainer(data, tmp_path, words))
         results = trainer(data, tmp_path, f"--score {SCORES} {words}").test()
-        out = f"--ckpt_test {first.options.best_checkpoint_path} --out {tmp_path}/out"
+        out = f"--ckpt_test {first.options.checkpoint_path} --out {tmp_path}/out"
         out += f" --data_root {data} --num_workers 0 --calibrate_fpr 0.05 {words}"
         flags = f"--default --predict {picture} {out}"
         predict.predict(parse_options(flags.split()), Process(0, 0, 1, CUDA))
