@@ -363,7 +363,8 @@ def _run(func, args, kwargs):
         if _gpu.probes:
             _gpu.probe(func, inner_args, inner_kwargs)
     with _gpu.off() if _gpu is not None else contextlib.nullcontext():
-        out = STAND_INS.get(func, func)(*inner_args, **inner_kwargs)
+        kernel = STAND_INS.get(func, func) if has_gpu else func
+        out = kernel(*inner_args, **inner_kwargs)
     if func is aten._local_scalar_dense.default or not (has_gpu or on_gpu):
         return out
     same = {
