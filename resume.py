@@ -330,7 +330,11 @@ def _changed_flags(checkpoint: Mapping[str, Any], path: Path, options: Options) 
     return [
         f"--{name} {saved[name]} there, {value} here"
         for name, value in own.items()
-        if name in saved and name not in free and saved[name] != value
+        if name in saved
+        and name not in free
+        and saved[name] != value
+        # Older checkpoints do not tell which precision the device's own choice was.
+        and (name, saved[name]) != ("precision", None)
     ]
 
 
@@ -366,8 +370,10 @@ def load_training_state(
         optimizer.load_state_dict({**optimizer.state_dict(), "state": momentum})
         start_momentum_at_zero(optimizer)  # where the file has none
         for parameter, state in optimizer.state.items():
-            for value in state.values():
-                if not value.view_as(parameter).isfinite().all():
+            for name, value in state.items():
+                # In the layout of the parameter, which another device may have had otherwise.
+                state[name] = torch.empty_like(parameter).copy_(value.view_as(parameter))
+                if not state[name].isfinite().all():
                     raise ValueError("momentum is not finite")
         if len(processes) == process.world_size:
             own = processes[process.rank]
