@@ -290,8 +290,10 @@ def tested_checkpoint(options: Options) -> Path:
         CheckpointError: none of them can be used.
     """
     best, newest = options.best_checkpoint_path, options.checkpoint_path
-    if options.ckpt_test is not None or options.tested_checkpoint_path != best:
-        return find_checkpoint(options.ckpt_test or str(newest), newest.parent)
+    if options.ckpt_test is not None:
+        return find_checkpoint(options.ckpt_test, newest.parent)
+    if options.test_weights != "best":
+        return newest
     try:
         load_checkpoint(best)
     except DamagedCheckpoint as damage:

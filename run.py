@@ -90,7 +90,7 @@ def _train_and_test(options: Options, process: Process) -> None:
         trainer = Trainer(options, process, logger)
         if process.is_main:
             print(f"{process.world_size} x {describe_device(process.device)}: {trainer.describe()}")
-            for note in options.notes:
+            for note in (*options.notes, *filter(None, [trainer.info.note])):
                 print(f"note: {note}")
         if not options.test:
             trainer.fit()

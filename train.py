@@ -241,7 +241,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Train up to `epochs`, validating and saving as often as the options say."""
-        options, best = self.options, self.options.best_checkpoint_path
+        options = self.options
         self._prepare_training()
         self.countdown = Countdown(self.iteration, options.epochs * self.shape.steps_per_epoch)
         with self.interruption, answering_broken_waits(self._answer_demands):
@@ -256,7 +256,7 @@ class Trainer:
                 validated = last or done % options.val_interval == 0
                 score = self.validate() if validated else self.best_score
                 self.epoch = done  # only now, so that a validation that was broken off is repeated
-                is_best = score > self.best_score or (validated and self._has_no_file(best))
+                is_best = score > self.best_score
                 if is_best:
                     self.best_score = score
                 self._print_epoch(score if validated else None)
