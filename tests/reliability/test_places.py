@@ -1,4 +1,4 @@
-"""The places that a run writes to: its own alone, looked at before the first step, written whole."""
+"""The places that a run writes to: its own alone, looked at before it starts, written whole."""
 
 import json
 import os

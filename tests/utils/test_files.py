@@ -30,9 +30,14 @@ def test_who_fails_leaves_the_old(
 ) -> None:
     path = tmp_path / "a.json"
     write_text(path, "old")
-    with pytest.raises(ZeroDivisionError), replacing(path) as file:
-        file.write(b"half")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with replacing(path) as file:
+            file.write(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     with files_of_at_most(1000), pytest.raises(OSError, match="File too large"):
         write_text(path, "x" * 2000)
     assert path.read_text() == "old"
