@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from argparser import OptionError, Options, flags_that_bear_on, parse_options
+from argparser import OptionError, Options, as_words, flags_that_bear_on, parse_options
 from metrics.report import UnreadableResults, read_results
 from report.ablation_table import FIGURES, Row, draw_plot, write_tables
 from utils.errors import PansError
@@ -189,20 +189,6 @@ def _label(axis: str, value: Any) -> str:
     if not re.fullmatch(r"[\w.+-]{1,40}", text):
         text = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f"{axis}-{text}"
-
-
-def as_words(flags: Mapping[str, Any]) -> list[str]:
-    """Flags and their values as words of a command line."""
-    words = []
-    for name, value in flags.items():
-        if isinstance(value, bool):
-            # --no_pretrained has no opposite: it is off where it is not typed.
-            words += [f"--{name}"] if value else [f"--no_{name}"] * (name[:3] != "no_")
-        elif isinstance(value, list | tuple):
-            words.append(f"--{name}={','.join(map(str, value))}")
-        elif value is not None:
-            words.append(f"--{name}={value}")
-    return words
 
 
 def find_results(run: Run) -> dict[str, Any] | None:

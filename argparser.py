@@ -850,6 +850,20 @@ def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
 
 
+def as_words(flags: Mapping[str, Any]) -> list[str]:
+    """Flags and their values as words of a command line."""
+    words = []
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            # --no_pretrained has no opposite: it is off where it is not typed.
+            words += [f"--{name}"] if value else [f"--no_{name}"] * (name[:3] != "no_")
+        elif isinstance(value, list | tuple):
+            words.append(f"--{name}={','.join(map(str, value))}")
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    return words
+
+
 def parse_options(
     argv: Sequence[str] | None = None, stored: Mapping[str, Any] | None = None
 ) -> Options:

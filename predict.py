@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from argparser import Options
 from build import evaluation_loader_of, model_of
@@ -19,6 +20,7 @@ from dataset.own_pictures import (
     Unreadable,
     check_video_support,
     find_sources,
+    picture_sample,
     samples_of,
 )
 from dataset.skipped import SkippedFiles
@@ -102,11 +104,15 @@ class Predictor:
     """One process's share of --predict.
 
     Attributes:
+        class_names: of the indices, in their order.
         threshold: scores from here on are anomalies; None if nobody asked.
     """
 
     def __init__(self, options: Options, process: Process) -> None:
         self.options, self.process = options, process
+        self.class_names = describe(
+            options.dataset, options.data_root, options.trained_on
+        ).class_names
         network = load_network(options).to(process.device)
         inference = Inference(network, process.device, options.precision, plain=options.plain)
         passes = options.mc_dropout or DROPOUT_PASSES
@@ -115,6 +121,18 @@ class Predictor:
         self.threshold = options.threshold
         if options.calibrate_fpr is not None:
             self.threshold = self._calibrated(options.calibrate_fpr)
+
+    def predict(self, picture: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Class indices and anomaly score of a picture, both (H, W) at its own size.
+
+        Args:
+            picture: turned upright first, where its EXIF data says how.
+
+        Returns:
+            Indices into `class_names`, and the score: higher = more anomalous.
+        """
+        upright = ImageOps.exif_transpose(picture).convert("RGB")
+        return self.maps(picture_sample("", upright, multi_scale=self.options.multi_scala))
 
     def maps(
         self, sample: EvaluationSample | PictureSample

@@ -91,7 +91,7 @@ def _train_and_test(options: Options, process: Process) -> None:
         if process.is_main:
             print(f"{process.world_size} x {process.device.type}, {trainer.precision}")
             print(describe_norm(options.norm_act, process.device))
-            for note in options.notes:
+            for note in (*options.notes, *filter(None, [trainer.info.note])):
                 print(f"note: {note}")
         if not options.test:
             trainer.fit()

@@ -63,6 +63,7 @@ def test_the_last_weights_are_tested_unless_others_are_asked_for(
 ) -> None:
     runs.fit()
     # Weights that differ from one another, whichever epoch was the best.
+    (runs.checkpoints / "x_best.pth").unlink()  # one file with the checkpoint of its epoch
     shutil.copy(runs.checkpoints / "x_previous.pth", runs.checkpoints / "x_best.pth")
     other = runs.folder / "other.pth"
     torch.save({"model_state": tiny_state(3)}, other)
