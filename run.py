@@ -12,7 +12,6 @@ from argparser import Options, parse_options, typed_flags
 from modules.abn import describe_norm
 from predict import export, predict, stored_flags
 from report.logger import Logger
-from report.results import log_start
 from train import Trainer
 from utils.checkpoint import find_checkpoint
 from utils.determinism import make_deterministic
@@ -96,8 +95,6 @@ def _train_and_test(options: Options, process: Process) -> None:
         if not options.test:
             trainer.fit()
         with logger.replacing_test():
-            if options.test:
-                log_start(logger, options.to_dict())
             trainer.test()
         for line in trainer.skipped.report():
             if process.is_main:
