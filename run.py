@@ -9,7 +9,6 @@ from typing import Any
 
 from ablate import GridError, ablate
 from argparser import Options, parse_options, typed_flags
-from modules.abn import describe_norm
 from predict import export, predict, stored_flags
 from report.logger import Logger
 from train import Trainer
@@ -25,6 +24,7 @@ from utils.distributed import (
     run_reporting,
     start_process,
 )
+from utils.gpu import describe_device
 from utils.limits import require_limits
 from utils.memory import keep_freed_memory
 from utils.output import lasting_output
@@ -88,8 +88,7 @@ def _train_and_test(options: Options, process: Process) -> None:
     with Logger(options.log_folder if process.is_main else None) as logger:
         trainer = Trainer(options, process, logger)
         if process.is_main:
-            print(f"{process.world_size} x {process.device.type}, {trainer.precision}")
-            print(describe_norm(options.norm_act, process.device))
+            print(f"{process.world_size} x {describe_device(process.device)}: {trainer.describe()}")
             for note in (*options.notes, *filter(None, [trainer.info.note])):
                 print(f"note: {note}")
         if not options.test:

@@ -31,12 +31,6 @@ def points(runs: Any) -> dict[str, list[int]]:
     return {tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.mark.usefixtures("alone")
 def test_a_test_that_is_run_again_takes_the_place_of_the_first(runs: Any) -> None:
     assert run.main([*runs.flags, "--nproc", "1"]) == 0
