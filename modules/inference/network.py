@@ -53,8 +53,11 @@ class Inference:
 
     @torch.inference_mode()
     def logits(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """(3, H, W) normalised images, one a scale -> (1, C, h, w) float32 logits, one a scale."""
-        return [self.model(self._input(image)) for image in images]
+        """(3, H, W) normalised images, one a scale -> (1, C, h, w) float32 logits, one a scale.
+
+        Contiguous: what is done with them at full size goes class by class.
+        """
+        return [self.model(self._input(image)).contiguous() for image in images]
 
     @torch.inference_mode()
     def logits_and_samples(
@@ -74,6 +77,6 @@ class Inference:
             features = self.model.features(self._input(image))
             masks = dropout_masks(passes, HEAD_CHANNELS, DROPOUT, generator).to(self.device)
             stochastic = [self.model.cls(features * mask) for mask in masks]
-            logits.append(self.model.cls(features))
-            samples.append(torch.cat(stochastic))
+            logits.append(self.model.cls(features).contiguous())
+            samples.append(torch.cat(stochastic).contiguous())
         return logits, samples
