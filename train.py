@@ -63,6 +63,9 @@ class Trainer:
         self.info = describe(options.dataset, options.data_root, options.trained_on)
         self.skipped = SkippedFiles()
         self.precision = options.precision or default_precision(process.device)
+        # Winograd's convolutions compute pixel by pixel; without them neither layout is faster.
+        pixels = process.device.type == "cpu" and self.precision == "fp32" and not options.plain
+        self.layout = torch.channels_last if pixels else torch.contiguous_format
         self.epoch = self.iteration = 0  # done so far
         self.best_score = -1.0  # validation mIoU
         self.last_report: dict[str, float] = {}  # that of the step just done, if it had one
@@ -216,6 +219,7 @@ class Trainer:
         step_loss = torch.zeros((), device=self.process.device)
         for number in range(1, accumulate + 1):
             images, labels = (self._to_device(tensor) for tensor in next(batches))
+            images = images.contiguous(memory_format=self.layout)
             with self._exchanging_gradients(number == accumulate):
                 with self._autocast():
                     output = self.network(images)

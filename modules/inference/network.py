@@ -43,7 +43,7 @@ class Inference:
         """A copy whose convolutions do the norms' work, in `self.dtype`."""
         folded = fold_norms(model)
         if self.device.type == "cpu":  # on GPUs the library itself chooses
-            use_winograd(folded)
+            use_winograd(folded, self.dtype)
         folded.to(self.dtype).to(memory_format=self.layout).cls.float()
         return folded
 
