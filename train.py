@@ -1,7 +1,7 @@
 """Training, in the order in which it happens: set-up, epochs, steps, checkpoints."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,29 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from argparser import OptionError, Options
-from build import default_precision, model_of
+from build import model_of
 from dataset import (
     EpochSampler,
     Sample,
+    Split,
     describe,
+    open_dataset,
     training_loader,
 )
+from dataset.contents import Files, changes, files_of, packed
 from dataset.skipped import SkippedFiles
 from evaluate import Evaluator
 from modules.loss import segmentation_loss
+from modules.normalisation import normalised
 from modules.scores import upsample
 from modules.weights.pretrained import backbone_weights, load_backbone
+from modules.weights.published import from_published, is_published
 from report.logger import Logger
 from report.results import log_start
 from resume import (
     Position,
     Shape,
+    best_score_of,
     describe_start,
     is_continued,
     load_training_state,
@@ -37,18 +43,31 @@ from resume import (
     random_state,
     starting_checkpoint,
 )
-from utils.checkpoint import load_checkpoint, load_model_state, model_state, save_checkpoint
+from utils.checkpoint import (
+    link_checkpoint,
+    load_checkpoint,
+    load_model_state,
+    model_state,
+    previous_path,
+    require_room,
+    save_checkpoint,
+)
 from utils.compilation import compiled
 from utils.distributed import (
     Process,
     first_on_each_machine,
     from_main,
     gather_objects,
-    sum_over_processes,
     wait_for_all,
 )
-from utils.interruption import Interrupted, Interruption, command_to_continue
-from utils.progress import ProgressBar
+from utils.files import remove_leftovers
+from utils.interruption import (
+    Interrupted,
+    Interruption,
+    answering_broken_waits,
+    command_to_continue,
+)
+from utils.progress import Countdown, ProgressBar
 from utils.scheduler import go_to, make_scheduler
 from utils.step_guard import StepGuard, check_row
 
@@ -62,13 +81,14 @@ class Trainer:
         self.options, self.process, self.logger = options, process, logger
         self.info = describe(options.dataset, options.data_root, options.trained_on)
         self.skipped = SkippedFiles()
-        self.precision = options.precision or default_precision(process.device)
+        self.precision = options.precision
         # Winograd's convolutions compute pixel by pixel; without them neither layout is faster.
         pixels = process.device.type == "cpu" and self.precision == "fp32" and not options.plain
         self.layout = torch.channels_last if pixels else torch.contiguous_format
         self.epoch = self.iteration = 0  # done so far
         self.best_score = -1.0  # validation mIoU
         self.last_report: dict[str, float] = {}  # that of the step just done, if it had one
+        self.latest_report: dict[str, float] = {}  # of the last step that had one
         self.interruption = Interruption(options.ckpt_minutes, process.host_group)
         torch.manual_seed(options.random_seed)  # the same initial weights in every process
         self.model = model_of(options).to(process.device)
@@ -118,6 +138,7 @@ class Trainer:
         )
         self.guard = StepGuard(self.optimizer, self.model, options.clip_grad_norm)
         self.recorded_options = options.to_dict()
+        self._check_places()
         path = from_main(process, lambda: starting_checkpoint(options))
         if path is not None:
             self._start_from(path)
@@ -137,6 +158,32 @@ class Trainer:
                 gradient_as_bucket_view=True,
                 static_graph=options.accumulate == 1,  # no_sync does not go with it
             )
+
+    def _check_places(self) -> None:
+        """What is needed later shall not be missed then: all splits, and room for checkpoints."""
+        options = self.options
+        splits: list[Split] = ["train"] if options.val_on_trainset else ["train", "validation"]
+        pictures = {
+            split: open_dataset(options.dataset, options.data_root, split) for split in splits
+        }
+        open_dataset(options.dataset, options.data_root, "test")
+        self.files: dict[str, Files] = from_main(
+            self.process, lambda: {split: files_of(pictures[split]) for split in splits}
+        )
+        own = options.checkpoint_path
+        paths = (own, previous_path(own), options.best_checkpoint_path)
+        if self.process.is_main:
+            for path in paths:
+                remove_leftovers(path)
+        room = from_main(self.process, lambda: require_room(paths, self._checkpoint_bytes()))
+        if self.process.is_main:
+            print(room)
+
+    def _checkpoint_bytes(self) -> int:
+        """Of weights, running statistics and momentum; the rest is small."""
+        momentum = self.model.parameters() if self.options.momentum else ()
+        tensors = [*self.model.state_dict().values(), *momentum]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _require_statistics(self) -> None:
         """Batch statistics need two values, and the pyramid's one cell gives one an image."""
@@ -160,13 +207,16 @@ class Trainer:
         options, checkpoint = self.options, load_checkpoint(path)
         position = None
         if is_continued(checkpoint, path, options):
-            position = position_in(checkpoint, path, options, self.shape)
+            if is_published(checkpoint):
+                steps = self.shape.steps_per_epoch
+                checkpoint = from_published(checkpoint, self.model, steps, str(path))
+            data = changes(checkpoint.get("data"), self.files)
+            position = position_in(checkpoint, path, options, self.shape, data)
         load_model_state(self.model, model_state(checkpoint), path)
         if position is not None:
             self.epoch, self.iteration = position.epoch, position.iteration
-            self.best_score = load_training_state(
-                checkpoint, path, self.optimizer, self.guard, self.process
-            )
+            score = load_training_state(checkpoint, path, self.optimizer, self.guard, self.process)
+            self.best_score = from_main(self.process, lambda: best_score_of(score, path, options))
             go_to(self.scheduler, self.iteration)
             self.last_report = checkpoint.get("last_report", {})
             self.recorded_options = options_to_record(checkpoint, path, options)
@@ -177,9 +227,13 @@ class Trainer:
 
     def fit(self) -> None:
         """Train up to `epochs`, validating and saving as often as the options say."""
-        options = self.options
+        options, best = self.options, self.options.best_checkpoint_path
         self._prepare_training()
-        with self.interruption:
+        self.countdown = Countdown(self.iteration, options.epochs * self.shape.steps_per_epoch)
+        with self.interruption, answering_broken_waits(self._answer_demands):
+            # Where another run's checkpoint has done all epochs: this is the file that is tested.
+            if self.epoch >= options.epochs and self._has_no_file(options.checkpoint_path):
+                self._save()
             while self.epoch < options.epochs:
                 self.train_epoch()
                 done = self.epoch + 1
@@ -187,11 +241,11 @@ class Trainer:
                 validated = last or done % options.val_interval == 0
                 score = self.validate() if validated else self.best_score
                 self.epoch = done  # only now, so that a validation that was broken off is repeated
-                if score > self.best_score:
+                is_best = score > self.best_score or (validated and self._has_no_file(best))
+                if is_best:
                     self.best_score = score
-                    self._save(options.best_checkpoint_path)
-                if last or done % options.ckpt_interval == 0:
-                    self._save(options.checkpoint_path)
+                self._print_epoch(score if validated else None)
+                self._save(newest=last or done % options.ckpt_interval == 0, best=is_best)
 
     def train_epoch(self) -> None:
         """What is left of a pass over the training set; a report every `print_interval` steps."""
@@ -199,8 +253,10 @@ class Trainer:
         assert isinstance(self.loader.sampler, EpochSampler)
         first = Position(self.epoch, self.iteration).first_step(self.shape)
         self.loader.sampler.set_epoch(self.epoch, first * self.options.accumulate)
-        batches = iter(self.loader)
-        bar = self._progress(range(first, self.shape.steps_per_epoch), f"epoch {self.epoch + 1}")
+        batches = self.interruption.breaking_off(self.loader)
+        name = f"epoch {self.epoch + 1}/{self.options.epochs}"
+        steps = range(first, self.shape.steps_per_epoch)
+        bar = ProgressBar(steps, name, shown=self.process.is_main, reports=True)
         start, start_iteration = time.perf_counter(), self.iteration
         for _ in bar:
             self.last_report = {}
@@ -209,7 +265,8 @@ class Trainer:
                 speed = (self.iteration - start_iteration) / (time.perf_counter() - start)
                 report = self._training_report(speed)
                 self._log_report(report)
-                bar.set_postfix({name: f"{value:.3g}" for name, value in report.items()})
+                values = "  ".join(f"{name} {value:.3g}" for name, value in report.items())
+                bar.report(f"{values}  {self.countdown.left(self.iteration)} left")
                 start, start_iteration = time.perf_counter(), self.iteration
             self._answer_demands()
 
@@ -219,10 +276,10 @@ class Trainer:
         step_loss = torch.zeros((), device=self.process.device)
         for number in range(1, accumulate + 1):
             images, labels = (self._to_device(tensor) for tensor in next(batches))
-            images = images.contiguous(memory_format=self.layout)
             with self._exchanging_gradients(number == accumulate):
                 with self._autocast():
-                    output = self.network(images)
+                    inputs = normalised(images).contiguous(memory_format=self.layout)
+                    output = self.network(inputs)
                 loss, deepsup_loss = (
                     segmentation_loss(upsample(logits, labels.shape[-2:]), labels)
                     for logits in output
@@ -252,7 +309,9 @@ class Trainer:
 
     def validate(self) -> float:
         """Loss, IoU and accuracy on whole validation images; returns the mean IoU."""
-        return self.evaluator.validate(self.iteration, self._answer_demands)
+        return self.evaluator.validate(
+            self.iteration, self._answer_demands, self.interruption.breaking_off
+        )
 
     def test(self) -> dict[str, Any]:
         """Anomaly metrics and mean IoU on the test split, as in results.json."""
@@ -270,9 +329,8 @@ class Trainer:
         tally = self.guard.read()
         advice = f"{options.checkpoint_path} is the last checkpoint, if one was written"
         check_row(tally, options.max_bad_steps, self.iteration, advice)
-        loss = torch.tensor(tally.loss, device=self.process.device)
         report = {
-            "loss": sum_over_processes(loss).item() / processes,
+            "loss": tally.loss,
             "lr": float(self.scheduler.get_last_lr()[0]),
             "images_per_second": steps_per_second
             * (options.accumulate * options.batch_size * processes),
@@ -280,23 +338,42 @@ class Trainer:
         return report | ({"skipped_steps": tally.skipped} if tally.skipped else {})
 
     def _log_report(self, report: dict[str, float]) -> None:
-        self.last_report = report
+        self.last_report = self.latest_report = report
         self.logger.scalars(
             {f"train/{name}": value for name, value in report.items()}, self.iteration
         )
+
+    def _print_epoch(self, score: float | None) -> None:
+        """One line an epoch; `score` is its validation's mean IoU, if there was one."""
+        if not self.process.is_main:
+            return
+        words = [f"epoch {self.epoch}/{self.options.epochs}"]
+        if "loss" in self.latest_report:
+            words.append(f"loss {self.latest_report['loss']:.3f}")
+        if score is not None:
+            words.append(f"val mIoU {score:.3f} (best {self.best_score:.3f})")
+        if self.epoch < self.options.epochs:
+            words.append(f"{self.countdown.left(self.iteration)} left")
+        print("  ".join(words), flush=True)
 
     def _answer_demands(self) -> None:
         """Save and leave, if a signal or the clock demands it of any process."""
         demand = self.interruption.demand()
         if demand.save:
-            self._save(self.options.checkpoint_path)
+            self._save()
         if demand.stop:
             wait_for_all(self.process)  # or the first to leave would end the one that saves
             done = f"step {self.iteration} is saved in {self.options.checkpoint_path}"
             raise Interrupted(demand.stop, f"{done}; go on with: {command_to_continue()}")
 
-    def _save(self, path: Path) -> None:
-        """Write a checkpoint; every process calls this."""
+    def _has_no_file(self, path: Path) -> bool:
+        """Asked on the main process, so that all of them act alike."""
+        return from_main(self.process, lambda: not path.is_file())
+
+    def _save(self, newest: bool = True, best: bool = False) -> None:
+        """Write a checkpoint, once, as the newest or the best or both; every process calls this."""
+        if not newest and not best:
+            return
         own_state = {"random": random_state(self.process.device), "guard": self.guard.state_dict()}
         processes = gather_objects(own_state)
         if self.process.is_main:
@@ -312,10 +389,15 @@ class Trainer:
                 "processes": processes,
                 "options": self.recorded_options,
                 "classes": list(self.info.class_names),
+                "data": {split: packed(files) for split, files in self.files.items()},
             }
-            save_checkpoint(path, state, keep_previous=path == self.options.checkpoint_path)
-        if path == self.options.checkpoint_path:
+            own, best_path = self.options.checkpoint_path, self.options.best_checkpoint_path
+            # The best one first: a run that is killed in between repeats the validation.
+            if best:
+                save_checkpoint(best_path, state)
+                if newest:
+                    link_checkpoint(best_path, own, keep_previous=True)
+            else:
+                save_checkpoint(own, state, keep_previous=True)
+        if newest:
             self.interruption.saved()
-
-    def _progress(self, items: Iterable[Any], name: str) -> ProgressBar:
-        return ProgressBar(items, name, disable=not self.process.is_main, dynamic_ncols=True)

@@ -39,6 +39,14 @@ class BadSample(PansError):
         )
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a part of a path, relative to the folder of the data, is hidden or of macOS archives.
+
+    Such files are never the data's: ._x.png, .ipynb_checkpoints/, __MACOSX/.
+    """
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
 def read_image(path: Path, info: DatasetInfo) -> Image.Image:
     """Read a picture as RGB, alpha dropped.
 

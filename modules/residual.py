@@ -42,12 +42,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.checkpoint_activations = checkpoint_activations
         out_channels = width * self.expansion
-        conv2 = Conv3x3(width, width, stride=stride, dilation=dilation, plain=plain)
         self.convs = nn.Sequential(
             OrderedDict(
                 conv1=nn.Conv2d(in_channels, width, 1, bias=False),
                 bn1=norm(width),
-                conv2=conv2,
+                conv2=Conv3x3(width, width, stride=stride, dilation=dilation, plain=plain),
                 bn2=norm(width),
                 conv3=nn.Conv2d(width, out_channels, 1, bias=False),
                 bn3=norm(out_channels, slope=IDENTITY_SLOPE),

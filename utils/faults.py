@@ -1,18 +1,23 @@
 """Known ways in which machine and processes fail, each in one line with its remedy."""
 
 import errno
+import os
 import re
 import signal
+import threading
 
 import torch
 import torch.distributed as dist
 
-from utils.errors import PansError
+from utils.errors import one_line
 
 _SMALLER = "lower --batch_size or --crop_size"
 # How torch's allocator for CPUs says it, in a RuntimeError.
 _CPU_WITHOUT_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-_MEMORY = "most likely for want of memory or of /dev/shm; lower --num_workers or --batch_size"
+_MEMORY = (
+    "most likely for want of memory, of /dev/shm or of open files (ulimit -n); lower "
+    "--num_workers or --batch_size"
+)
 _LOADER_FAULTS = {
     r"DataLoader worker \(pid \d+\) is killed by signal: ([^.]+)\.": (
         "a loader process was ended by a signal ({0}), " + _MEMORY
@@ -20,9 +25,17 @@ _LOADER_FAULTS = {
     r"DataLoader worker \(pid\(s\) ([\d, ]+)\) exited unexpectedly": (
         "loader process {0} has ended, " + _MEMORY
     ),
-    r"DataLoader timed out after (\d+) seconds": (
+    r"DataLoader timed out after ([\d.]+) seconds": (
         "the loader has given no batch for {0} seconds: its disk or network hangs; look at "
         "--data_root, or raise --timeout"
+    ),
+    r"unable to allocate shared memory": (
+        "/dev/shm is full, through which loader processes hand over their samples; lower "
+        "--num_workers, or give it more room (docker run --shm-size=1g)"
+    ),
+    r"Too many open files|received \d+ items of ancdata": (
+        "this process may not open more files, of which every sample of a loader process takes "
+        "some; raise the limit (ulimit -n 4096), or lower --num_workers"
     ),
 }
 _PROCESS_FAULTS = {
@@ -36,14 +49,28 @@ _PROCESS_FAULTS = {
 }
 
 
+_FILES_TRIED = 4
+"""A library that needs several files at once may fail where one could still be opened."""
+
+_AGAIN = "mend it and run the same command again, without --restart"
+_SHORTAGES = {
+    errno.EMFILE: "this process may not open more files; raise the limit (ulimit -n 4096)",
+    errno.ENFILE: "this machine may not open more files; end some programs",
+    errno.EAGAIN: "no more processes or threads may be started; raise the limit (ulimit -u)",
+}
+
+
 def known_fault(error: BaseException) -> str | None:
     """One line with the remedy for a known fault of the machine; None for anything else."""
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU has too little memory; {_SMALLER}, or choose --precision bf16"
     if isinstance(error, MemoryError) or _CPU_WITHOUT_MEMORY in str(error):
         return f"this machine has too little memory; {_SMALLER} or --num_workers"
-    if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
-        return f"{error}; mend it and run the same command again, without --restart"
+    shortage = _shortage(error)
+    if shortage is not None:
+        return f"{shortage}; or lower --num_workers"
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        return f"{one_line(str(error))}; {_AGAIN}"
     if not isinstance(error, RuntimeError):
         return None
     among_processes = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
@@ -55,10 +82,30 @@ def known_fault(error: BaseException) -> str | None:
     return None
 
 
-def message_of(error: PansError) -> str:
-    """Its one line, also where a loader process has wrapped it into its traceback."""
-    last = str(error).rstrip().splitlines()[-1]
-    return last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+def _shortage(error: BaseException) -> str | None:
+    """What the process has none left of, if that is what `error` comes from.
+
+    Libraries tell that in many words, or in none: what the system says now is the answer.
+    """
+    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+        return _SHORTAGES[error.errno]
+    if not isinstance(error, OSError | RuntimeError):
+        return None
+    opened = []
+    try:
+        for _ in range(_FILES_TRIED):
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+    except OSError as refusal:
+        return _SHORTAGES.get(refusal.errno or 0)
+    except RuntimeError:  # can't start new thread
+        return _SHORTAGES[errno.EAGAIN]
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return None
 
 
 def signal_and_cause(number: int) -> str:

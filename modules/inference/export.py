@@ -1,6 +1,5 @@
 """The network as an ONNX file, for any program that runs those."""
 
-import contextlib
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from modules.inference.folding import fold_norms
 from modules.scores import Evidence, Score
 from modules.segmentation import SegmentationModel
 from utils.errors import PansError
+from utils.files import replacing
 
 NEEDED_PACKAGES = ("onnx", "onnxscript")
 SMALLEST_SIDE = 8
@@ -120,14 +120,10 @@ def export_onnx(
         )
     assert program is not None
     program.model.metadata_props.update(metadata)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        program.save(str(temporary))
-        temporary.replace(path)
+        with replacing(path) as file:
+            program.save(file.name)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise ExportError(
             f"{path} could not be written ({error}); name a file in a folder with space by --out"
         ) from error

@@ -12,6 +12,7 @@ import torch
 from modules.inference.network import Inference
 from modules.scores.statistics import MaxLogitStatistics, max_logit_sums, statistics_of
 from utils.distributed import Process, gather_objects
+from utils.files import write_text
 from utils.progress import ProgressBar
 
 
@@ -46,7 +47,7 @@ def training_statistics(
     kept = gather_objects(kept)[0]
     if kept is not None:
         return kept
-    progress = ProgressBar(loader, "max logits", disable=not process.is_main, dynamic_ncols=True)
+    progress = ProgressBar(loader, "max logits", shown=process.is_main)
     own = [(sample.index, max_logit_sums(inference.logits(sample.images))) for sample in progress]
     gathered = [pair for pairs in gather_objects(own) for pair in pairs]
     if not gathered:
@@ -93,7 +94,7 @@ def _write(path: Path, key: str, statistics: MaxLogitStatistics) -> None:
     }
     # Checkpoints may lie where nothing can be written; the next test takes the pass again then.
     with contextlib.suppress(OSError):
-        path.write_text(json.dumps(content) + "\n")
+        write_text(path, json.dumps(content) + "\n")
 
 
 def _vector(values: list[float]) -> torch.Tensor:

@@ -27,7 +27,7 @@ import run
 from ablate import expand, read_grid
 from argparser import parse_options, typed_flags
 from build import model_of
-from dataset import STREETHAZARDS, prepare
+from dataset import DATASETS, STREETHAZARDS, describe, prepare
 from dataset.base import DatasetNotFound
 from dataset.demo.writer import write_demo
 from modules import build_model
@@ -257,6 +257,21 @@ def test_the_classes_in_the_docs_are_those_of_the_code():
     assert shown == [(index, *pair) for index, pair in enumerate(colours)]
 
 
+def test_every_data_set_has_its_row_in_the_docs():
+    text = (REPOSITORY / "docs/data.md").read_text()
+    described = re.findall(r"^\| `(\w+)` \| (\d+|none|your own) \|", text, re.MULTILINE)
+    assert [name for name, _ in described] == list(DATASETS)
+    for name, count in described:
+        if name != "folder":
+            info = describe(name, REPOSITORY / "data")
+            assert info.has_class_labels == (count != "none")
+            assert not info.has_class_labels or info.num_classes == int(count)
+    fetched = {archive.dataset for archive in prepare.PUBLISHED}
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| .* \| `\S+/` \|$", text, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"\w+", row)}
+    assert named == fetched | {"bdd_anomaly", "bdd_anomaly_16"}
+
+
 def command_with(*parts):
     """The first command of the docs that holds these words."""
     return next(command.words for command in COMMANDS if {*parts} <= {*command.words})
@@ -353,7 +368,7 @@ def test_trainings_and_tests_run(words, data_sets, tmp_path, monkeypatch):
         Path(name).symlink_to(data_sets / name)
     options = parse_options(words[2:])
     if options.test:
-        tested = Path(options.ckpt_test or options.best_checkpoint_path)
+        tested = Path(options.ckpt_test or options.tested_checkpoint_path)
         tested.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"model_state": model_of(options).state_dict()}, tested)
     assert run.main([*words[2:], *SMALL, "--nproc", "1"]) == 0
