@@ -1,7 +1,7 @@
 """A trained network on the user's own pictures, and as an ONNX file."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from dataset.own_pictures import (
     samples_of,
 )
 from dataset.skipped import SkippedFiles
-from metrics import PooledCounts
+from metrics.pooled import PooledCounts, sharpened
 from modules import SegmentationModel
 from modules.inference.export import check_export_support, export_onnx
 from modules.inference.network import Inference
@@ -152,18 +152,23 @@ class Predictor:
         skipped = SkippedFiles()
         skipped.watch("validation", loader)
         counts, samples = PooledCounts(), torch.zeros((), device=self.process.device)
-        for sample in self._progress(loader, "calibration"):
+
+        def known_scores() -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+            for sample in self._progress(loader, "calibration"):
+                _, score = self.maps(sample)
+                yield score[:0].ravel(), score[sample.label.numpy() < options.num_classes]
+
+        for scores in known_scores():
             samples += 1
-            label = sample.label.numpy()
-            _, score = self.maps(sample)
-            counts.update(score[:0].ravel(), score[label < options.num_classes])
+            counts.update(*scores)
         counts.all_reduce()
         if not sum_over_processes(samples):
             raise reader_of(loader).nothing_readable()
         for line in skipped.report():
             if self.process.is_main:
                 print(line, file=sys.stderr)
-        threshold = counts.threshold_at_fpr(fpr)
+        # Scores that crowd around the threshold are looked at again.
+        threshold = sharpened(counts, known_scores, fpr=fpr).threshold_at_fpr(fpr)
         if threshold is None:
             raise NotPredicted(
                 f"--calibrate_fpr: no validation image below {options.data_root} has a known "

@@ -290,8 +290,10 @@ def tested_checkpoint(options: Options) -> Path:
         CheckpointError: none of them can be used.
     """
     best, newest = options.best_checkpoint_path, options.checkpoint_path
-    if options.ckpt_test is not None or options.tested_checkpoint_path != best:
-        return find_checkpoint(options.ckpt_test or str(newest), newest.parent)
+    if options.ckpt_test is not None:
+        return find_checkpoint(options.ckpt_test, newest.parent)
+    if options.test_weights != "best":
+        return newest
     try:
         load_checkpoint(best)
     except DamagedCheckpoint as damage:
@@ -328,7 +330,11 @@ def _changed_flags(checkpoint: Mapping[str, Any], path: Path, options: Options) 
     return [
         f"--{name} {saved[name]} there, {value} here"
         for name, value in own.items()
-        if name in saved and name not in free and saved[name] != value
+        if name in saved
+        and name not in free
+        and saved[name] != value
+        # Older checkpoints do not tell which precision the device's own choice was.
+        and (name, saved[name]) != ("precision", None)
     ]
 
 
@@ -364,8 +370,10 @@ def load_training_state(
         optimizer.load_state_dict({**optimizer.state_dict(), "state": momentum})
         start_momentum_at_zero(optimizer)  # where the file has none
         for parameter, state in optimizer.state.items():
-            for value in state.values():
-                if not value.view_as(parameter).isfinite().all():
+            for name, value in state.items():
+                # In the layout of the parameter, which another device may have had otherwise.
+                state[name] = torch.empty_like(parameter).copy_(value.view_as(parameter))
+                if not state[name].isfinite().all():
                     raise ValueError("momentum is not finite")
         if len(processes) == process.world_size:
             own = processes[process.rank]

@@ -13,7 +13,6 @@ if __name__ == "__main__":
     check_words(sys.argv[1:])  # help and slips of the keyboard do not wait for torch
 
 from ablate import GridError, ablate
-from modules.abn import describe_norm
 from predict import export, predict, stored_flags
 from report.logger import Logger
 from report.results import log_start
@@ -30,6 +29,7 @@ from utils.distributed import (
     run_reporting,
     start_process,
 )
+from utils.gpu import describe_device
 from utils.limits import require_limits
 from utils.memory import keep_freed_memory
 from utils.output import lasting_output
@@ -93,9 +93,8 @@ def _train_and_test(options: Options, process: Process) -> None:
     with Logger(options.log_folder if process.is_main else None) as logger:
         trainer = Trainer(options, process, logger)
         if process.is_main:
-            print(f"{process.world_size} x {process.device.type}, {trainer.precision}")
-            print(describe_norm(options.norm_act, process.device))
-            for note in options.notes:
+            print(f"{process.world_size} x {describe_device(process.device)}: {trainer.describe()}")
+            for note in (*options.notes, *filter(None, [trainer.info.note])):
                 print(f"note: {note}")
         if not options.test:
             trainer.fit()

@@ -24,6 +24,7 @@ from dataset import (
 from dataset.contents import Files, changes, files_of, packed
 from dataset.skipped import SkippedFiles
 from evaluate import Evaluator
+from modules.abn import describe_norm
 from modules.loss import segmentation_loss
 from modules.normalisation import normalised
 from modules.scores import upsample
@@ -61,6 +62,7 @@ from utils.distributed import (
     wait_for_all,
 )
 from utils.files import remove_leftovers
+from utils.gpu import tf32_in, timed_convolutions
 from utils.interruption import (
     Interrupted,
     Interruption,
@@ -91,13 +93,26 @@ class Trainer:
         self.latest_report: dict[str, float] = {}  # of the last step that had one
         self.interruption = Interruption(options.ckpt_minutes, process.host_group)
         torch.manual_seed(options.random_seed)  # the same initial weights in every process
-        self.model = model_of(options).to(process.device)
+        self.model = model_of(options).to(process.device).to(memory_format=self.memory_format)
         torch.manual_seed(options.random_seed + process.rank)  # but not the same dropout
         self.evaluator = Evaluator(
             options, process, logger, self.info, self.model, self.precision, self.skipped
         )
 
+    def describe(self) -> str:
+        """In one line: precision, implementation of the norm, memory layout."""
+        options, device = self.options, self.process.device
+        norm = describe_norm(options.norm_act, device, self.precision, learns=not options.fix_bn)
+        layout = "channels_last" if self.memory_format is torch.channels_last else "contiguous"
+        return f"{self.precision}{tf32_in(self.precision, device)}, {norm}, {layout}"
+
     # Set-up
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of weights and maps; tensor cores of GPUs compute on channels-last data."""
+        on_gpu = self.process.device.type == "cuda"
+        return torch.channels_last if on_gpu and not self.options.plain else torch.contiguous_format
 
     def _prepare_training(self) -> None:
         """Loader, optimizer and scheduler; weights from --ckpt, from ImageNet or at random."""
@@ -155,6 +170,8 @@ class Trainer:
         if dist.is_initialized():
             self.network = DistributedDataParallel(
                 self.network,
+                # Synchronised norms have the same running statistics everywhere.
+                forward_sync_buffers=options.norm_act != "iabn_sync",
                 gradient_as_bucket_view=True,
                 static_graph=options.accumulate == 1,  # no_sync does not go with it
             )
@@ -227,7 +244,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Train up to `epochs`, validating and saving as often as the options say."""
-        options, best = self.options, self.options.best_checkpoint_path
+        options = self.options
         self._prepare_training()
         self.countdown = Countdown(self.iteration, options.epochs * self.shape.steps_per_epoch)
         with self.interruption, answering_broken_waits(self._answer_demands):
@@ -235,13 +252,14 @@ class Trainer:
             if self.epoch >= options.epochs and self._has_no_file(options.checkpoint_path):
                 self._save()
             while self.epoch < options.epochs:
-                self.train_epoch()
+                with timed_convolutions(self.process.device):
+                    self.train_epoch()
                 done = self.epoch + 1
                 last = done == options.epochs
                 validated = last or done % options.val_interval == 0
                 score = self.validate() if validated else self.best_score
                 self.epoch = done  # only now, so that a validation that was broken off is repeated
-                is_best = score > self.best_score or (validated and self._has_no_file(best))
+                is_best = score > self.best_score
                 if is_best:
                     self.best_score = score
                 self._print_epoch(score if validated else None)

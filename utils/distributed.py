@@ -32,6 +32,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import USER_ERROR, PansError
 from utils.faults import known_fault, signal_and_cause
+from utils.gpu import refuse_old_gpu, usable_gpus
 from utils.interruption import (
     COMMAND_VARIABLE,
     SAVING_SIGNAL,
@@ -49,6 +50,9 @@ DEFAULT_TIMEOUT = 600.0
 """Seconds that processes wait for each other."""
 
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+_host_group: Any = None
+"""Joins the CPUs of all processes, for objects that no GPU should wait for; see `start_process`."""
 
 _CLAIM = "reported-"
 """Start of the name of the file by which a process claims to be the first to report."""
@@ -90,8 +94,12 @@ def launched() -> bool:
 
 
 def default_nproc() -> int:
-    """One process per visible GPU, one on a machine without."""
-    return torch.cuda.device_count() or 1
+    """One process per visible GPU, one on a machine without.
+
+    Raises:
+        UnusableGpu: torch cannot compute on the GPUs that are here.
+    """
+    return usable_gpus() or 1
 
 
 def _read_number(environment: Mapping[str, str], name: str) -> int:
@@ -144,6 +152,7 @@ def start_process(
 
     Raises:
         LaunchError: the environment is incomplete, or there are fewer GPUs than processes.
+        UnusableGpu: torch cannot compute on this process's GPU.
     """
     if launched():
         rank, local_rank, world_size = _read_ranks(os.environ, local_rank)
@@ -151,17 +160,18 @@ def start_process(
     else:
         rank, local_rank, world_size = 0, local_rank or 0, 1
     device = torch.device("cpu")
-    if torch.cuda.is_available():
+    if usable_gpus():
         _refuse_missing_gpu(local_rank + 1)
         device = torch.device("cuda", local_rank)
+        refuse_old_gpu(device)
         torch.cuda.set_device(device)
-    host_group: Any = None
+    global _host_group
     if world_size > 1:
         for number in heeded_signals():
             # Or one that waits for a peer, deep inside gloo, would not end.
             signal.signal(number, signal.SIG_DFL)
-        host_group = _join(rank, world_size, device, timedelta(seconds=timeout_seconds))
-    return Process(rank, local_rank, world_size, device, host_group)
+        _host_group = _join(rank, world_size, device, timedelta(seconds=timeout_seconds))
+    return Process(rank, local_rank, world_size, device, _host_group)
 
 
 def _join(rank: int, world_size: int, device: torch.device, timeout: timedelta) -> Any:
@@ -226,6 +236,8 @@ def _fresh_store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
 
 def end_process() -> None:
     """Leave the other processes; call it only where all of them do."""
+    global _host_group
+    _host_group = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -254,8 +266,13 @@ def gather_objects(value: T) -> list[T]:
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_host_group)
     return values
+
+
+def host_group() -> Any:
+    """The group of all processes' CPUs, beside that of their GPUs; None if that is the only one."""
+    return _host_group
 
 
 def from_main(process: Process, compute: Callable[[], T]) -> T:
@@ -390,8 +407,9 @@ def launch(command: Sequence[str], nproc: int) -> int:
 
     Raises:
         LaunchError: there are GPUs, but fewer than processes.
+        UnusableGpu: torch cannot compute on the GPUs that are here.
     """
-    if torch.cuda.is_available():
+    if usable_gpus():
         _refuse_missing_gpu(nproc)
     # torch's launcher would give every process all cores, and torchrun a single one.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // nproc)))

@@ -38,11 +38,12 @@ _LOADER_FAULTS = {
         "some; raise the limit (ulimit -n 4096), or lower --num_workers"
     ),
 }
+_WAITED = (
+    "a process has waited in vain for another one, which hangs or is far slower; look at the "
+    "machines and their network, or raise --timeout"
+)
 _PROCESS_FAULTS = {
-    r"(?i)timed ?out|timeout": (
-        "a process has waited in vain for another one, which hangs or is far slower; look at the "
-        "machines and their network, or raise --timeout"
-    ),
+    r"(?i)timed ?out|timeout": _WAITED,
     r"(?i)closed|reset|refused|broken pipe|unreachable|aborted": (
         "a process has lost its connection to another one, whose end is the cause"
     ),
@@ -111,5 +112,8 @@ def _shortage(error: BaseException) -> str | None:
 def signal_and_cause(number: int) -> str:
     """A signal's name, with what it most likely means."""
     name = signal.Signals(number).name
-    # The kernel's way of ending the process that takes most memory.
-    return f"{name}, most likely for want of memory" if number == signal.SIGKILL else name
+    if number == signal.SIGKILL:  # the kernel's way of ending the process that takes most memory
+        return f"{name}, most likely for want of memory"
+    if number == signal.SIGABRT:  # NCCL's way of ending one that has waited beyond --timeout
+        return f"{name}; on GPUs that most likely means: {_WAITED}"
+    return name

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from modules.inference.folding import fold_norms
+from modules.pyramid import MatrixPooling
 from modules.scores import Evidence, Score
 from modules.segmentation import SegmentationModel
 from utils.errors import PansError
@@ -21,35 +22,6 @@ SMALLEST_SIDE = 8
 
 class ExportError(PansError):
     """The packages that write ONNX are missing, or the file cannot be written."""
-
-
-def pooling_matrix(cells: int, size: int, like: Tensor) -> Tensor:
-    """(cells, size) weights of adaptive average pooling along one axis.
-
-    Cell i averages the places from floor(i size / cells) to ceil((i + 1) size / cells) - 1, as
-    torch's AdaptiveAvgPool does. `size` may be symbolic.
-    """
-    cell = torch.arange(cells, device=like.device)[:, None]
-    place = torch.arange(size, device=like.device)
-    start, end = cell * size // cells, -(-(cell + 1) * size // cells)
-    inside = ((place >= start) & (place < end)).to(like.dtype)
-    return inside / inside.sum(dim=1, keepdim=True)
-
-
-class MatrixPooling(nn.Module):
-    """AdaptiveAvgPool2d(cells) as two products, for inputs whose size is not known yet.
-
-    The exporter would write torch's own layer for the one size that it saw.
-    """
-
-    def __init__(self, cells: int) -> None:
-        super().__init__()
-        self.cells = cells
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = pooling_matrix(self.cells, x.shape[2], x)
-        columns = pooling_matrix(self.cells, x.shape[3], x)
-        return rows @ x @ columns.T
 
 
 class ScoredNetwork(nn.Module):

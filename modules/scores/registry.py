@@ -1,13 +1,13 @@
-"""All scores by name. A score is a function in `maps` and a line in `SCORES`.
+"""All scores by name. A score is a line here and a line in `maps`.
 
 What the command line asks of them is told without torch, which takes seconds to import.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from modules.scores import dense_crf
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from modules.scores.evidence import Evidence
+    from modules.scores.maps import ScoreMap
 
 ALL = "all"
 DROPOUT_PASSES = 10
@@ -27,7 +28,7 @@ class Score:
     """An anomaly score.
 
     Attributes:
-        function: its name in `maps`.
+        name: in the tables of scores.
         words: what it is, for the command line's help.
         cosine: it needs the cosine classifier.
         samples: it needs stochastic passes.
@@ -35,19 +36,12 @@ class Score:
         crf: it needs the optional package of `dense_crf`.
     """
 
-    function: str
+    name: str
     words: str
     cosine: bool = False
     samples: bool = False
     statistics: bool = False
     crf: bool = False
-
-    @property
-    def map_of(self) -> Callable[[Evidence], Tensor]:
-        """Evidence of one image -> (1, H, W), higher = more anomalous."""
-        function: Callable[[Evidence], Tensor]
-        function = getattr(import_module("modules.scores.maps"), self.function)
-        return function
 
     @property
     def of_logits(self) -> bool:
@@ -60,24 +54,37 @@ class Score:
             return "--classifier cosine"
         return CRF_REMEDY if self.crf and not dense_crf.is_installed() else None
 
+    @cached_property
+    def _map(self) -> ScoreMap:
+        from modules.scores.maps import MAPS
 
-SCORES = {
-    "prototype": Score("prototype", "distance from the nearest prototype", cosine=True),
-    "msp": Score("msp", "1 - largest softmax probability"),
-    "maxlogit": Score("maxlogit", "minus the largest logit"),
-    "entropy": Score("entropy", "entropy of the softmax"),
-    "energy": Score("energy", "minus the log-sum-exp of the logits"),
-    "standardized_maxlogit": Score(
-        "standardized_maxlogit",
-        "largest logit, standardized by class",
-        statistics=True,
-    ),
-    "prototype_margin": Score(
-        "prototype_margin", "how near the second nearest prototype is as well", cosine=True
-    ),
-    "mc_dropout": Score("mc_dropout", "disagreement of passes with dropout", samples=True),
-    "msp_crf": Score("msp_crf", "msp smoothed by a dense CRF", crf=True),
-}
+        return MAPS[self.name]
+
+    def parts_of(self, evidence: Evidence) -> Sequence[Tensor]:
+        """What the map is computed from, see `ScoreMap`."""
+        return self._map.parts_of(evidence)
+
+    def from_parts(self, parts: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """(1, H, W), higher = more anomalous."""
+        return self._map.from_parts(parts, size)
+
+    def map_of(self, evidence: Evidence) -> Tensor:
+        """(1, H, W), higher = more anomalous."""
+        return self.from_parts(self.parts_of(evidence), evidence.size)
+
+
+_ALL_SCORES = (
+    Score("prototype", "distance from the nearest prototype", cosine=True),
+    Score("msp", "1 - largest softmax probability"),
+    Score("maxlogit", "minus the largest logit"),
+    Score("entropy", "entropy of the softmax"),
+    Score("energy", "minus the log-sum-exp of the logits"),
+    Score("standardized_maxlogit", "largest logit, standardized by class", statistics=True),
+    Score("prototype_margin", "how near the second nearest prototype is as well", cosine=True),
+    Score("mc_dropout", "disagreement of passes with dropout", samples=True),
+    Score("msp_crf", "msp smoothed by a dense CRF", crf=True),
+)
+SCORES = {score.name: score for score in _ALL_SCORES}
 
 
 def resolve(names: Sequence[str], classifier: str) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from modules.scores import (
     statistics_of,
 )
 from modules.scores.evidence import confidence_and_prediction
+from modules.scores.maps import MAPS
 
 CPU = torch.device("cpu")
 
@@ -340,3 +341,7 @@ def test_logits_are_float32_under_autocast(kind):
     expected = [classifier(features.float()), classifier.deep_supervision(features.float())]
     assert [logits.dtype for logits in found] == [torch.float32] * 2
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_every_score_has_its_map():
+    assert list(MAPS) == list(SCORES)
