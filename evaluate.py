@@ -26,7 +26,7 @@ from report.environment import environment, sha256
 from report.extremes import Extremes
 from report.logger import Logger
 from report.panels import Panels
-from report.results import log_segmentation, report_results
+from report.results import log_segmentation, log_start, report_results
 from report.visualize import sample_panel
 from resume import describe_tested, notes_on_test, tested_checkpoint
 from utils.background import Background, to_host
@@ -132,6 +132,8 @@ class Evaluator:
         options, start = self.options, time.perf_counter()
         self._load_tested_weights()
         loader = self._evaluation_loader("test", options.multi_scala)
+        if options.test:  # only now that weights and data are there
+            log_start(self.logger, options.to_dict())
         scorer = self._scorer(options.scores)
         evaluation = self._empty_evaluation(scorer)
         pictures = options.log_folder / "pictures" if options.visualize else None

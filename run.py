@@ -15,7 +15,6 @@ if __name__ == "__main__":
 from ablate import GridError, ablate
 from predict import export, predict, stored_flags
 from report.logger import Logger
-from report.results import log_start
 from train import Trainer
 from utils.checkpoint import find_checkpoint
 from utils.determinism import make_deterministic
@@ -99,8 +98,6 @@ def _train_and_test(options: Options, process: Process) -> None:
         if not options.test:
             trainer.fit()
         with logger.replacing_test():
-            if options.test:
-                log_start(logger, options.to_dict())
             trainer.test()
         for line in trainer.skipped.report():
             if process.is_main:
