@@ -7,8 +7,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from argparser import Options, check_words, parse_options, typed_flags
+
+if __name__ == "__main__":
+    check_words(sys.argv[1:])  # help and slips of the keyboard do not wait for torch
+
 from ablate import GridError, ablate
-from argparser import Options, parse_options, typed_flags
 from predict import export, predict, stored_flags
 from report.logger import Logger
 from train import Trainer
