@@ -16,9 +16,9 @@ from dataset.own_pictures import (
     PictureSample,
     Source,
     Unreadable,
-    check_video_support,
     find_sources,
     samples_of,
+    without_support,
 )
 from dataset.transforms import MEAN, STD
 from errors import PansError
@@ -199,24 +199,29 @@ def predict(options: Options, process: Process) -> None:
 
     Raises:
         NotPredicted: some of it could not be read, after the rest is done; or none was found.
-        VideoSupportMissing: there is a video, and no package to read it.
+        NotWritten: --out holds files of the user's own, or cannot be written to.
     """
     out = Path(options.out or "")
-    sources, not_found = find_sources(options.predict, out)
+    sources, problems = find_sources(options.predict, out)
+    if unsupported := without_support(sources):
+        sources = [source for source in sources if not source.is_video]
+        problems += unsupported
     if not sources:
-        raise NotPredicted(f"--predict found nothing: {'; '.join(map(str, not_found))}")
-    check_video_support(sources)
+        raise NotPredicted(f"--predict found nothing to read: {'; '.join(map(str, problems))}")
     info = describe(options.dataset, options.data_root, options.trained_on)
     folder = PredictionFolder(out, info)
+    folder.check(sources, overwrite=options.overwrite)
     predictor = Predictor(options, process)
+    gather_objects(None)  # every process has looked before one of them writes
+    if process.is_main:
+        folder.begin()
     pictures, unreadable = predictor.write_share(sources, folder)
     shares = gather_objects((pictures, unreadable))
     if not process.is_main:
         return
     done = sorted(chain.from_iterable(share[0] for share in shares), key=lambda one: one["name"])
-    problems = [*map(str, not_found), *sorted({str(one) for share in shares for one in share[1]})]
-    folder.write_contact_sheets([picture["name"] for picture in done])
-    folder.write_summary(
+    unread = [*map(str, problems), *sorted({str(one) for share in shares for one in share[1]})]
+    folder.finish(
         {
             "checkpoint": options.ckpt_test,
             "score": options.scores[0],
@@ -225,14 +230,14 @@ def predict(options: Options, process: Process) -> None:
             "threshold": predictor.threshold,
             "calibrated_fpr": options.calibrate_fpr,
             "pictures": done,
-            "unreadable": problems,
+            "unreadable": unread,
         }
     )
     print(f"{len(done)} pictures in {out}, score {options.scores[0]}{_words(predictor.threshold)}")
-    if problems:
+    if unread:
         raise NotPredicted(
-            f"{len(problems)} could not be looked at, the other {len(done)} are done: "
-            + "; ".join(problems)
+            f"{len(unread)} could not be looked at, the other {len(done)} are done: "
+            + "; ".join(unread)
         )
 
 

@@ -82,7 +82,7 @@ DAMAGED_FILES: list[tuple[str, Damage, str]] = [
     (IMAGE, make_folder, NO_PICTURE),
     (IMAGE, link_to_nothing, "is missing"),
     (IMAGE, link_to_itself, NO_PICTURE),
-    (IMAGE, picture("RGB", "BMP"), f"{NO_PICTURE} (cannot identify image file"),
+    (IMAGE, picture("RGB", "BMP"), f"{NO_PICTURE} (it is a BMP picture); expected a PNG"),
     (IMAGE, picture("P", "GIF"), "expected a PNG or JPEG or WEBP file"),
     (IMAGE, picture("I;16"), "has mode I;16; expected an 8-bit picture such as RGB(A)"),
     (IMAGE, content(png(16, 2)), "has mode RGB;16B; expected an 8-bit picture such as RGB(A)"),
