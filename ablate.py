@@ -18,11 +18,11 @@ from types import FrameType
 from typing import Any
 
 from argparser import OptionError, Options, parse_options
-from errors import PansError
 from metrics.report import UnreadableResults, read_results
-from utils.ablation_table import FIGURES, Row, draw_plot, write_tables
+from report.ablation_table import FIGURES, Row, draw_plot, write_tables
+from resume import FREE_FLAGS
+from utils.errors import PansError
 from utils.interruption import Interrupted
-from utils.resume import FREE_FLAGS
 
 TEST_FLAGS = frozenset(
     {"score", "cosine_scores", "msp", "mc_dropout", "multi_scala", "ignore_classes"}

@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 from dataset.description import UNKNOWN_INDEX, DatasetInfo, UnknownClass
 from dataset.registry import DATASETS, TRAINING_SETS, describe
-from errors import PansError
 from modules.scores import ALL, DROPOUT_PASSES, SCORES, Score, resolve
+from utils.errors import PansError
 
 RECIPE: dict[str, Any] = {
     "dataset": "streethazards",
@@ -312,6 +312,9 @@ class Options:
         _Range("a number between 0 and 1", lambda value: 0 < value < 1),
         float,
         "none",
+    )
+    overwrite: bool = _flag(
+        "pictures and export", False, "--predict may write among other files in --out"
     )
     frame_step: int = _flag(
         "pictures and export", 1, "--predict: look at every N-th frame of a video", _COUNT

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from argparser import Options
+from build import default_precision, evaluation_loader_of, model_of
 from dataset import EvaluationSample, describe, reader_of
 from dataset.own_pictures import (
     PictureSample,
@@ -20,21 +21,20 @@ from dataset.own_pictures import (
     samples_of,
     without_support,
 )
+from dataset.skipped import SkippedFiles
 from dataset.transforms import MEAN, STD
-from errors import PansError
 from metrics import PooledCounts
 from modules import SegmentationModel
-from modules.export import check_export_support, export_onnx
-from modules.inference import Inference
-from modules.pretrained import CHECKPOINT, identify
+from modules.inference.export import check_export_support, export_onnx
+from modules.inference.network import Inference
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer
-from modules.weights import load_checkpoint, model_state
-from train import default_precision, evaluation_loader_of, model_of
+from modules.weights.pretrained import CHECKPOINT, identify
+from report.predictions import PredictionFolder
 from utils.checkpoint import load_model_state
 from utils.distributed import Process, gather_objects, sum_over_processes
-from utils.predictions import PredictionFolder
+from utils.errors import PansError
 from utils.progress import ProgressBar
-from utils.skipped import SkippedFiles
+from utils.weight_files import load_checkpoint, model_state
 
 # What a checkpoint's options say about its network and how it is looked at.
 _NETWORK_FLAGS = (

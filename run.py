@@ -9,9 +9,10 @@ import torch
 
 from ablate import GridError, ablate
 from argparser import Options, parse_options, typed_flags
-from errors import PansError
 from modules.abn import describe_norm
 from predict import export, predict, stored_flags
+from report.logger import Logger
+from report.results import log_start
 from train import Trainer
 from utils.determinism import make_deterministic
 from utils.distributed import (
@@ -23,9 +24,8 @@ from utils.distributed import (
     run_reporting,
     start_process,
 )
-from utils.logger import Logger
+from utils.errors import PansError
 from utils.memory import keep_freed_memory
-from utils.results import log_start
 
 
 def read_options(argv: Sequence[str]) -> Options:

@@ -29,11 +29,11 @@ from dataset.registry import open_dataset
 from dataset.skipping import SampleReader
 from dataset.transforms import MEAN, STD, random_crop, random_flip, random_scale
 from metrics.evaluation import AnomalyEvaluation
-from modules.inference import Inference
+from modules.inference.network import Inference
 from modules.scores import Scorer
+from report.logger import Logger
 from train import Trainer
 from utils.distributed import end_process, start_process
-from utils.logger import Logger
 from utils.memory import keep_freed_memory
 
 CLASSES = 13
@@ -77,7 +77,7 @@ def measure_test(trainer: Trainer) -> dict[str, float]:
     scorer = Scorer(inference, ["prototype"])
     classes = trainer.options.num_classes
     evaluation = AnomalyEvaluation(classes, classes)
-    samples = list(trainer._evaluation_loader("test", True))
+    samples = list(trainer.evaluator._evaluation_loader("test", True))
 
     def one(sample: Any) -> None:
         evidence = scorer.look(sample.images, sample.label.shape, sample.picture, sample.index)

@@ -18,7 +18,7 @@ from statistics import median
 from matplotlib.figure import Figure
 
 from benchmarks.measure import CLASSES
-from dataset.demo import write_demo
+from dataset.demo.writer import write_demo
 
 PATHS = {"plain": ["--plain"], "fp32": [], "bf16": ["--precision", "bf16"]}
 NAMES = {"train": "training step", "test": "test image"}

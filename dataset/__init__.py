@@ -12,8 +12,8 @@ from dataset.loaders import (
     worker_count,
 )
 from dataset.pictures import BadSample
+from dataset.readers.streethazards import STREETHAZARDS, StreetHazards
 from dataset.registry import DATASETS, TRAINING_SETS, describe, open_dataset
-from dataset.streethazards import STREETHAZARDS, StreetHazards
 from dataset.transforms import Sample
 
 __all__ = [

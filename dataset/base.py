@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from dataset.description import DatasetInfo, Split
 from dataset.pictures import BadSample, read_image, read_label
-from errors import PansError
+from utils.errors import PansError
 
 Transforms = Callable[[Image.Image, Image.Image], Any]
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from errors import PansError
+from utils.errors import PansError
 
 Split = Literal["train", "validation", "test"]
 Colour = tuple[int, int, int]

@@ -25,7 +25,7 @@ from dataset.transforms import (
     training_sample,
 )
 from dataset.worker_signals import only_parent_ends
-from errors import PansError
+from utils.errors import PansError
 
 
 class TooFewImages(PansError):

@@ -167,12 +167,13 @@ def video_frames(path: Path, step: int, first: int = 0) -> Iterator[tuple[int, I
 def _all_frames(path: Path, container: Any) -> Iterator[Any]:
     """All frames of the first video stream; at the end, whether they are as many as announced."""
     if not container.streams.video:
-        held = "only sound" if container.streams.audio else "no stream that is known"
-        raise Unreadable(f"{path} holds no video but {held}; take it away, or convert it")
+        if container.streams.audio:
+            raise Unreadable(f"{path} holds sound alone and no picture; take it away")
+        raise Unreadable(f"{path} holds no video stream; it may be cut off, copy it again")
     stream = container.streams.video[0]
     packets, end = 0, 0.0
     for packet in container.demux(stream):
-        packets += packet.size > 0
+        packets += packet.size > 0 and not packet.is_corrupt
         for frame in packet.decode():
             end = max(end, frame.time or 0.0)
             yield frame

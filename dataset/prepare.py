@@ -26,10 +26,10 @@ from tqdm import tqdm
 from dataset.base import DatasetNotFound
 from dataset.description import IGNORE_INDEX, Split
 from dataset.loaders import worker_count
-from dataset.odgt import leaves_folder
 from dataset.pictures import BadSample
-from dataset.streethazards import STREETHAZARDS, StreetHazards
-from errors import PansError, exit_code
+from dataset.readers.odgt import leaves_folder
+from dataset.readers.streethazards import STREETHAZARDS, StreetHazards
+from utils.errors import PansError, exit_code
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 60.0

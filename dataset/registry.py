@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from dataset.base import SegmentationDataset
-from dataset.bdd_anomaly import BddAnomaly
 from dataset.description import DatasetInfo, Split
-from dataset.fishyscapes import FishyscapesLostAndFound
-from dataset.folder import Folder
-from dataset.road_anomaly import RoadAnomaly
-from dataset.segment_me_if_you_can import RoadAnomaly21, RoadObstacle21
-from dataset.streethazards import StreetHazards
+from dataset.readers.bdd_anomaly import BddAnomaly
+from dataset.readers.fishyscapes import FishyscapesLostAndFound
+from dataset.readers.folder import Folder
+from dataset.readers.road_anomaly import RoadAnomaly
+from dataset.readers.segment_me_if_you_can import RoadAnomaly21, RoadObstacle21
+from dataset.readers.streethazards import StreetHazards
 
 DATASETS: dict[str, type[SegmentationDataset]] = {
     "streethazards": StreetHazards,

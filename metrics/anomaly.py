@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from errors import PansError
+from utils.errors import PansError
 
 Array = np.ndarray | torch.Tensor
 

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from errors import PansError, exit_code
 from metrics.evaluation import AnomalyEvaluation, Maps
 from metrics.report import markdown_table, write_results
+from utils.errors import PansError, exit_code
 
 # StreetHazards' classes, in the order of their index.
 CLASS_NAMES = (

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from errors import PansError, exit_code
 from metrics.protocols import mean, standard_error
+from utils.errors import PansError, exit_code
 
 Results = Mapping[str, Any]
 

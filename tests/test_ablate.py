@@ -13,8 +13,8 @@ import pytest
 import run as program
 from ablate import GridError, as_words, expand, find_results, is_trained, read_grid, words_of
 from argparser import parse_options
-from dataset.demo import write_demo
-from utils.ablation_table import Row, draw_plot, mean_and_deviation, write_tables
+from dataset.demo.writer import write_demo
+from report.ablation_table import Row, draw_plot, mean_and_deviation, write_tables
 
 REPOSITORY = Path(__file__).parents[1]
 PAPER = REPOSITORY / "docs/ablation.toml"

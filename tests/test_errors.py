@@ -1,6 +1,6 @@
 import pytest
 
-from errors import PansError, exit_code
+from utils.errors import PansError, exit_code
 
 
 def fail(error: Exception) -> None:

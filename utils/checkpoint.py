@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modules.seal import seal
-from modules.weights import CheckpointError, DamagedCheckpoint, load_checkpoint, model_state
+from utils.seal import seal
+from utils.weight_files import CheckpointError, DamagedCheckpoint, load_checkpoint, model_state
 
 __all__ = [
     "CheckpointError",

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from errors import PansError
+from utils.errors import PansError
 
 
 class NoCompiler(PansError):

@@ -27,7 +27,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
-from errors import USER_ERROR, PansError
+from utils.errors import USER_ERROR, PansError
 from utils.faults import known_fault, message_of, signal_and_cause
 from utils.interruption import (
     COMMAND_VARIABLE,

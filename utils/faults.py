@@ -7,7 +7,7 @@ import signal
 import torch
 import torch.distributed as dist
 
-from errors import PansError
+from utils.errors import PansError
 
 _SMALLER = "lower --batch_size or --crop_size"
 # How torch's allocator for CPUs says it, in a RuntimeError.

@@ -16,7 +16,7 @@ from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
 
-from errors import PansError
+from utils.errors import PansError
 
 # Pillow hands some other formats to outside programs.
 PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from errors import PansError
+from utils.errors import PansError
 
 
 class TrainingFailed(PansError):

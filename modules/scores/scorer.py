@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from modules.inference import Inference
+from modules.inference.network import Inference
 from modules.scores.evidence import Evidence
 from modules.scores.registry import SCORES
 from modules.scores.statistics import MaxLogitStatistics

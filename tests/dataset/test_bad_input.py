@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset import loaders
-from dataset.odgt import read_list
 from dataset.pictures import BadSample, read_image, read_label
+from dataset.readers.odgt import read_list
+from dataset.readers.streethazards import STREETHAZARDS, StreetHazards
 from dataset.skipping import SampleReader
-from dataset.streethazards import STREETHAZARDS, StreetHazards
 from tests.dataset.trees import png
 
 MakeTree = Callable[..., Path]

@@ -11,11 +11,11 @@ from PIL import Image
 
 from dataset import bdd_anomaly
 from dataset.base import DatasetNotFound, NoSuchSplit
-from dataset.folder import MOST_CLASSES, read_classes
 from dataset.pictures import BadSample
+from dataset.readers.folder import MOST_CLASSES, read_classes
 from dataset.registry import DATASETS, TRAINING_SETS, describe, open_dataset
-from errors import PansError
 from tests.dataset import trees
+from utils.errors import PansError
 
 NORMAL, ANOMALY, IGNORED = 253, 254, 255
 Write = Callable[[Path], None]

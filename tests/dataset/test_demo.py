@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.demo import NotDemoData, main, scenes_of, write_demo
-from dataset.scene import draw_scene
+from dataset.demo.scene import draw_scene
+from dataset.demo.writer import NotDemoData, main, scenes_of, write_demo
 
 ROOT = Path(__file__).parents[2]
 write_small = partial(write_demo, train=3, validation=1, test=2, size=(96, 64))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dataset import loaders
 from dataset.pictures import BadSample
-from errors import PansError
+from utils.errors import PansError
 
 MakeTree = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("two_cpus")

@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dataset.painter import Array, Noise, Painter, View, rgb
-from dataset.scene import DAY
+from dataset.demo.painter import Array, Noise, Painter, View, rgb
+from dataset.demo.scene import DAY
 
 WHITE = rgb(1, 1, 1)
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dataset import prepare
 from dataset.description import Split
-from dataset.streethazards import StreetHazards
+from dataset.readers.streethazards import StreetHazards
 
 MakeTree = Callable[..., Path]
 SIZE = (96, 64)

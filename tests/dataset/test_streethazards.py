@@ -11,7 +11,7 @@ from PIL import Image
 from dataset.base import DatasetNotFound
 from dataset.description import IGNORE_INDEX
 from dataset.pictures import BadSample, read_image, read_label
-from dataset.streethazards import STREETHAZARDS, StreetHazards
+from dataset.readers.streethazards import STREETHAZARDS, StreetHazards
 
 CLASSES = """
 0 unlabeled 0,0,0 | 1 building 70,70,70 | 2 fence 190,153,153 | 3 other 250,170,160 |

@@ -25,13 +25,13 @@ from torch.distributed.run import get_args_parser
 import run
 from ablate import expand, read_grid
 from argparser import parse_options, typed_flags
+from build import model_of
 from dataset import STREETHAZARDS, prepare
 from dataset.base import DatasetNotFound
-from dataset.demo import write_demo
+from dataset.demo.writer import write_demo
 from modules import build_model
 from modules.resnet import BLOCKS
 from tests.dataset import trees
-from train import model_of
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

@@ -15,7 +15,7 @@ from torchvision.models import ResNet50_Weights
 
 import run
 from dataset import STREETHAZARDS
-from dataset.demo import write_demo
+from dataset.demo.writer import write_demo
 from modules import build_model
 from modules.resnet import BLOCKS
 from modules.scores import cosine_score, msp_score

@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_s
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
-from dataset.demo import write_demo
+from dataset.demo.writer import write_demo
 from modules import build_model
 from tests.end_to_end.command import start
 from utils.checkpoint import load_checkpoint

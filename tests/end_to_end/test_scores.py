@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from argparser import parse_options
-from dataset.demo import write_demo
+from dataset.demo.writer import write_demo
 from modules.scores import SCORES
+from report.logger import Logger
 from tests.end_to_end import command
 from train import Trainer
 from utils.checkpoint import save_checkpoint
 from utils.distributed import Process
-from utils.logger import Logger
 
 REPOSITORY = Path(__file__).parents[2]
 

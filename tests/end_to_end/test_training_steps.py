@@ -7,11 +7,12 @@ from torch.nn import functional as F
 
 from argparser import parse_options
 from dataset import training_loader
-from dataset.demo import write_demo
+from dataset.demo.writer import write_demo
 from modules import build_model
-from train import Trainer, segmentation_loss
+from modules.loss import segmentation_loss
+from report.logger import Logger
+from train import Trainer
 from utils.distributed import Process
-from utils.logger import Logger
 
 
 def test_four_steps_follow_the_recipe(tmp_path):

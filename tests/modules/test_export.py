@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from modules.export import ExportError, MatrixPooling, check_export_support
+from modules.inference.export import ExportError, MatrixPooling, check_export_support
 
 
 @pytest.mark.parametrize("cells", [1, 2, 3, 6])
@@ -21,7 +21,7 @@ def test_missing_packages_are_named(monkeypatch):
     find = importlib.util.find_spec
     missing = {"onnxscript"}
     monkeypatch.setattr(
-        "modules.export.find_spec", lambda name: None if name in missing else find(name)
+        "modules.inference.export.find_spec", lambda name: None if name in missing else find(name)
     )
     with pytest.raises(ExportError, match=r"needs the optional packages onnxscript.*pip install"):
         check_export_support()

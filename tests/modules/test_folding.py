@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from modules import build_model
-from modules.folding import fold_norms
+from modules.inference.folding import fold_norms
 
 
 @pytest.mark.parametrize("norm_act", ["iabn_sync", "std"])

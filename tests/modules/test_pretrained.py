@@ -14,7 +14,8 @@ from torch import nn
 from torchvision.models import ResNet50_Weights
 
 from modules import build_model
-from modules.pretrained import (
+from modules.resnet import BLOCKS, STRIDES_AND_DILATIONS
+from modules.weights.pretrained import (
     CHECKPOINT,
     IMAGENET,
     KNOWN_MD5,
@@ -26,8 +27,7 @@ from modules.pretrained import (
     main,
     read_weights,
 )
-from modules.resnet import BLOCKS, STRIDES_AND_DILATIONS
-from modules.weights import CheckpointError, WeightsError, load_checkpoint
+from utils.weight_files import CheckpointError, WeightsError, load_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from modules import build_model
 from modules.classifier import CLASSIFIERS, Classifier, CosineClassifier
-from modules.inference import Inference, dropout_masks
+from modules.inference.network import Inference, dropout_masks
 from modules.scores import (
     SCORES,
     Evidence,

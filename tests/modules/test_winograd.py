@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from modules import build_model
-from modules.folding import fold_norms
-from modules.winograd import WinogradConv2d, use_winograd
+from modules.inference.folding import fold_norms
+from modules.inference.winograd import WinogradConv2d, use_winograd
 
 
 def problem(dilation, size, dtype, channels=(7, 5)):
@@ -30,7 +30,7 @@ def test_it_is_the_convolution_at_any_size_and_dilation(dilation, size):
 @pytest.mark.parametrize("strip", [1, 20_000, 1 << 30])
 def test_strips_fit_together(monkeypatch, strip):
     convolution, own, x = problem(2, (33, 18), torch.float64)
-    monkeypatch.setattr("modules.winograd.STRIP_BYTES", strip)
+    monkeypatch.setattr("modules.inference.winograd.STRIP_BYTES", strip)
     with torch.inference_mode():
         torch.testing.assert_close(own(x), convolution(x), rtol=1e-12, atol=1e-12)
 

@@ -11,12 +11,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+import build
 import train
 from argparser import parse_options
-from dataset.demo import write_demo
+from dataset.demo.writer import write_demo
+from report.logger import Logger
 from utils.checkpoint import load_checkpoint
 from utils.distributed import Process
-from utils.logger import Logger
 
 TINY = Path(__file__).with_name("tiny.py")
 TRAINING = (
@@ -109,7 +110,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Runs:
 
 def make_small(patch: pytest.MonkeyPatch) -> None:
     """The tiny network, and no drawing of figures, which takes longer than all the rest."""
-    patch.setattr(train, "build_model", tiny_network())
+    patch.setattr(build, "build_model", tiny_network())
     patch.setattr(Logger, "figure", lambda *_: None)
 
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errors import PansError
 from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from utils.errors import PansError
 
 RUNS = int(os.environ.get("FUZZ_RUNS", "200"))
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from report.logger import Logger
 from utils.faults import known_fault
-from utils.logger import Logger
 
 TOO_MUCH = 2**50
 REMEDY = "mend it and run the same command again, without --restart"

@@ -12,9 +12,9 @@ import torch
 from argparser import OptionError, parse_options
 from dataset.loaders import TooFewImages
 from dataset.pictures import BadSample
+from resume import FREE_FLAGS, START_FLAGS, Shape, position_in, set_aside
 from utils.checkpoint import CheckpointError, load_checkpoint, previous_path
 from utils.interruption import Interrupted, typed_command
-from utils.resume import FREE_FLAGS, START_FLAGS, Shape, position_in, set_aside
 
 EVERY_STEP = ("--ckpt_minutes", "1e-9")
 

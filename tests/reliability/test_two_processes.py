@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dataset.demo import write_demo
+from dataset.demo.writer import write_demo
 
 # The second process's gradients are NaN in two steps. Both keep what their weights were before
 # every step.

@@ -9,12 +9,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+import build
 import run
-import train
 from modules.abn import InPlaceABN
 from modules.classifier import Classifier
 from modules.segmentation import TrainingLogits
-from utils.logger import Logger
+from report.logger import Logger
 
 
 class TinyNetwork(nn.Module):
@@ -38,7 +38,7 @@ def tiny_network(*words: object, **flags: object) -> TinyNetwork:
 
 
 def main() -> int:
-    train.build_model = tiny_network
+    build.build_model = tiny_network
     Logger.figure = lambda *_: None  # drawing takes longer than all the rest
     run.__file__ = __file__  # what `launch` starts in every process
     return run.main()

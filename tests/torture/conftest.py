@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.demo import write_demo
+from dataset.demo.writer import write_demo
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from errors import PansError
-from train import default_precision
+from build import default_precision
 from utils.distributed import (
     LaunchError,
     Process,
@@ -23,6 +22,7 @@ from utils.distributed import (
     start_process,
     sum_over_processes,
 )
+from utils.errors import PansError
 
 REPOSITORY = Path(__file__).parents[2]
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
@@ -31,7 +31,7 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "
 PROGRAM = """
 import json, os, sys, time
 import torch
-from errors import PansError
+from utils.errors import PansError
 from utils.distributed import (
     end_process, first_on_each_machine, gather_objects, launch, launched, run_reporting,
     start_process, sum_over_processes

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from modules.scores import max_logit_sums, statistics_of
+from modules.scores.max_logits import statistics_path, training_statistics
 from utils.distributed import Process
-from utils.max_logits import statistics_path, training_statistics
 
 PROCESS = Process(0, 0, 1, torch.device("cpu"))
 

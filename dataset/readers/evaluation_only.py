@@ -1,0 +1,23 @@
+"""The description of data sets whose labels tell normal from anomalous pixels, and no classes."""
+
+from collections.abc import Mapping
+
+from dataset.description import UNKNOWN_INDEX, DatasetInfo
+from dataset.readers.streethazards import STREETHAZARDS
+
+
+def evaluation_only(name: str, index_of: Mapping[int, int], label_meaning: str) -> DatasetInfo:
+    """Describe a test split for networks that were trained elsewhere.
+
+    The classes are StreetHazards', for the names and colours of predictions;
+    `dataset.registry.describe` puts those of another training set in their place.
+    """
+    return DatasetInfo(
+        name=name,
+        class_colours=STREETHAZARDS.class_colours,
+        anomaly_index=UNKNOWN_INDEX,
+        index_of=index_of,
+        label_meaning=label_meaning,
+        splits=("test",),
+        remedy="fetch the data set again, as docs/data.md has it",
+    )

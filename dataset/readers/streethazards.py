@@ -1,0 +1,63 @@
+"""StreetHazards: its classes and colours, and where its files lie."""
+
+from pathlib import Path
+
+from dataset.base import SampleFiles, SegmentationDataset, find_first
+from dataset.description import IGNORE_INDEX, DatasetInfo, Split
+from dataset.readers.odgt import read_list
+
+LISTS: dict[Split, tuple[str, ...]] = {
+    "train": ("train/train.odgt",),
+    "validation": ("validation/validation.odgt", "train/validation.odgt"),
+    "test": ("test/test.odgt",),
+}
+
+STREETHAZARDS = DatasetInfo(
+    name="streethazards",
+    class_colours={
+        "unlabeled": (0, 0, 0),  # the sky as well
+        "building": (70, 70, 70),
+        "fence": (190, 153, 153),
+        "other": (250, 170, 160),
+        "pedestrian": (220, 20, 60),
+        "pole": (153, 153, 153),
+        "road line": (157, 234, 50),
+        "road": (128, 64, 128),
+        "sidewalk": (244, 35, 232),
+        "vegetation": (107, 142, 35),
+        "car": (0, 0, 142),
+        "wall": (102, 102, 156),
+        "traffic sign": (220, 220, 0),
+    },
+    anomaly_index=13,
+    index_of={0: IGNORE_INDEX} | {index + 1: index for index in range(255)},
+    label_meaning="class index + 1",
+    splits=("train", "validation", "test"),
+    remedy="run 'python -m dataset.prepare'",
+)
+
+
+class StreetHazards(SegmentationDataset):
+    """StreetHazards (Hendrycks et al., ICML 2022), read from its odgt lists.
+
+    The root is the folder that holds `train/` and `test/`, or a folder `StreetHazards/` that does.
+    Labels are class indices 0..12, anomalies 13..254 (test split only) and 255 to ignore; the
+    files hold class index + 1, and 0 where there is nothing.
+    """
+
+    published_info = STREETHAZARDS
+
+    def find_files(self, root: Path, split: Split) -> SampleFiles:
+        path = find_list(root, split)
+        return SampleFiles(path, path.parent, read_list(path))
+
+
+def find_list(root: Path, split: Split) -> Path:
+    """Find the odgt file of a split in either of the published folder layouts.
+
+    Raises:
+        DatasetNotFound: no layout under `root` has it.
+    """
+    return find_first(
+        root, "StreetHazards", LISTS[split], f"run 'python -m dataset.prepare --root {root}'"
+    )

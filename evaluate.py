@@ -1,0 +1,222 @@
+"""Validation and test: the loops, and what they report."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from argparser import Options
+from build import evaluation_loader_of
+from dataset import IGNORE_INDEX, DatasetInfo, EvaluationSample, Split, reader_of
+from dataset.skipped import SkippedFiles
+from metrics.comparison import ScoreComparison
+from metrics.evaluation import AnomalyEvaluation
+from metrics.segmentation import ConfusionMatrix, segmentation_scores
+from modules import SegmentationModel
+from modules.inference.network import Inference
+from modules.loss import segmentation_loss
+from modules.scores import DROPOUT_PASSES, SCORES, Scorer, upsample
+from modules.scores.max_logits import training_statistics
+from report.curves import log_anomaly_figures, log_prototypes
+from report.extremes import Extremes
+from report.logger import Logger
+from report.panels import Panels
+from report.results import log_segmentation, report_results
+from report.visualize import sample_panel
+from resume import notes_on_test
+from utils.checkpoint import load_checkpoint, load_model_state, model_state
+from utils.distributed import Process, sum_over_processes, wait_for_all
+from utils.progress import ProgressBar
+
+SHOWN_EXTREMES = 3
+"""Worst and best images of a test in TensorBoard, for each metric."""
+
+
+class Evaluator:
+    """One network in one process of a run: `validate` measures its mean IoU, `test` its scores.
+
+    Args:
+        skipped: takes in every loader, for the list of what was left out.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        process: Process,
+        logger: Logger,
+        info: DatasetInfo,
+        model: SegmentationModel,
+        precision: str,
+        skipped: SkippedFiles,
+    ) -> None:
+        self.options, self.process, self.logger = options, process, logger
+        self.info, self.model, self.precision = info, model, precision
+        self.skipped = skipped
+
+    @torch.inference_mode()
+    def validate(self, step: int, between_images: Callable[[], None]) -> float:
+        """Loss, IoU and accuracy on whole validation images; returns the mean IoU.
+
+        Args:
+            step: of the training, for TensorBoard.
+            between_images: called equally often in every process.
+        """
+        options, device = self.options, self.process.device
+        loader = self._evaluation_loader("train" if options.val_on_trainset else "validation")
+        scorer = self._scorer([options.shown_score])
+        confusion = ConfusionMatrix(options.num_classes, device)
+        panels = Panels(_images_of(loader), options.sample_num, self.info)
+        loss_and_images = torch.zeros(2, dtype=torch.float64, device=device)
+        # Every process answers equally often, though some have one image more or leave some out.
+        answers = iter(range(_images_of(loader) // self.process.world_size))
+        for sample in self._progress(loader, "validation"):
+            if next(answers, None) is not None:
+                between_images()
+            label, size = self._to_device(sample.label), sample.label.shape
+            evidence = scorer.look(sample.images, size, sample.picture, sample.index)
+            full_logits = upsample(evidence.logits[0], size)
+            prediction = full_logits.max(dim=1).indices[0]  # several times as fast as argmax
+            confusion.update(prediction, label)
+            loss_and_images[0] += segmentation_loss(full_logits, label[None])
+            loss_and_images[1] += 1
+            if panels.wants(sample.index):
+                (score,) = scorer.maps(evidence).values()
+                panels.add(sample, prediction, score)
+        for _ in answers:
+            between_images()
+        confusion.all_reduce()
+        loss, images = sum_over_processes(loss_and_images).tolist()
+        if not images:
+            raise reader_of(loader).nothing_readable()
+        scores: dict[str, Any] = {**segmentation_scores(confusion.matrix), "Loss": loss / images}
+        matrix = confusion.matrix
+        log_segmentation(self.logger, "validation", scores, matrix, self.info, step)
+        panels.log(self.logger, "validation", step)
+        if self.process.is_main:
+            self._log_prototypes(step)
+        return scores["Mean IoU"]
+
+    def _load_tested_weights(self) -> None:
+        """Those of --ckpt_test, or of the run's best checkpoint, once it is written."""
+        wait_for_all(self.process)
+        path = self._tested_path
+        checkpoint = load_checkpoint(path)
+        load_model_state(self.model, model_state(checkpoint), path)
+        if self.process.is_main:
+            for note in notes_on_test(checkpoint, path, self.options):
+                print(note)
+
+    @torch.inference_mode()
+    def test(self, step: int) -> dict[str, Any]:
+        """Anomaly metrics and mean IoU on the test split, as in results.json.
+
+        Args:
+            step: of the training, for TensorBoard.
+        """
+        options = self.options
+        self._load_tested_weights()
+        loader = self._evaluation_loader("test", options.multi_scala)
+        scorer = self._scorer(options.scores)
+        comparison = ScoreComparison(options.scores, self._empty_evaluation)
+        pictures = options.log_folder / "pictures" if options.visualize else None
+        panels = Panels(_images_of(loader), options.sample_num, self.info, pictures)
+        extremes = Extremes(
+            min(options.sample_num, SHOWN_EXTREMES),
+            partial(sample_panel, info=self.info, columns=2),
+        )
+        for sample in self._progress(loader, "test"):
+            size = sample.label.shape
+            evidence = scorer.look(sample.images, size, sample.picture, sample.index)
+            prediction, maps = evidence.prediction, scorer.maps(evidence)
+            comparison.update(sample.index, sample.name, maps, prediction, sample.label)
+            headline_score = maps[options.scores[0]]
+            metrics = comparison.headline.records[-1].metrics
+            extremes.offer(sample, prediction, headline_score, metrics)
+            if panels.wants(sample.index):
+                panels.add(sample, prediction, headline_score)
+        comparison.all_reduce()
+        if not comparison.headline.records:
+            raise reader_of(loader).nothing_readable()
+        results = comparison.results() | {
+            "skipped_files": self.skipped.gather("test"),
+            "options": options.to_dict(),
+        }
+        panels.log(self.logger, "test", step)
+        extremes.log(self.logger, "test", step)
+        if self.process.is_main:
+            self._log_curves(results, comparison, step)
+            self._log_prototypes(step)
+            matrix = comparison.headline.confusion.matrix
+            folder = options.log_folder
+            report_results(self.logger, folder, results, matrix, self.info, step)
+        return results
+
+    def _log_curves(self, results: dict[str, Any], comparison: ScoreComparison, step: int) -> None:
+        """Figures and curves of every score, those of the headline under the plain tag."""
+        for name, evaluation in comparison.evaluations.items():
+            tag = "test" if evaluation is comparison.headline else f"test {name}"
+            figures = results | results["scores"][name]
+            log_anomaly_figures(self.logger, tag, figures, evaluation.pooled, step)
+
+    def _log_prototypes(self, step: int) -> None:
+        if self.options.classifier == "cosine":
+            prototypes = self.model.state_dict()["cls.cls.weight"]
+            names = self.info.class_names
+            log_prototypes(self.logger, "prototypes", prototypes, names, step)
+
+    def _empty_evaluation(self) -> AnomalyEvaluation:
+        min_predicted_size, min_true_size = self.info.component_sizes
+        return AnomalyEvaluation(
+            self.options.num_classes,
+            self.options.unk_class,
+            IGNORE_INDEX,
+            self.info.class_indices(self.options.ignore_classes),
+            self.process.device,
+            class_names=self.info.class_names,
+            min_predicted_size=min_predicted_size,
+            min_true_size=min_true_size,
+        )
+
+    def _scorer(self, names: Sequence[str]) -> Scorer:
+        """Looks at the training images first if one of the scores needs that."""
+        options, inference = self.options, self._inference()
+        statistics = None
+        if any(SCORES[name].statistics for name in names):
+            loader = self._evaluation_loader("train", options.multi_scala)
+            settings = [options.multi_scala, options.norm_act, options.output_stride]
+            settings += [self.precision, options.plain]
+            statistics = training_statistics(
+                inference, loader, self.process, self._tested_path, settings
+            )
+        passes = options.mc_dropout or DROPOUT_PASSES
+        return Scorer(inference, names, statistics, passes=passes, seed=options.random_seed)
+
+    @property
+    def _tested_path(self) -> Path:
+        return Path(self.options.ckpt_test or self.options.best_checkpoint_path)
+
+    def _inference(self) -> Inference:
+        return Inference(self.model, self.process.device, self.precision, plain=self.options.plain)
+
+    def _evaluation_loader(
+        self, split: Split, multi_scale: bool | None = None
+    ) -> DataLoader[EvaluationSample]:
+        """As `evaluation_loader_of`; what it leaves out is listed at the end."""
+        loader = evaluation_loader_of(self.options, self.process, split, multi_scale)
+        self.skipped.watch(split, loader)
+        return loader
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.process.device, non_blocking=True)
+
+    def _progress(self, items: Iterable[Any], name: str) -> ProgressBar:
+        return ProgressBar(items, name, disable=not self.process.is_main, dynamic_ncols=True)
+
+
+def _images_of(loader: DataLoader[EvaluationSample]) -> int:
+    """How many images the split has, on all processes together."""
+    return len(loader.dataset)  # type: ignore[arg-type]

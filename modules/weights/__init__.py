@@ -1,0 +1,1 @@
+"""Weight files of others: what they are, and their weights under the names of this network."""

@@ -1,0 +1,130 @@
+"""What a test found about one anomaly score, as TensorBoard shows it: figures, curves, scores."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+
+from metrics import PooledCounts, PooledMetrics, ScoreHistogram, ThresholdCurve
+from metrics.report import every_figure, markdown_table
+from report.logger import Logger
+from report.visualize import class_matrix_figure
+
+_PR_PLUGIN_POINTS = 127  # the most that the plugin's own summaries have
+_FONT_SIZE = 15
+_NORMAL, _ANOMALOUS = "tab:blue", "tab:red"
+
+
+def log_anomaly_figures(
+    logger: Logger, tag: str, results: Mapping[str, Any], pooled: PooledCounts, step: int
+) -> None:
+    """Every protocol's figures and their table, and the curves and scores of all pixels.
+
+    Args:
+        tag: prefix of all tags, such as "test", or "test msp" where several scores are logged.
+        results: as `AnomalyEvaluation.results` returns them.
+        pooled: the counts of all processes.
+    """
+    figures = every_figure(results)
+    logger.scalars({f"{tag} {name}": value for name, value in figures.items()}, step)
+    logger.text(f"{tag}/table", markdown_table(results), step)
+    metrics, curve, histogram = pooled.metrics(), pooled.curve(), pooled.histogram()
+    points = pooled.curve(_PR_PLUGIN_POINTS)
+    if metrics is None or curve is None or histogram is None or points is None:
+        return
+    logger.pr_curve(f"{tag}/pooled", points, step)
+    logger.histogram(f"{tag} scores/normal", histogram.edges, histogram.normal, step)
+    logger.histogram(f"{tag} scores/anomalous", histogram.edges, histogram.anomalous, step)
+    logger.figure(f"{tag}/precision_recall", precision_recall_figure(curve, metrics), step)
+    logger.figure(f"{tag}/roc", roc_figure(curve, metrics), step)
+    logger.figure(f"{tag}/scores", score_histogram_figure(histogram), step)
+
+
+def log_prototypes(
+    logger: Logger, tag: str, prototypes: Tensor, names: Sequence[str], step: int
+) -> None:
+    """The cosines between the prototypes (C, channels, 1, 1) of the cosine classifier."""
+    cosines = prototype_cosines(prototypes).cpu().numpy()
+    logger.figure(f"{tag}/cosines", prototypes_figure(cosines, names), step)
+
+
+def precision_recall_figure(curve: ThresholdCurve, metrics: PooledMetrics) -> Figure:
+    """Precision over recall of all pixels as one set, beside chance."""
+    base_rate = float(curve.precision[-1])
+    recall, precision = np.append(0, curve.recall), np.append(curve.precision[0], curve.precision)
+    figure, axes = _unit_square("recall", "precision")
+    axes.step(recall, precision, where="pre", color=_ANOMALOUS, linewidth=2, label="score")
+    axes.axhline(base_rate, color="grey", linestyle="--", label=f"chance {100 * base_rate:.2f} %")
+    axes.set_title(f"All pixels: AUPR {100 * metrics.aupr:.2f} %", fontsize=_FONT_SIZE)
+    axes.legend(fontsize=_FONT_SIZE)
+    return figure
+
+
+def roc_figure(curve: ThresholdCurve, metrics: PooledMetrics) -> Figure:
+    """Recall over the false positive rate of all pixels as one set, with the point of FPR95."""
+    rates = np.append(0, curve.false_positive_rate), np.append(0, curve.recall)
+    label = f"FPR95 {100 * metrics.fpr95:.2f} %"
+    figure, axes = _unit_square("false positive rate", "recall")
+    axes.plot(*rates, color=_ANOMALOUS, linewidth=2, label="score")
+    axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="chance")
+    axes.plot(metrics.fpr95, 0.95, "o", color="black", clip_on=False, label=label)
+    axes.set_title(f"All pixels: AUROC {100 * metrics.auroc:.2f} %", fontsize=_FONT_SIZE)
+    axes.legend(fontsize=_FONT_SIZE)
+    return figure
+
+
+def score_histogram_figure(histogram: ScoreHistogram) -> Figure:
+    """How the scores of normal and of anomalous pixels are spread, each in percent of its kind."""
+    figure, axes = _axes("anomaly score (beyond: in the outer buckets)", "share of pixels, %")
+    kinds = {"normal": (histogram.normal, _NORMAL), "anomalous": (histogram.anomalous, _ANOMALOUS)}
+    for name, (pixels, colour) in kinds.items():
+        percent = 100 * pixels / pixels.sum()
+        label = f"{name}, {pixels.sum():,} pixels"
+        axes.stairs(percent, histogram.edges, color=colour, fill=True, alpha=0.35)
+        axes.stairs(percent, histogram.edges, color=colour, linewidth=1.5, label=label)
+    axes.set_yscale("log")
+    axes.set_xlim(histogram.edges[0], histogram.edges[-1])
+    axes.set_title("Scores of all pixels, in percent of their kind", fontsize=_FONT_SIZE)
+    axes.legend(fontsize=_FONT_SIZE)
+    return figure
+
+
+def prototype_cosines(prototypes: Tensor) -> Tensor:
+    """(C, channels, 1, 1) -> (C, C) cosines of each pair, in [-1, 1]."""
+    directions = F.normalize(prototypes.detach().flatten(1).double(), dim=1)
+    return (directions @ directions.T).to(torch.float32)
+
+
+def prototypes_figure(cosines: np.ndarray, names: Sequence[str]) -> Figure:
+    """The (C, C) cosines between prototypes, red where alike and blue where opposite."""
+    return class_matrix_figure(
+        cosines,
+        names,
+        colours="RdBu_r",
+        limits=(-1, 1),
+        number="{:.2f}",
+        title="Cosines between the classes' prototypes",
+    )
+
+
+def _unit_square(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure, axes = _axes(x_label, y_label)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    return figure, axes
+
+
+def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    """An empty diagram, with letters that can be read in a card of half its size."""
+    figure = Figure((7, 5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label, fontsize=_FONT_SIZE)
+    axes.set_ylabel(y_label, fontsize=_FONT_SIZE)
+    axes.tick_params(labelsize=_FONT_SIZE)
+    axes.grid(alpha=0.3)
+    return figure, axes

@@ -1,0 +1,109 @@
+"""The worst and the best images of a test, in TensorBoard."""
+
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dataset import EvaluationSample
+from metrics import AnomalyMetrics
+from report.logger import Logger
+from report.visualize import Picture, render
+from utils.distributed import gather_objects
+
+Draw = Callable[[Picture, np.ndarray, np.ndarray, np.ndarray], Picture]
+Ranking = list[tuple[float, int]]
+
+_METRICS = ("AUROC", "AUPR")
+_SIGNS = {"worst": 1, "best": -1}
+_HEADING_HEIGHT_INCHES = 0.3
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """What a panel is drawn from: (H, W, 3) and three (H, W)."""
+
+    heading: str
+    picture: Picture
+    label: np.ndarray
+    prediction: np.ndarray
+    score: np.ndarray
+
+
+class Extremes:
+    """Panels of the images with the lowest and the highest AUROC and AUPR.
+
+    A process keeps the maps of `shown` images for either end of either metric, whatever the size
+    of the test set: 8.3 MB an image of 720x1280. Panels are drawn at the end, and only of the
+    images that are the extremes of all processes.
+
+    Args:
+        shown: how many images for either end of either metric.
+        draw: (image, label, prediction, score) -> panel, as `sample_panel`.
+    """
+
+    def __init__(self, shown: int, draw: Draw) -> None:
+        self._shown, self._draw = shown, draw
+        self._rankings: dict[tuple[str, str], Ranking] = {
+            (end, metric): [] for metric in _METRICS for end in _SIGNS
+        }
+        self._maps: dict[int, _Maps] = {}
+
+    def offer(
+        self,
+        sample: EvaluationSample,
+        prediction: Tensor,
+        score: Tensor,
+        metrics: AnomalyMetrics | None,
+    ) -> None:
+        """Keep one image if it is among the extremes so far; without metrics it is not ranked."""
+        if metrics is None:
+            return
+        for (end, metric), ranking in self._rankings.items():
+            insort(ranking, (_SIGNS[end] * getattr(metrics, metric.lower()), sample.index))
+            del ranking[self._shown :]
+        kept = {index for ranking in self._rankings.values() for _, index in ranking}
+        self._maps = {index: maps for index, maps in self._maps.items() if index in kept}
+        if sample.index in kept:
+            self._maps[sample.index] = _Maps(
+                _heading(sample.name, metrics),
+                sample.picture.numpy(),
+                sample.label.numpy(),
+                prediction.cpu().numpy().astype(np.uint8),
+                score.float().cpu().numpy(),
+            )
+
+    def log(self, logger: Logger, tag: str, step: int) -> None:
+        """Bring the extremes of all processes into TensorBoard. Every process calls it, once."""
+        parts = gather_objects(self._rankings)
+        rankings = {
+            key: sorted(chain.from_iterable(part[key] for part in parts))[: self._shown]
+            for key in self._rankings
+        }
+        wanted = {index for ranking in rankings.values() for _, index in ranking}
+        own = {index: self._panel(maps) for index, maps in self._maps.items() if index in wanted}
+        panels = {index: panel for part in gather_objects(own) for index, panel in part.items()}
+        for (end, metric), ranking in rankings.items():
+            for place, (_, index) in enumerate(ranking, start=1):
+                logger.image(f"{tag} {end} {metric}/{place}", panels[index], step)
+
+    def _panel(self, maps: _Maps) -> Picture:
+        panel = self._draw(maps.picture, maps.label, maps.prediction, maps.score)
+        return np.concatenate([_heading_strip(maps.heading, panel.shape[1]), panel])
+
+
+def _heading(name: str, metrics: AnomalyMetrics) -> str:
+    return (
+        f"{name}: AUROC {100 * metrics.auroc:.2f} %, AUPR {100 * metrics.aupr:.2f} %, "
+        f"FPR95 {100 * metrics.fpr95:.2f} %"
+    )
+
+
+def _heading_strip(text: str, width: int) -> Picture:
+    figure = Figure((width / 100, _HEADING_HEIGHT_INCHES), dpi=100)
+    figure.text(0.005, 0.2, text, fontsize=13, fontweight="bold")
+    return render(figure)

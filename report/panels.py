@@ -1,0 +1,59 @@
+"""Which images are shown, and where their pictures go: TensorBoard, and files if asked."""
+
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from dataset import DatasetInfo, EvaluationSample
+from report.logger import Logger
+from report.visualize import Picture, sample_panel
+from utils.distributed import gather_objects
+
+
+class Panels:
+    """Panels of image, ground truth, prediction and anomaly score of some images of a split.
+
+    Args:
+        images: how many the split has.
+        shown: how many of them, evenly spaced, go to TensorBoard.
+        info: gives the classes their names and colours.
+        folder: where a PNG file of every image goes; None writes none.
+    """
+
+    def __init__(
+        self, images: int, shown: int, info: DatasetInfo, folder: Path | None = None
+    ) -> None:
+        self._shown = set(np.linspace(0, images - 1, shown).astype(int).tolist())
+        self._info = info
+        self._folder = folder
+        self._panels: list[tuple[int, Picture]] = []
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def wants(self, index: int) -> bool:
+        """Whether image `index` of the split gets a panel at all."""
+        return self._folder is not None or index in self._shown
+
+    def add(self, sample: EvaluationSample, prediction: Tensor, score: Tensor) -> None:
+        """Draw the panel of one image from its (H, W) prediction and score."""
+        panel = sample_panel(
+            sample.picture.numpy(),
+            sample.label.numpy(),
+            prediction.cpu().numpy(),
+            score.float().cpu().numpy(),
+            self._info,
+        )
+        if self._folder is not None:
+            stem = Path(sample.name).stem
+            Image.fromarray(panel).save(self._folder / f"{sample.index:04d}_{stem}.png")
+        if sample.index in self._shown:
+            self._panels.append((sample.index, panel))
+
+    def log(self, logger: Logger, tag: str, step: int) -> None:
+        """Bring the shown panels of all processes to the main one, and into TensorBoard."""
+        panels = chain.from_iterable(gather_objects(self._panels))
+        for index, panel in sorted(panels, key=lambda pair: pair[0]):
+            logger.image(f"{tag}/image_{index}", panel, step)

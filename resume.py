@@ -1,0 +1,315 @@
+"""Going on with a run: from which checkpoint, whether it is this very run's, and at which step.
+
+A checkpoint is continued only by the run that wrote it, that is with the same flags wherever they
+bear on the weights and with the same number of processes, unless --accept_changes asks otherwise.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.optim import Optimizer
+
+from argparser import Options
+from utils.checkpoint import CheckpointError, DamagedCheckpoint, load_checkpoint, previous_path
+from utils.distributed import Process
+from utils.step_guard import StepGuard
+
+# Flags that bear on where things lie, on what is shown, on the test or on how fast it goes.
+FREE_FLAGS = {
+    *("name", "default", "logdir", "checkpoints", "restart", "accept_changes", "print_interval"),
+    *("data_root", "num_workers", "unk_class", "ckpt_interval", "ckpt_minutes", "max_bad_steps"),
+    *("test", "ckpt_test", "val_interval", "val_on_trainset", "multi_scala", "cosine_scores"),
+    *("msp", "ignore_classes", "sample_num", "visualize", "opt_level", "nproc", "local_rank"),
+    *("timeout", "score", "mc_dropout", "checkpoint_activations", "predict", "export", "out"),
+    *("threshold", "calibrate_fpr", "frame_step", "overwrite", "ablate"),
+}
+# Flags that bear on the weights at the start alone.
+START_FLAGS = {"ckpt", "no_pretrained", "pretrained"}
+_WEIGHTS_ALONE = "use another checkpoint, or begin with its weights alone: --restart --ckpt"
+_RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+
+
+class ResumeError(CheckpointError):
+    """A checkpoint that this run can't go on from as it is."""
+
+
+class Shape(NamedTuple):
+    """What decides how far a step leads: the steps of an epoch and the processes that make them."""
+
+    steps_per_epoch: int
+    world_size: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """Epochs that are wholly done, their validation included, and steps done in the whole run.
+
+    `notes` tell, a sentence each, how it differs from that in the checkpoint.
+    """
+
+    epoch: int
+    iteration: int
+    notes: tuple[str, ...] = ()
+
+    def first_step(self, shape: Shape) -> int:
+        """The steps of the unfinished epoch that are done."""
+        return self.iteration - self.epoch * shape.steps_per_epoch
+
+    def first_logged(self, shape: Shape) -> int:
+        """The step from which TensorBoard's points will be written again.
+
+        Those of the position itself are there already, but for a validation that is still due.
+        """
+        validation_is_due = self.first_step(shape) == shape.steps_per_epoch
+        return self.iteration if self.iteration == 0 or validation_is_due else self.iteration + 1
+
+
+def starting_checkpoint(options: Options) -> Path | None:
+    """The file to start from: the run's own checkpoint, else --ckpt, else None.
+
+    With --restart the run's own files are set aside first, unless it is a launcher that starts the
+    command again. A damaged file of the run is set aside too, and the one before it serves.
+
+    Raises:
+        CheckpointError: every file that would serve is damaged, or --ckpt is missing.
+    """
+    own = options.checkpoint_path
+    given = None if options.ckpt is None else Path(options.ckpt)
+    if options.restart and not any(os.environ.get(name, "0") != "0" for name in _RESTART_COUNTS):
+        if given is not None:
+            _undamaged(given)  # before anything is moved
+        set_aside(options)
+    elif own.exists() or previous_path(own).exists():
+        return _undamaged(own)
+    if given is None:
+        return None
+    return _undamaged(_place_aside(given, options) if options.restart else given)
+
+
+def _undamaged(path: Path) -> Path:
+    previous = previous_path(path)
+    try:
+        load_checkpoint(path)
+    except DamagedCheckpoint as damage:
+        if not previous.is_file():
+            raise
+        load_checkpoint(previous)
+        print(f"WARNING: {damage}; {previous}, the one before, is taken")
+        # Or the next checkpoint would replace the good one by the damaged one.
+        with suppress(OSError):
+            path.replace(path.with_stem(f"{path.stem}_damaged"))
+        return previous
+    return path
+
+
+def set_aside(options: Options) -> None:
+    """Rename the checkpoints of an earlier run of this name to those of a run NAME_old1."""
+    number = _times_set_aside(options) + 1
+    for path in _own_files(options):
+        if path.is_file():
+            aside = path.replace(_aside(path, options, number))
+            print(f"--restart: {path} is kept as {aside}")
+
+
+def _place_aside(path: Path, options: Options) -> Path:
+    """Where --restart has put a file, if it is one of the run's own."""
+    number = _times_set_aside(options)
+    for own in _own_files(options):
+        if number and path.resolve() == own.resolve():
+            return _aside(own, options, number)
+    return path
+
+
+def _own_files(options: Options) -> tuple[Path, Path, Path]:
+    own = options.checkpoint_path
+    return previous_path(own), options.best_checkpoint_path, own
+
+
+def _aside(path: Path, options: Options, number: int) -> Path:
+    rest = path.stem.removeprefix(options.checkpoint_path.stem)
+    return path.with_stem(f"{options.checkpoint_path.stem}_old{number}{rest}")
+
+
+def _times_set_aside(options: Options) -> int:
+    """The highest number that --restart has given to files of this run; 0 if there are none."""
+    own = options.checkpoint_path
+    pattern = re.compile(re.escape(own.stem) + r"_old(\d+)(_best|_previous)?")
+    names = (pattern.fullmatch(path.stem) for path in own.parent.glob("*.pth"))
+    return max((int(name[1]) for name in names if name), default=0)
+
+
+def is_continued(checkpoint: Mapping[str, Any], path: Path, options: Options) -> bool:
+    """Whether to go on where it stands: not if it holds weights alone, or if --restart names it."""
+    return "iteration" in checkpoint and (is_own(path, options) or not options.restart)
+
+
+def describe_start(path: Path, position: Position | None, options: Options, shape: Shape) -> str:
+    """Start-up's line about a checkpoint, and the notes on what is taken otherwise than it was."""
+    if position is None:
+        return f"begins with the weights of {path}"
+    notes = "".join(f"\nnote: {note}" for note in position.notes)
+    if position.epoch >= options.epochs:
+        return f"{path} has done its {position.epoch} epochs: on to the test{notes}"
+    step = position.first_step(shape)
+    return (
+        f"continues {path}: epoch {position.epoch + 1} of {options.epochs}, "
+        f"{step} of {shape.steps_per_epoch} steps done{notes}"
+    )
+
+
+def options_to_record(
+    checkpoint: Mapping[str, Any], path: Path, options: Options
+) -> dict[str, Any]:
+    """The options for the next checkpoint: how the run began stays what it was."""
+    values, saved = options.to_dict(), checkpoint["options"]
+    if is_own(path, options):
+        values |= {name: saved[name] for name in START_FLAGS if name in saved}
+    return values
+
+
+def position_in(
+    checkpoint: Mapping[str, Any], path: Path, options: Options, shape: Shape
+) -> Position:
+    """Where to go on, in steps of this run.
+
+    Raises:
+        ResumeError: another run has written the checkpoint, and --accept_changes is not given.
+    """
+    epoch, iteration = (_count(checkpoint, name, path) for name in ("epoch", "iteration"))
+    saved = Shape(
+        _count(checkpoint, "steps_per_epoch", path, shape.steps_per_epoch),
+        _count(checkpoint, "world_size", path, shape.world_size),
+    )
+    changes = [*_changed_flags(checkpoint, path, options), *_changed_shape(saved, shape)]
+    if changes and not options.accept_changes:
+        raise ResumeError(
+            f"{path} is of another run: {'; '.join(changes)}; use what it was written with, take "
+            "the change with --accept_changes, or start anew with --restart, which keeps the file"
+        )
+    done = iteration - epoch * saved.steps_per_epoch
+    if not 0 <= done <= saved.steps_per_epoch:
+        raise ResumeError(
+            f"{path} is at step {iteration} and epoch {epoch}, which do not fit to "
+            f"{saved.steps_per_epoch} steps an epoch; {_WEIGHTS_ALONE}"
+        )
+    done = done * shape.steps_per_epoch // max(saved.steps_per_epoch, 1)
+    here = epoch * shape.steps_per_epoch + done
+    if not changes:
+        return Position(epoch, here)
+    notes = (
+        f"--accept_changes takes {path} with {'; '.join(changes)}",
+        f"its step {iteration} is step {here} here: the learning rate is that of --lr, --epochs "
+        "and this step, and is not scaled to the number of images in a step",
+    )
+    return Position(epoch, here, notes)
+
+
+def _count(checkpoint: Mapping[str, Any], name: str, path: Path, default: int | None = None) -> int:
+    value = checkpoint.get(name, default)
+    if type(value) is not int or value < 0:
+        raise ResumeError(
+            f"{path} should hold a whole number as {name}, got {value!r:.50}; {_WEIGHTS_ALONE}"
+        )
+    return value
+
+
+def notes_on_test(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Iterator[str]:
+    """What the weights do not tell, and is other in a test than it was in training."""
+    saved = checkpoint.get("options")
+    if not isinstance(saved, Mapping):
+        return
+    for name in ("output_stride", "norm_act"):
+        there, here = saved.get(name), getattr(options, name)
+        if there not in (None, here):
+            yield f"note: {path} was trained with --{name} {there}, and is tested with {here}"
+
+
+def is_own(path: Path | str | None, options: Options) -> bool:
+    """Whether `path` is the run's newest checkpoint or the one before."""
+    own = options.checkpoint_path
+    return path is not None and Path(path).absolute() in {
+        own.absolute(),
+        previous_path(own).absolute(),
+    }
+
+
+def _changed_flags(checkpoint: Mapping[str, Any], path: Path, options: Options) -> list[str]:
+    saved, own = checkpoint.get("options"), options.to_dict()
+    if not isinstance(saved, Mapping):
+        raise ResumeError(f"{path} tells no options of its run; {_WEIGHTS_ALONE}")
+    free = FREE_FLAGS
+    if not is_own(path, options) or is_own(options.ckpt, options):
+        free = free | START_FLAGS
+    elif options.ckpt is None:
+        free = free | {"ckpt"}
+    return [
+        f"--{name} {saved[name]} there, {value} here"
+        for name, value in own.items()
+        if name in saved and name not in free and saved[name] != value
+    ]
+
+
+def _changed_shape(saved: Shape, shape: Shape) -> list[str]:
+    changes = []
+    if saved.world_size != shape.world_size:
+        changes.append(f"{saved.world_size} processes there, {shape.world_size} here")
+    if saved.steps_per_epoch != shape.steps_per_epoch:
+        changes.append(
+            f"{saved.steps_per_epoch} steps an epoch there, {shape.steps_per_epoch} here"
+        )
+    return changes
+
+
+def load_training_state(
+    checkpoint: Mapping[str, Any],
+    path: Path,
+    optimizer: Optimizer,
+    guard: StepGuard,
+    process: Process,
+) -> float:
+    """Restore momentum, random generators and counts; returns the best score so far.
+
+    The optimizer keeps its own rates and penalties, which are the flags'. Generators and counts
+    are restored only among as many processes as have written them.
+
+    Raises:
+        ResumeError: what is stored fits neither the network nor this code.
+    """
+    processes = checkpoint.get("processes", [])
+    try:
+        momentum = checkpoint["optimizer_state"]["state"]
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": momentum})
+        for parameter, state in optimizer.state.items():
+            for value in state.values():
+                value.view_as(parameter)
+        if len(processes) == process.world_size:
+            own = processes[process.rank]
+            guard.load_state_dict(own["guard"])
+            restore_random_state(own["random"], process.device)
+        return float(checkpoint["best_score"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ResumeError(
+            f"{path} holds a state of training that does not fit ({type(error).__name__}); "
+            f"{_WEIGHTS_ALONE}"
+        ) from error
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The generators that dropout draws from, on the CPU and on `device`."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Set the generators to what `random_state` has found."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
