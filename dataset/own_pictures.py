@@ -67,8 +67,7 @@ def find_sources(paths: Sequence[str], without: Path) -> tuple[list[Source], lis
     """Files as they are named, and all pictures and videos below the folders, in order.
 
     A file's results go by its name, those of a file in a folder by its path in that folder; a
-    name that is taken gets a number. Hidden files are left out (`utils.pictures.is_hidden`), links to
-    folders followed, each folder once.
+    name that is taken gets a number. What `utils.pictures.files_below` leaves out is not there.
 
     Args:
         without: a folder to leave out: that of the results.

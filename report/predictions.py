@@ -85,11 +85,13 @@ class PredictionFolder:
         """The folder's predictions.json, if it is one."""
         path = self.folder / _SUMMARY
         try:
-            found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+            found: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         except (OSError, ValueError, RecursionError):
             return None
-        is_ours = isinstance(found, dict) and found.keys() >= {"checkpoint", "score", "pictures"}
-        return found if is_ours and isinstance(found["pictures"], list) else None
+        match found:
+            case {"checkpoint": _, "score": _, "pictures": list()}:
+                return {**found}
+        return None
 
     @staticmethod
     def _sheets(summary: Mapping[str, Any]) -> list[str]:

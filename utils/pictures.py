@@ -7,6 +7,7 @@ and how to convert it. Nothing is stretched, inverted, narrowed or left on its s
 import os
 import stat
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
@@ -14,6 +15,7 @@ from pathlib import Path, PurePath
 from PIL import Image
 from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
 
 from utils.errors import PansError
@@ -22,9 +24,26 @@ from utils.errors import PansError
 PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 # Pictures that need a conversion: found, so that they are refused and not overlooked.
-FOREIGN_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".exr", ".hdr", ".psd")
-FOREIGN_SUFFIXES += (".dng", ".cr2", ".cr3", ".nef", ".arw")
+FOREIGN_SUFFIXES = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".gif",
+    ".jp2",
+    ".jxl",
+    ".exr",
+    ".hdr",
+    ".psd",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+)
 SMALLEST_SIDE = 8
+
+# Remarks about files that are read nevertheless.
+warnings.filterwarnings("ignore", module="PIL")
 
 _COLOUR_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
 _NOT_DATA = {"__macosx", "desktop.ini", "thumbs.db"}
@@ -241,7 +260,7 @@ def decode(path: Path, formats: Sequence[str], remedy: str) -> tuple[Image.Image
     """
     require_file(path, remedy)
     try:
-        with Image.open(path, formats=formats) as picture:
+        with Image.open(path, formats=tuple(formats)) as picture:
             mode = mode_in_file(picture)
             # A phone's JPEG may hold a second picture for its own use (MPO).
             frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
@@ -278,9 +297,10 @@ def mode_in_file(picture: Image.Image) -> str:
             is_plain = set(picture.tag_v2.get(SAMPLEFORMAT, (1,))) == {1}
             if max(picture.tag_v2.get(BITSPERSAMPLE, (1,))) > 8 or not is_plain:
                 return f"{picture.mode};16"
-        if picture.format == "PPM" and picture.tile[0].codec_name == "ppm":
-            _, largest = picture.tile[0].args
-            return f"{picture.mode};16" if largest > 255 else picture.mode
+        if isinstance(picture, PpmImageFile):
+            match picture.tile[0].args:
+                case (_, int(largest)) if picture.tile[0].codec_name == "ppm" and largest > 255:
+                    return f"{picture.mode};16"
     return picture.mode
 
 
