@@ -10,21 +10,21 @@ TORCH_CUDA_ARCH_LIST ?= $(shell $(BIN)/python -c \
 EPOCHS ?= 9
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench bench-metrics torture lock audit iabn clean
+.PHONY: help install demo test check bench bench-metrics torture iabn clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/installed ## make .venv and install what running needs
 
-.venv/installed: requirements.txt
+.venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("PAnS needs Python 3.11.4 or newer" if sys.version_info < (3, 11, 4) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 demo: .venv/installed ## draw a small data set, train the default model on it, test it
@@ -49,16 +49,6 @@ bench-metrics: .venv/installed-dev ## the metrics against scikit-learn and torch
 torture: .venv/installed-dev ## kill, hang and fill up what runs, many times; 100,000 pieces of rubbish for the readers
 	FUZZ_RUNS=34000 TORTURE_KILLS=40 $(BIN)/python -m pytest \
 		tests/reliability tests/torture tests/dataset/test_bad_input.py
-
-lock: ## make requirements.lock anew (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-		--no-emit-index-url --no-emit-find-links --no-emit-package torch \
-		--no-emit-package torchvision requirements.txt requirements-dev.txt | \
-		$(PYTHON) .ci/lock.py > requirements.lock
-
-audit: .venv/installed ## look the pinned packages up among known vulnerabilities (needs the network)
-	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
-	$(BIN)/pip-audit --requirement requirements.lock --disable-pip
 
 # The package links libcudart and asks torch for its build flags, so it needs both at hand and no
 # isolated build environment.

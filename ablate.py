@@ -17,20 +17,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from argparser import OptionError, Options, parse_options
+from argparser import OptionError, Options, flags_that_bear_on, parse_options
 from metrics.report import UnreadableResults, read_results
 from report.ablation_table import FIGURES, Row, draw_plot, write_tables
-from resume import FREE_FLAGS
 from utils.errors import PansError
 from utils.interruption import Interrupted
 
-TEST_FLAGS = frozenset(
-    {"score", "cosine_scores", "msp", "mc_dropout", "multi_scala", "ignore_classes"}
-)
-"""Flags that bear on a test and on no training."""
-
+TEST_FLAGS = flags_that_bear_on("test")
 _JOBS = {"test", "ckpt_test", "predict", "export", "out", "ablate", "local_rank"}
-_DECIDE_FIGURES = TEST_FLAGS | {"data_root", "unk_class"}
+_DECIDE_FIGURES = TEST_FLAGS | {"data_root"}
 _TABLES = {"seeds", "flags", "grid", "published"}
 _PUBLISHED_KEYS = {"name", "source", "cell", "figures"}
 
@@ -221,7 +216,7 @@ def find_results(run: Run) -> dict[str, Any] | None:
 def is_trained(run: Run) -> bool:
     """Whether a training that serves this run is done, its test included."""
     results = _results_at(run.results_path(run.training_name))
-    if results is None or not run.options.best_checkpoint_path.is_file():
+    if results is None or not run.options.tested_checkpoint_path.is_file():
         return False
     wanted = {"options": run.options.to_dict()}
     return _decisive(results, TEST_FLAGS) == _decisive(wanted, TEST_FLAGS)
@@ -243,7 +238,11 @@ def _decisive(results: Mapping[str, Any], but: Sequence[str] | frozenset[str]) -
         options = Options.from_dict(results["options"])
     except (KeyError, TypeError, AttributeError, OptionError):
         return None
-    left_out = (FREE_FLAGS - _DECIDE_FIGURES) | {"score", "cosine_scores", "msp"} | set(but)
+    left_out = (
+        (flags_that_bear_on("test", "nothing") - _DECIDE_FIGURES)
+        | {"score", "cosine_scores", "msp"}
+        | set(but)
+    )
     values = {name: value for name, value in options.to_dict().items() if name not in left_out}
     return values if "score" in but else {**values, "scores": options.scores}
 
@@ -255,7 +254,7 @@ def words_of(run: Run) -> list[str]:
     tested = {
         "name": run.test_name,
         "test": True,
-        "ckpt_test": str(run.options.best_checkpoint_path),
+        "ckpt_test": str(run.options.tested_checkpoint_path),
     }
     return as_words({**run.flags, **tested})
 

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from dataset.description import UNKNOWN_INDEX, DatasetInfo, UnknownClass
 from dataset.registry import DATASETS, TRAINING_SETS, describe
@@ -48,6 +48,9 @@ _GROUPS = (
     "speed",
     "launch",
 )
+
+
+BearsOn = Literal["weights", "start", "test", "nothing"]
 
 
 class OptionError(PansError):
@@ -89,13 +92,20 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _flag(
     group: str,
+    bears_on: BearsOn,
     default: Any,
     words: str,
     within: _Range | None = None,
     kind: type | None = None,
     shown_default: str | None = None,
 ) -> Any:
-    """One flag; `kind` and `shown_default` where the default itself does not tell them."""
+    """One flag.
+
+    Args:
+        bears_on: what another value changes: the weights after training, where they start from,
+            a test of the same weights, or nothing that is measured.
+        kind, shown_default: where the default itself does not tell them.
+    """
     if shown_default is None:
         shown_default = ("off", "on")[default] if isinstance(default, bool) else str(default)
     return field(
@@ -105,6 +115,7 @@ def _flag(
             "help": f"{words} (default {shown_default})",
             "range": within,
             "kind": kind or type(default),
+            "bears_on": bears_on,
         },
     )
 
@@ -118,23 +129,29 @@ class Options:
     """
 
     name: str = _flag(
-        "run", "Experiment", "name of the run: of its logs and its checkpoints", _FILE_NAME
+        "run",
+        "nothing",
+        "Experiment",
+        "name of the run: of its logs and its checkpoints",
+        _FILE_NAME,
     )
     default: bool = _flag(
-        "run", False, "the published recipe, see below; a typed flag wins over it"
+        "run", "nothing", False, "the published recipe, see below; a typed flag wins over it"
     )
     random_seed: int = _flag(
         "run",
+        "weights",
         42,
         "seed of every random choice",
         _Range("0 or more and below 2**32", lambda value: 0 <= value < 2**32),
     )
-    logdir: str = _flag("run", "./logs", "logs go to LOGDIR/DATASET/NAME", _PATH)
+    logdir: str = _flag("run", "nothing", "./logs", "logs go to LOGDIR/DATASET/NAME", _PATH)
     checkpoints: str = _flag(
-        "run", "./checkpoints", "checkpoints go to CHECKPOINTS/DATASET/NAME.pth", _PATH
+        "run", "nothing", "./checkpoints", "checkpoints go to CHECKPOINTS/DATASET/NAME.pth", _PATH
     )
     ckpt: str | None = _flag(
         "run",
+        "start",
         None,
         "checkpoint to continue from; with --restart, its weights alone",
         _PATH,
@@ -143,24 +160,36 @@ class Options:
     )
     restart: bool = _flag(
         "run",
+        "nothing",
         False,
         "begin anew (with the weights of --ckpt) and keep older files aside",
     )
     accept_changes: bool = _flag(
-        "run", False, "continue a checkpoint with other flags or processes"
+        "run", "nothing", False, "continue a checkpoint with other flags or processes"
     )
-    deterministic: bool = _flag("run", False, "same seed, same numbers, at the cost of speed")
-    print_interval: int = _flag("run", 10, "iterations between two reports of the loss", _COUNT)
+    deterministic: bool = _flag(
+        "run", "weights", False, "same seed, same numbers, at the cost of speed"
+    )
+    print_interval: int = _flag(
+        "run", "nothing", 10, "iterations between two reports of the loss", _COUNT
+    )
     ablate: str | None = _flag(
-        "run", None, "run a grid of flags and seeds, see docs/ablation.md", _PATH, str, "none"
+        "run",
+        "nothing",
+        None,
+        "run a grid of flags and seeds, see docs/ablation.md",
+        _PATH,
+        str,
+        "none",
     )
 
-    data_root: str = _flag("data", "data", "folder that holds the data set", _PATH)
+    data_root: str = _flag("data", "nothing", "data", "folder that holds the data set", _PATH)
     dataset: str = _flag(
-        "data", "streethazards", "data set, one of the names below", _one_of(*DATASETS)
+        "data", "weights", "streethazards", "data set, one of the names below", _one_of(*DATASETS)
     )
     trained_on: str | None = _flag(
         "data",
+        "weights",
         None,
         "the network's data set, where labels tell no classes",
         _one_of(*TRAINING_SETS),
@@ -168,25 +197,34 @@ class Options:
         "streethazards",
     )
     num_classes: int = _flag(
-        "data", 13, "classes that are trained; other data sets have their own", _COUNT
+        "data", "weights", 13, "classes that are trained; other data sets have their own", _COUNT
     )
     unk_class: int = _flag(
-        "data", 13, "class index of anomalies, up to 254; other data sets have their own"
+        "data", "test", 13, "class index of anomalies, up to 254; other data sets have their own"
     )
     skip_bad_files: bool = _flag(
-        "data", False, "go on without files that cannot be read, list them at the end"
+        "data", "weights", False, "go on without files that cannot be read, list them at the end"
     )
     num_workers: int = _flag(
-        "data", 16, "loader processes per training process, at most one per CPU", _COUNT_OR_NONE
+        "data",
+        "nothing",
+        16,
+        "loader processes per training process, at most one per CPU",
+        _COUNT_OR_NONE,
     )
 
     backbone: str = _flag(
-        "model", "resnet50", "resnet50 or resnet101", _one_of("resnet50", "resnet101")
+        "model", "weights", "resnet50", "resnet50 or resnet101", _one_of("resnet50", "resnet101")
     )
-    output_stride: int = _flag("model", 8, "the backbone's stride: 8 or 16", _one_of(8, 16))
-    no_pretrained: bool = _flag("model", False, "start from random weights, not from ImageNet's")
+    output_stride: int = _flag(
+        "model", "weights", 8, "the backbone's stride: 8 or 16", _one_of(8, 16)
+    )
+    no_pretrained: bool = _flag(
+        "model", "start", False, "start from random weights, not from ImageNet's"
+    )
     pretrained: str | None = _flag(
         "model",
+        "start",
         None,
         "ImageNet weights: auto (in pretrained/), torchvision or a file",
         _PATH,
@@ -195,70 +233,127 @@ class Options:
     )
     norm_act: str = _flag(
         "model",
+        "weights",
         "iabn_sync",
         "norm and activation: iabn_sync, iabn, abn or std",
         _one_of("iabn_sync", "iabn", "abn", "std"),
     )
-    pooling: int = _flag("model", 32, "only 32: no head that is left uses it")
-    head: str = _flag("model", "PPM", "head: PPM, pyramid pooling", _one_of("PPM"))
+    pooling: int = _flag("model", "weights", 32, "only 32: no head that is left uses it")
+    head: str = _flag("model", "weights", "PPM", "head: PPM, pyramid pooling", _one_of("PPM"))
     classifier: str = _flag(
-        "model", "standard", "standard or cosine (prototypes)", _one_of("standard", "cosine")
+        "model",
+        "weights",
+        "standard",
+        "standard or cosine (prototypes)",
+        _one_of("standard", "cosine"),
     )
 
-    epochs: int = _flag("training", 40, "passes over the training set", _COUNT)
-    batch_size: int = _flag("training", 2, "images per process and step", _COUNT)
+    epochs: int = _flag("training", "weights", 40, "passes over the training set", _COUNT)
+    batch_size: int = _flag("training", "weights", 2, "images per process and step", _COUNT)
     crop_size: int = _flag(
         "training",
+        "weights",
         512,
         "side of the training crops in pixels",
         _Range("8 or more", lambda value: value >= 8),
     )
-    fix_bn: bool = _flag("training", False, "freeze weight and bias of the norms")
-    lr: float = _flag("training", 0.007, "learning rate at the start", _ABOVE_ZERO)
+    fix_bn: bool = _flag("training", "weights", False, "freeze weight and bias of the norms")
+    lr: float = _flag("training", "weights", 0.007, "learning rate at the start", _ABOVE_ZERO)
     momentum: float = _flag(
         "training",
+        "weights",
         0.9,
         "Nesterov momentum",
         _Range("0 or more and below 1", lambda value: 0 <= value < 1),
     )
-    weight_decay: float = _flag("training", 1e-4, "L2 penalty on all parameters", _ZERO_OR_ABOVE)
-    lr_policy: str = _flag(
-        "training", "poly", "learning rate's course: poly or step", _one_of("poly", "step")
+    weight_decay: float = _flag(
+        "training", "weights", 1e-4, "L2 penalty on all parameters", _ZERO_OR_ABOVE
     )
-    lr_decay_step: int = _flag("training", 5000, "step: iterations between two decays", _COUNT)
-    lr_decay_factor: float = _flag("training", 0.1, "step: factor of a decay", _ABOVE_ZERO)
-    lr_power: float = _flag("training", 0.9, "poly: exponent", _ZERO_OR_ABOVE)
-    deepsup: float = _flag("training", 0.4, "weight of the deep supervision's loss", _ZERO_OR_ABOVE)
-    ckpt_interval: int = _flag("training", 1, "epochs between two checkpoints", _COUNT)
+    lr_policy: str = _flag(
+        "training",
+        "weights",
+        "poly",
+        "learning rate's course: poly or step",
+        _one_of("poly", "step"),
+    )
+    lr_decay_step: int = _flag(
+        "training", "weights", 5000, "step: iterations between two decays", _COUNT
+    )
+    lr_decay_factor: float = _flag(
+        "training", "weights", 0.1, "step: factor of a decay", _ABOVE_ZERO
+    )
+    lr_power: float = _flag("training", "weights", 0.9, "poly: exponent", _ZERO_OR_ABOVE)
+    deepsup: float = _flag(
+        "training", "weights", 0.4, "weight of the deep supervision's loss", _ZERO_OR_ABOVE
+    )
+    ckpt_interval: int = _flag("training", "nothing", 1, "epochs between two checkpoints", _COUNT)
     ckpt_minutes: float = _flag(
-        "training", 15.0, "minutes between two checkpoints inside an epoch", _ABOVE_ZERO
+        "training", "nothing", 15.0, "minutes between two checkpoints inside an epoch", _ABOVE_ZERO
     )
     clip_grad_norm: float | None = _flag(
-        "training", None, "largest L2 norm of all gradients", _ABOVE_ZERO, float, "none"
+        "training", "weights", None, "largest L2 norm of all gradients", _ABOVE_ZERO, float, "none"
     )
     max_bad_steps: int = _flag(
-        "training", 10, "steps in a row without finite loss and gradients that end the run", _COUNT
+        "training",
+        "nothing",
+        10,
+        "steps in a row without finite loss and gradients that end the run",
+        _COUNT,
     )
 
-    test: bool = _flag("validation and test", False, "test only, without training")
+    test: bool = _flag("validation and test", "nothing", False, "test only, without training")
     ckpt_test: str | None = _flag(
-        "validation and test", None, "checkpoint that is tested", _PATH, str, "the run's best"
+        "validation and test",
+        "nothing",
+        None,
+        "checkpoint that is tested",
+        _PATH,
+        str,
+        "by --test_weights",
     )
-    val_interval: int = _flag("validation and test", 1, "epochs between two validations", _COUNT)
+    test_weights: str = _flag(
+        "validation and test",
+        "test",
+        "last",
+        "weights tested without --ckpt_test: last or best",
+        _one_of("last", "best"),
+    )
+    val_interval: int = _flag(
+        "validation and test", "nothing", 1, "epochs between two validations", _COUNT
+    )
     val_on_trainset: bool = _flag(
-        "validation and test", False, "validate on the training images instead"
+        "validation and test", "nothing", False, "validate on the training images instead"
     )
     multi_scala: bool = _flag(
-        "validation and test", False, "test at five scales instead of one (also --multi_scale)"
+        "validation and test",
+        "test",
+        False,
+        "test at five scales instead of one (also --multi_scale)",
+    )
+    eval_size: str | None = _flag(
+        "validation and test",
+        "test",
+        None,
+        "size at which a test is measured: label or input",
+        _one_of("label", "input"),
+        str,
+        "see docs/evaluation.md",
     )
     cosine_scores: bool = _flag(
-        "validation and test", False, "anomaly score (1 - cosine) / 2; needs --classifier cosine"
+        "validation and test",
+        "test",
+        False,
+        "anomaly score (1 - cosine) / 2; needs --classifier cosine",
     )
     msp: bool = _flag(
-        "validation and test", False, "anomaly score 1 - max softmax; wins over --cosine_scores"
+        "validation and test",
+        "test",
+        False,
+        "anomaly score 1 - max softmax; wins over --cosine_scores",
     )
     score: tuple[str, ...] = _flag(
         "validation and test",
+        "test",
         (),
         "NAME,NAME: scores, listed below; the first leads",
         kind=tuple,
@@ -266,6 +361,7 @@ class Options:
     )
     mc_dropout: int | None = _flag(
         "validation and test",
+        "test",
         None,
         "stochastic passes of the score mc_dropout",
         _Range("2 or more", lambda value: value >= 2),
@@ -274,20 +370,25 @@ class Options:
     )
     ignore_classes: tuple[str, ...] = _flag(
         "validation and test",
+        "test",
         (),
         "NAME,NAME: classes that the anomaly metrics leave out",
         kind=tuple,
         shown_default="none",
     )
     sample_num: int = _flag(
-        "validation and test", 6, "sample pictures shown in TensorBoard", _COUNT_OR_NONE
+        "validation and test", "nothing", 6, "sample pictures shown in TensorBoard", _COUNT_OR_NONE
     )
     visualize: bool = _flag(
-        "validation and test", False, "write every test image's pictures into the log folder"
+        "validation and test",
+        "nothing",
+        False,
+        "write every test image's pictures into the log folder",
     )
 
     predict: tuple[str, ...] = _flag(
         "pictures and export",
+        "nothing",
         (),
         "look at pictures, folders and videos",
         _PATHS,
@@ -295,10 +396,17 @@ class Options:
         "none",
     )
     out: str | None = _flag(
-        "pictures and export", None, "folder of --predict, file of --export", _PATH, str, "none"
+        "pictures and export",
+        "nothing",
+        None,
+        "folder of --predict, file of --export",
+        _PATH,
+        str,
+        "none",
     )
     threshold: float | None = _flag(
         "pictures and export",
+        "nothing",
         None,
         "--predict: scores from here on are anomalies",
         _Range("a number", math.isfinite),
@@ -307,6 +415,7 @@ class Options:
     )
     calibrate_fpr: float | None = _flag(
         "pictures and export",
+        "nothing",
         None,
         "--predict: threshold that this share of known pixels reaches",
         _Range("a number between 0 and 1", lambda value: 0 < value < 1),
@@ -314,13 +423,21 @@ class Options:
         "none",
     )
     overwrite: bool = _flag(
-        "pictures and export", False, "--predict may write among other files in --out"
+        "pictures and export",
+        "nothing",
+        False,
+        "--predict may write among other files in --out",
     )
     frame_step: int = _flag(
-        "pictures and export", 1, "--predict: look at every N-th frame of a video", _COUNT
+        "pictures and export",
+        "nothing",
+        1,
+        "--predict: look at every N-th frame of a video",
+        _COUNT,
     )
     export: str | None = _flag(
         "pictures and export",
+        "nothing",
         None,
         "write the network of --ckpt_test as: onnx",
         _one_of("onnx"),
@@ -328,38 +445,50 @@ class Options:
         "none",
     )
 
-    precision: str | None = _flag(
-        "speed",
-        None,
-        "fp32 or bf16",
-        _one_of("fp32", "bf16"),
-        str,
-        "bf16 on a GPU that has it, else fp32",
-    )
+    precision: str = _flag("speed", "weights", "fp32", "fp32 or bf16", _one_of("fp32", "bf16"))
     opt_level: str | None = _flag(
         "speed",
+        "nothing",
         None,
         "published word for --precision: O0 = fp32, O1 = bf16",
         kind=str,
         shown_default="--precision's",
     )
-    plain: bool = _flag("speed", False, "the published order of work in fp32, for comparison")
+    plain: bool = _flag(
+        "speed", "weights", False, "the published order of work in fp32, for comparison"
+    )
     compile: bool = _flag(
-        "speed", False, "torch.compile in training; not with --norm_act iabn_sync"
+        "speed", "weights", False, "torch.compile in training; not with --norm_act iabn_sync"
     )
     checkpoint_activations: bool = _flag(
-        "speed", False, "recompute blocks in backward: less memory, slower"
+        "speed", "nothing", False, "recompute blocks in backward: less memory, slower"
     )
-    accumulate: int = _flag("speed", 1, "batches whose gradients make one step", _COUNT)
+    accumulate: int = _flag("speed", "weights", 1, "batches whose gradients make one step", _COUNT)
 
     nproc: int | None = _flag(
-        "launch", None, "processes on this machine", _COUNT, int, "one per GPU, one on a CPU"
+        "launch",
+        "nothing",
+        None,
+        "processes on this machine",
+        _COUNT,
+        int,
+        "one per GPU, one on a CPU",
     )
     local_rank: int | None = _flag(
-        "launch", None, "set by launchers; LOCAL_RANK wins over it", _COUNT_OR_NONE, int, "0"
+        "launch",
+        "nothing",
+        None,
+        "set by launchers; LOCAL_RANK wins over it",
+        _COUNT_OR_NONE,
+        int,
+        "0",
     )
     timeout: float = _flag(
-        "launch", 600.0, "seconds to wait for another process or for a loader", _ABOVE_ZERO
+        "launch",
+        "nothing",
+        600.0,
+        "seconds to wait for another process or for a loader",
+        _ABOVE_ZERO,
     )
 
     def __post_init__(self) -> None:
@@ -406,6 +535,13 @@ class Options:
         return ("the anomaly score is msp: neither --score, --msp nor --cosine_scores was given",)
 
     @property
+    def at_input_size(self) -> bool:
+        """Whether a test is measured at the size of the network's input, as published."""
+        if self.eval_size is None:
+            return self.dataset == "streethazards" and not self.multi_scala
+        return self.eval_size == "input"
+
+    @property
     def log_folder(self) -> Path:
         """TensorBoard's events, results.json and pictures of this run."""
         return Path(self.logdir) / self.dataset / self.name
@@ -420,6 +556,11 @@ class Options:
         """The run's best checkpoint by validation mIoU."""
         return Path(self.checkpoints) / self.dataset / f"{self.name}_best.pth"
 
+    @property
+    def tested_checkpoint_path(self) -> Path:
+        """The run's checkpoint that is tested where --ckpt_test names none."""
+        return self.best_checkpoint_path if self.test_weights == "best" else self.checkpoint_path
+
     def to_dict(self) -> dict[str, Any]:
         """Every flag's value, in types that JSON and `torch.load(weights_only=True)` take."""
         return {
@@ -433,6 +574,11 @@ class Options:
         known = {flag.name: values[flag.name] for flag in fields(cls) if flag.name in values}
         lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
         return cls(**{**known, **lists})
+
+
+def flags_that_bear_on(*words: BearsOn) -> frozenset[str]:
+    """The names of the flags that bear on any of `words`."""
+    return frozenset(flag.name for flag in fields(Options) if flag.metadata["bears_on"] in words)
 
 
 def _check_alone(flag: Field[Any], value: Any) -> None:
@@ -502,6 +648,8 @@ def _check_model(options: Options) -> None:
         )
     if options.no_pretrained and options.pretrained is not None:
         raise _refusal("pretrained", "contradicts --no_pretrained; give one of the two")
+    if options.eval_size == "input" and options.multi_scala:
+        raise _refusal("eval_size", "five scales have five input sizes; give --no_multi_scala too")
 
 
 def _check_pictures_and_export(options: Options) -> None:
@@ -717,11 +865,8 @@ def parse_options(
     names_score = "score" in typed or values.get("classifier") == "standard"
     if names_score and "cosine_scores" not in typed:
         values["cosine_scores"] = False
-    if "precision" not in typed:
-        if "opt_level" in typed:
-            values["precision"] = _PRECISION_OF_OPT_LEVEL.get(typed["opt_level"])
-        elif "plain" in typed:
-            values["precision"] = "fp32"
+    if "opt_level" in typed and "precision" not in typed:
+        values["precision"] = _PRECISION_OF_OPT_LEVEL.get(typed["opt_level"], "fp32")
     options = Options(**values)
     info = describe(options.dataset, options.data_root, options.trained_on)
     own_numbers = {"num_classes": info.num_classes, "unk_class": info.anomaly_index}

@@ -1,5 +1,7 @@
 """Validation and test: the loops, and what they report."""
 
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,13 +24,15 @@ from modules.loss import segmentation_loss
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer, upsample
 from modules.scores.max_logits import training_statistics
 from report.curves import log_anomaly_figures, log_prototypes
+from report.environment import environment, sha256
 from report.extremes import Extremes
 from report.logger import Logger
 from report.panels import Panels
 from report.results import log_segmentation, report_results
 from report.visualize import sample_panel
-from resume import notes_on_test
-from utils.checkpoint import load_checkpoint, load_model_state, model_state
+from resume import describe_tested, notes_on_test
+from utils.background import Background, to_host
+from utils.checkpoint import find_checkpoint, load_checkpoint, load_model_state, model_state
 from utils.distributed import Process, sum_over_processes, wait_for_all
 from utils.progress import ProgressBar
 
@@ -58,34 +62,42 @@ class Evaluator:
         self.skipped = skipped
 
     @torch.inference_mode()
-    def validate(self, step: int, between_images: Callable[[], None]) -> float:
+    def validate(
+        self,
+        step: int,
+        between_images: Callable[[], None],
+        breaking_off: Callable[[Iterable[Any]], Iterable[Any]],
+    ) -> float:
         """Loss, IoU and accuracy on whole validation images; returns the mean IoU.
 
         Args:
             step: of the training, for TensorBoard.
             between_images: called equally often in every process.
+            breaking_off: gives the samples, as `Interruption.breaking_off`.
         """
         options, device = self.options, self.process.device
         loader = self._evaluation_loader("train" if options.val_on_trainset else "validation")
         scorer = self._scorer([options.shown_score])
-        confusion = ConfusionMatrix(options.num_classes, device)
+        confusion = ConfusionMatrix(options.num_classes)
         panels = Panels(_images_of(loader), options.sample_num, self.info)
         loss_and_images = torch.zeros(2, dtype=torch.float64, device=device)
         # Every process answers equally often, though some have one image more or leave some out.
         answers = iter(range(_images_of(loader) // self.process.world_size))
-        for sample in self._progress(loader, "validation"):
-            if next(answers, None) is not None:
-                between_images()
-            label, size = self._to_device(sample.label), sample.label.shape
-            evidence = scorer.look(sample.images, size, sample.picture, sample.index)
-            full_logits = upsample(evidence.logits[0], size)
-            prediction = full_logits.max(dim=1).indices[0]  # several times as fast as argmax
-            confusion.update(prediction, label)
-            loss_and_images[0] += segmentation_loss(full_logits, label[None])
-            loss_and_images[1] += 1
-            if panels.wants(sample.index):
-                (score,) = scorer.maps(evidence).values()
-                panels.add(sample, prediction, score)
+        with Background() as background:
+            for sample in self._progress(breaking_off(loader), "validation"):
+                if next(answers, None) is not None:
+                    between_images()
+                label, size = self._to_device(sample.label), sample.label.shape
+                evidence = scorer.look(sample.images, size, sample.picture, sample.index)
+                full_logits = upsample(evidence.logits[0], size)
+                loss_and_images[0] += segmentation_loss(full_logits, label[None])
+                loss_and_images[1] += 1
+                # Several times as fast as argmax.
+                prediction = to_host(full_logits.max(dim=1).indices[0].to(torch.uint8))
+                background.run(partial(confusion.update, prediction, sample.label))
+                if panels.wants(sample.index):
+                    (score,) = scorer.maps(evidence).values()
+                    background.run(partial(panels.add, sample, prediction, to_host(score)))
         for _ in answers:
             between_images()
         confusion.all_reduce()
@@ -101,12 +113,13 @@ class Evaluator:
         return scores["Mean IoU"]
 
     def _load_tested_weights(self) -> None:
-        """Those of --ckpt_test, or of the run's best checkpoint, once it is written."""
+        """Those of --ckpt_test, or of the run's own checkpoint, once it is written."""
         wait_for_all(self.process)
         path = self._tested_path
         checkpoint = load_checkpoint(path)
         load_model_state(self.model, model_state(checkpoint), path)
         if self.process.is_main:
+            print(describe_tested(checkpoint, path))
             for note in notes_on_test(checkpoint, path, self.options):
                 print(note)
 
@@ -117,7 +130,7 @@ class Evaluator:
         Args:
             step: of the training, for TensorBoard.
         """
-        options = self.options
+        options, start = self.options, time.perf_counter()
         self._load_tested_weights()
         loader = self._evaluation_loader("test", options.multi_scala)
         scorer = self._scorer(options.scores)
@@ -126,34 +139,50 @@ class Evaluator:
         panels = Panels(_images_of(loader), options.sample_num, self.info, pictures)
         extremes = Extremes(
             min(options.sample_num, SHOWN_EXTREMES),
-            partial(sample_panel, info=self.info, columns=2),
+            partial(sample_panel, info=self.info),
         )
-        for sample in self._progress(loader, "test"):
-            size = sample.label.shape
-            evidence = scorer.look(sample.images, size, sample.picture, sample.index)
-            prediction, maps = evidence.prediction, scorer.maps(evidence)
-            comparison.update(sample.index, sample.name, maps, prediction, sample.label)
-            headline_score = maps[options.scores[0]]
-            metrics = comparison.headline.records[-1].metrics
-            extremes.offer(sample, prediction, headline_score, metrics)
-            if panels.wants(sample.index):
-                panels.add(sample, prediction, headline_score)
+        with Background() as background:
+            for sample in self._progress(loader, "test"):
+                size = sample.label.shape
+                evidence = scorer.look(sample.images, size, sample.picture, sample.index)
+                maps = torch.stack([*scorer.maps(evidence).values()])
+                prediction = evidence.prediction.to(torch.uint8)
+                found = sample, to_host(prediction), to_host(maps)
+                background.run(partial(_measure, *found, comparison, extremes, panels))
         comparison.all_reduce()
         if not comparison.headline.records:
             raise reader_of(loader).nothing_readable()
         results = comparison.results() | {
+            "class_iou_percent": self._class_iou_percent(comparison.headline.confusion.matrix),
+            "checkpoint": str(self._tested_path),
+            "checkpoint_sha256": sha256(self._tested_path) if self.process.is_main else None,
             "skipped_files": self.skipped.gather("test"),
             "options": options.to_dict(),
+            "environment": {
+                **environment(self.process.device, self.precision, self.process.world_size),
+                "seconds": round(time.perf_counter() - start, 1),
+            },
         }
         panels.log(self.logger, "test", step)
         extremes.log(self.logger, "test", step)
         if self.process.is_main:
             self._log_curves(results, comparison, step)
             self._log_prototypes(step)
+            records = {
+                name: evaluation.records for name, evaluation in comparison.evaluations.items()
+            }
             matrix = comparison.headline.confusion.matrix
             folder = options.log_folder
-            report_results(self.logger, folder, results, matrix, self.info, step)
+            report_results(self.logger, folder, results, records, matrix, self.info, step)
         return results
+
+    def _class_iou_percent(self, matrix: Tensor) -> dict[str, float | None]:
+        """{class: IoU}, None for classes that no label holds."""
+        iou = segmentation_scores(matrix)["Class IoU"]
+        return {
+            name: 100 * iou[index] if math.isfinite(iou.get(index, math.nan)) else None
+            for index, name in enumerate(self.info.class_names)
+        }
 
     def _log_curves(self, results: dict[str, Any], comparison: ScoreComparison, step: int) -> None:
         """Figures and curves of every score, those of the headline under the plain tag."""
@@ -175,10 +204,10 @@ class Evaluator:
             self.options.unk_class,
             IGNORE_INDEX,
             self.info.class_indices(self.options.ignore_classes),
-            self.process.device,
             class_names=self.info.class_names,
             min_predicted_size=min_predicted_size,
             min_true_size=min_true_size,
+            at_input_size=self.options.at_input_size,
         )
 
     def _scorer(self, names: Sequence[str]) -> Scorer:
@@ -197,7 +226,10 @@ class Evaluator:
 
     @property
     def _tested_path(self) -> Path:
-        return Path(self.options.ckpt_test or self.options.best_checkpoint_path)
+        options = self.options
+        if options.ckpt_test is None:
+            return options.tested_checkpoint_path
+        return find_checkpoint(options.ckpt_test, options.checkpoint_path.parent)
 
     def _inference(self) -> Inference:
         return Inference(self.model, self.process.device, self.precision, plain=self.options.plain)
@@ -214,7 +246,24 @@ class Evaluator:
         return tensor.to(self.process.device, non_blocking=True)
 
     def _progress(self, items: Iterable[Any], name: str) -> ProgressBar:
-        return ProgressBar(items, name, disable=not self.process.is_main, dynamic_ncols=True)
+        return ProgressBar(items, name, shown=self.process.is_main)
+
+
+def _measure(
+    sample: EvaluationSample,
+    prediction: Tensor,
+    maps: Tensor,
+    comparison: ScoreComparison,
+    extremes: Extremes,
+    panels: Panels,
+) -> None:
+    """What a test makes of an image's (H, W) prediction and (S, H, W) scores, on the CPU."""
+    scores = dict(zip(comparison.evaluations, maps.numpy(), strict=True))
+    comparison.update(sample.index, sample.name, scores, prediction, sample.label)
+    metrics = comparison.headline.records[-1].metrics
+    extremes.offer(sample, prediction, maps[0], metrics)
+    if panels.wants(sample.index):
+        panels.add(sample, prediction, maps[0])
 
 
 def _images_of(loader: DataLoader[EvaluationSample]) -> int:

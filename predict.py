@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from argparser import Options
-from build import default_precision, evaluation_loader_of, model_of
+from build import evaluation_loader_of, model_of
 from dataset import EvaluationSample, describe, reader_of
 from dataset.own_pictures import (
     PictureSample,
@@ -22,15 +22,15 @@ from dataset.own_pictures import (
     without_support,
 )
 from dataset.skipped import SkippedFiles
-from dataset.transforms import MEAN, STD
 from metrics import PooledCounts
 from modules import SegmentationModel
 from modules.inference.export import check_export_support, export_onnx
 from modules.inference.network import Inference
+from modules.normalisation import MEAN, STD
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer
 from modules.weights.pretrained import CHECKPOINT, identify
 from report.predictions import PredictionFolder
-from utils.checkpoint import load_model_state
+from utils.checkpoint import find_checkpoint, load_model_state
 from utils.distributed import Process, gather_objects, sum_over_processes
 from utils.errors import PansError
 from utils.progress import ProgressBar
@@ -89,7 +89,7 @@ def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_network(options: Options) -> SegmentationModel:
     """The network of --ckpt_test, on the CPU."""
-    path = Path(options.ckpt_test or "")
+    path = find_checkpoint(options.ckpt_test or "", options.checkpoint_path.parent)
     model = model_of(options)
     load_model_state(model, model_state(load_checkpoint(path)), path)
     return model
@@ -107,9 +107,8 @@ class Predictor:
 
     def __init__(self, options: Options, process: Process) -> None:
         self.options, self.process = options, process
-        precision = options.precision or default_precision(process.device)
         network = load_network(options).to(process.device)
-        inference = Inference(network, process.device, precision, plain=options.plain)
+        inference = Inference(network, process.device, options.precision, plain=options.plain)
         passes = options.mc_dropout or DROPOUT_PASSES
         headline = options.scores[:1]
         self.scorer = Scorer(inference, headline, passes=passes, seed=options.random_seed)
@@ -191,7 +190,7 @@ class Predictor:
         }
 
     def _progress(self, items: Any, name: str) -> ProgressBar:
-        return ProgressBar(items, name, disable=not self.process.is_main, dynamic_ncols=True)
+        return ProgressBar(items, name, shown=self.process.is_main)
 
 
 def predict(options: Options, process: Process) -> None:

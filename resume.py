@@ -15,22 +15,19 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim import Optimizer
 
-from argparser import Options
-from utils.checkpoint import CheckpointError, DamagedCheckpoint, load_checkpoint, previous_path
+from argparser import Options, flags_that_bear_on
+from modules.weights.published import is_published
+from utils.checkpoint import (
+    CheckpointError,
+    DamagedCheckpoint,
+    checkpoint_places,
+    find_checkpoint,
+    load_checkpoint,
+    previous_path,
+)
 from utils.distributed import Process
-from utils.step_guard import StepGuard
+from utils.step_guard import StepGuard, start_momentum_at_zero
 
-# Flags that bear on where things lie, on what is shown, on the test or on how fast it goes.
-FREE_FLAGS = {
-    *("name", "default", "logdir", "checkpoints", "restart", "accept_changes", "print_interval"),
-    *("data_root", "num_workers", "unk_class", "ckpt_interval", "ckpt_minutes", "max_bad_steps"),
-    *("test", "ckpt_test", "val_interval", "val_on_trainset", "multi_scala", "cosine_scores"),
-    *("msp", "ignore_classes", "sample_num", "visualize", "opt_level", "nproc", "local_rank"),
-    *("timeout", "score", "mc_dropout", "checkpoint_activations", "predict", "export", "out"),
-    *("threshold", "calibrate_fpr", "frame_step", "overwrite", "ablate"),
-}
-# Flags that bear on the weights at the start alone.
-START_FLAGS = {"ckpt", "no_pretrained", "pretrained"}
 _WEIGHTS_ALONE = "use another checkpoint, or begin with its weights alone: --restart --ckpt"
 _RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
@@ -79,17 +76,18 @@ def starting_checkpoint(options: Options) -> Path | None:
     Raises:
         CheckpointError: every file that would serve is damaged, or --ckpt is missing.
     """
-    own = options.checkpoint_path
-    given = None if options.ckpt is None else Path(options.ckpt)
+    own, given = options.checkpoint_path, options.ckpt
     if options.restart and not any(os.environ.get(name, "0") != "0" for name in _RESTART_COUNTS):
         if given is not None:
-            _undamaged(given)  # before anything is moved
+            _undamaged(find_checkpoint(given, own.parent))  # before anything is moved
         set_aside(options)
     elif own.exists() or previous_path(own).exists():
         return _undamaged(own)
     if given is None:
         return None
-    return _undamaged(_place_aside(given, options) if options.restart else given)
+    if options.restart:
+        return _undamaged(_place_aside(given, options))
+    return _undamaged(find_checkpoint(given, own.parent))
 
 
 def _undamaged(path: Path) -> Path:
@@ -117,13 +115,14 @@ def set_aside(options: Options) -> None:
             print(f"--restart: {path} is kept as {aside}")
 
 
-def _place_aside(path: Path, options: Options) -> Path:
-    """Where --restart has put a file, if it is one of the run's own."""
-    number = _times_set_aside(options)
+def _place_aside(given: str, options: Options) -> Path:
+    """The file of --ckpt, or where --restart has put it, if it is one of the run's own."""
+    folder, number = options.checkpoint_path.parent, _times_set_aside(options)
+    places = {place.resolve() for place in checkpoint_places(given, folder)}
     for own in _own_files(options):
-        if number and path.resolve() == own.resolve():
+        if number and own.resolve() in places:
             return _aside(own, options, number)
-    return path
+    return find_checkpoint(given, folder)
 
 
 def _own_files(options: Options) -> tuple[Path, Path, Path]:
@@ -146,7 +145,8 @@ def _times_set_aside(options: Options) -> int:
 
 def is_continued(checkpoint: Mapping[str, Any], path: Path, options: Options) -> bool:
     """Whether to go on where it stands: not if it holds weights alone, or if --restart names it."""
-    return "iteration" in checkpoint and (is_own(path, options) or not options.restart)
+    has_state = "iteration" in checkpoint or is_published(checkpoint)
+    return has_state and (is_own(path, options) or not options.restart)
 
 
 def describe_start(path: Path, position: Position | None, options: Options, shape: Shape) -> str:
@@ -169,7 +169,7 @@ def options_to_record(
     """The options for the next checkpoint: how the run began stays what it was."""
     values, saved = options.to_dict(), checkpoint["options"]
     if is_own(path, options):
-        values |= {name: saved[name] for name in START_FLAGS if name in saved}
+        values |= {name: saved[name] for name in flags_that_bear_on("start") if name in saved}
     return values
 
 
@@ -201,7 +201,8 @@ def position_in(
     done = done * shape.steps_per_epoch // max(saved.steps_per_epoch, 1)
     here = epoch * shape.steps_per_epoch + done
     if not changes:
-        return Position(epoch, here)
+        unknown = f"{path} tells no flags of its run: those of this command hold"
+        return Position(epoch, here, () if checkpoint["options"] else (unknown,))
     notes = (
         f"--accept_changes takes {path} with {'; '.join(changes)}",
         f"its step {iteration} is step {here} here: the learning rate is that of --lr, --epochs "
@@ -219,6 +220,14 @@ def _count(checkpoint: Mapping[str, Any], name: str, path: Path, default: int | 
     return value
 
 
+def describe_tested(checkpoint: Mapping[str, Any], path: Path) -> str:
+    """The test's line about its weights; a run that was stopped has not done all its epochs."""
+    epoch, options = checkpoint.get("epoch"), checkpoint.get("options")
+    if "iteration" not in checkpoint or not isinstance(options, Mapping):
+        return f"tests {path}"
+    return f"tests {path}, after {epoch} of {options.get('epochs')} epochs"
+
+
 def notes_on_test(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Iterator[str]:
     """What the weights do not tell, and is other in a test than it was in training."""
     saved = checkpoint.get("options")
@@ -230,24 +239,29 @@ def notes_on_test(checkpoint: Mapping[str, Any], path: Path, options: Options) -
             yield f"note: {path} was trained with --{name} {there}, and is tested with {here}"
 
 
-def is_own(path: Path | str | None, options: Options) -> bool:
+def is_own(path: Path, options: Options) -> bool:
     """Whether `path` is the run's newest checkpoint or the one before."""
     own = options.checkpoint_path
-    return path is not None and Path(path).absolute() in {
-        own.absolute(),
-        previous_path(own).absolute(),
-    }
+    return path.absolute() in {own.absolute(), previous_path(own).absolute()}
+
+
+def _names_own(options: Options) -> bool:
+    """Whether --ckpt names the run's own checkpoint."""
+    if options.ckpt is None:
+        return False
+    places = checkpoint_places(options.ckpt, options.checkpoint_path.parent)
+    return any(is_own(place, options) for place in places)
 
 
 def _changed_flags(checkpoint: Mapping[str, Any], path: Path, options: Options) -> list[str]:
     saved, own = checkpoint.get("options"), options.to_dict()
     if not isinstance(saved, Mapping):
         raise ResumeError(f"{path} tells no options of its run; {_WEIGHTS_ALONE}")
-    free = FREE_FLAGS
-    if not is_own(path, options) or is_own(options.ckpt, options):
-        free = free | START_FLAGS
+    free = flags_that_bear_on("test", "nothing")
+    if not is_own(path, options) or _names_own(options):
+        free |= flags_that_bear_on("start")
     elif options.ckpt is None:
-        free = free | {"ckpt"}
+        free |= {"ckpt"}
     return [
         f"--{name} {saved[name]} there, {value} here"
         for name, value in own.items()
@@ -285,6 +299,7 @@ def load_training_state(
     try:
         momentum = checkpoint["optimizer_state"]["state"]
         optimizer.load_state_dict({**optimizer.state_dict(), "state": momentum})
+        start_momentum_at_zero(optimizer)  # where the file has none
         for parameter, state in optimizer.state.items():
             for value in state.values():
                 value.view_as(parameter)

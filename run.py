@@ -5,8 +5,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from ablate import GridError, ablate
 from argparser import Options, parse_options, typed_flags
 from modules.abn import describe_norm
@@ -14,6 +12,7 @@ from predict import export, predict, stored_flags
 from report.logger import Logger
 from report.results import log_start
 from train import Trainer
+from utils.checkpoint import find_checkpoint
 from utils.determinism import make_deterministic
 from utils.distributed import (
     USER_ERROR,
@@ -32,7 +31,10 @@ def read_options(argv: Sequence[str]) -> Options:
     """The command line's; for pictures and export, over what the checkpoint says of itself."""
     typed = typed_flags(argv)
     if ("predict" in typed or "export" in typed) and "ckpt_test" in typed:
-        return parse_options(argv, stored_flags(Path(typed["ckpt_test"]), typed))
+        flags = {"checkpoints": Options.checkpoints, "dataset": Options.dataset, **typed}
+        folder = Path(flags["checkpoints"], flags["dataset"])
+        path = find_checkpoint(typed["ckpt_test"], folder)
+        return parse_options(argv, stored_flags(path, typed))
     return parse_options(argv)
 
 
@@ -42,8 +44,6 @@ def work(options: Options) -> None:
         raise GridError("--ablate launches every run itself; give it --nproc N, not a launcher")
     if not options.plain:
         keep_freed_memory()
-        # TF32; convolutions take it by default.
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
     if options.export:
         if os.environ.get("RANK", "0") == "0":  # one file needs one process
             export(options)

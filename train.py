@@ -1,7 +1,7 @@
 """Training, in the order in which it happens: set-up, epochs, steps, checkpoints."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from argparser import OptionError, Options
-from build import default_precision, model_of
+from build import model_of
 from dataset import (
     EpochSampler,
     Sample,
@@ -22,8 +22,10 @@ from dataset import (
 from dataset.skipped import SkippedFiles
 from evaluate import Evaluator
 from modules.loss import segmentation_loss
+from modules.normalisation import normalised
 from modules.scores import upsample
 from modules.weights.pretrained import backbone_weights, load_backbone
+from modules.weights.published import from_published, is_published
 from report.logger import Logger
 from report.results import log_start
 from resume import (
@@ -44,11 +46,15 @@ from utils.distributed import (
     first_on_each_machine,
     from_main,
     gather_objects,
-    sum_over_processes,
     wait_for_all,
 )
-from utils.interruption import Interrupted, Interruption, command_to_continue
-from utils.progress import ProgressBar
+from utils.interruption import (
+    Interrupted,
+    Interruption,
+    answering_broken_waits,
+    command_to_continue,
+)
+from utils.progress import Countdown, ProgressBar
 from utils.scheduler import go_to, make_scheduler
 from utils.step_guard import StepGuard, check_row
 
@@ -62,10 +68,11 @@ class Trainer:
         self.options, self.process, self.logger = options, process, logger
         self.info = describe(options.dataset, options.data_root, options.trained_on)
         self.skipped = SkippedFiles()
-        self.precision = options.precision or default_precision(process.device)
+        self.precision = options.precision
         self.epoch = self.iteration = 0  # done so far
         self.best_score = -1.0  # validation mIoU
         self.last_report: dict[str, float] = {}  # that of the step just done, if it had one
+        self.latest_report: dict[str, float] = {}  # of the last step that had one
         self.interruption = Interruption(options.ckpt_minutes, process.host_group)
         torch.manual_seed(options.random_seed)  # the same initial weights in every process
         self.model = model_of(options).to(process.device)
@@ -157,6 +164,9 @@ class Trainer:
         options, checkpoint = self.options, load_checkpoint(path)
         position = None
         if is_continued(checkpoint, path, options):
+            if is_published(checkpoint):
+                steps = self.shape.steps_per_epoch
+                checkpoint = from_published(checkpoint, self.model, steps, str(path))
             position = position_in(checkpoint, path, options, self.shape)
         load_model_state(self.model, model_state(checkpoint), path)
         if position is not None:
@@ -174,9 +184,13 @@ class Trainer:
 
     def fit(self) -> None:
         """Train up to `epochs`, validating and saving as often as the options say."""
-        options = self.options
+        options, best = self.options, self.options.best_checkpoint_path
         self._prepare_training()
-        with self.interruption:
+        self.countdown = Countdown(self.iteration, options.epochs * self.shape.steps_per_epoch)
+        with self.interruption, answering_broken_waits(self._answer_demands):
+            # Where another run's checkpoint has done all epochs: this is the file that is tested.
+            if self.epoch >= options.epochs and self._has_no_file(options.checkpoint_path):
+                self._save(options.checkpoint_path)
             while self.epoch < options.epochs:
                 self.train_epoch()
                 done = self.epoch + 1
@@ -184,9 +198,10 @@ class Trainer:
                 validated = last or done % options.val_interval == 0
                 score = self.validate() if validated else self.best_score
                 self.epoch = done  # only now, so that a validation that was broken off is repeated
-                if score > self.best_score:
+                if score > self.best_score or (validated and self._has_no_file(best)):
                     self.best_score = score
-                    self._save(options.best_checkpoint_path)
+                    self._save(best)
+                self._print_epoch(score if validated else None)
                 if last or done % options.ckpt_interval == 0:
                     self._save(options.checkpoint_path)
 
@@ -196,8 +211,10 @@ class Trainer:
         assert isinstance(self.loader.sampler, EpochSampler)
         first = Position(self.epoch, self.iteration).first_step(self.shape)
         self.loader.sampler.set_epoch(self.epoch, first * self.options.accumulate)
-        batches = iter(self.loader)
-        bar = self._progress(range(first, self.shape.steps_per_epoch), f"epoch {self.epoch + 1}")
+        batches = self.interruption.breaking_off(self.loader)
+        name = f"epoch {self.epoch + 1}/{self.options.epochs}"
+        steps = range(first, self.shape.steps_per_epoch)
+        bar = ProgressBar(steps, name, shown=self.process.is_main, reports=True)
         start, start_iteration = time.perf_counter(), self.iteration
         for _ in bar:
             self.last_report = {}
@@ -206,7 +223,8 @@ class Trainer:
                 speed = (self.iteration - start_iteration) / (time.perf_counter() - start)
                 report = self._training_report(speed)
                 self._log_report(report)
-                bar.set_postfix({name: f"{value:.3g}" for name, value in report.items()})
+                values = "  ".join(f"{name} {value:.3g}" for name, value in report.items())
+                bar.report(f"{values}  {self.countdown.left(self.iteration)} left")
                 start, start_iteration = time.perf_counter(), self.iteration
             self._answer_demands()
 
@@ -218,7 +236,7 @@ class Trainer:
             images, labels = (self._to_device(tensor) for tensor in next(batches))
             with self._exchanging_gradients(number == accumulate):
                 with self._autocast():
-                    output = self.network(images)
+                    output = self.network(normalised(images))
                 loss, deepsup_loss = (
                     segmentation_loss(upsample(logits, labels.shape[-2:]), labels)
                     for logits in output
@@ -248,7 +266,9 @@ class Trainer:
 
     def validate(self) -> float:
         """Loss, IoU and accuracy on whole validation images; returns the mean IoU."""
-        return self.evaluator.validate(self.iteration, self._answer_demands)
+        return self.evaluator.validate(
+            self.iteration, self._answer_demands, self.interruption.breaking_off
+        )
 
     def test(self) -> dict[str, Any]:
         """Anomaly metrics and mean IoU on the test split, as in results.json."""
@@ -266,9 +286,8 @@ class Trainer:
         tally = self.guard.read()
         advice = f"{options.checkpoint_path} is the last checkpoint, if one was written"
         check_row(tally, options.max_bad_steps, self.iteration, advice)
-        loss = torch.tensor(tally.loss, device=self.process.device)
         report = {
-            "loss": sum_over_processes(loss).item() / processes,
+            "loss": tally.loss,
             "lr": float(self.scheduler.get_last_lr()[0]),
             "images_per_second": steps_per_second
             * (options.accumulate * options.batch_size * processes),
@@ -276,10 +295,23 @@ class Trainer:
         return report | ({"skipped_steps": tally.skipped} if tally.skipped else {})
 
     def _log_report(self, report: dict[str, float]) -> None:
-        self.last_report = report
+        self.last_report = self.latest_report = report
         self.logger.scalars(
             {f"train/{name}": value for name, value in report.items()}, self.iteration
         )
+
+    def _print_epoch(self, score: float | None) -> None:
+        """One line an epoch; `score` is its validation's mean IoU, if there was one."""
+        if not self.process.is_main:
+            return
+        words = [f"epoch {self.epoch}/{self.options.epochs}"]
+        if "loss" in self.latest_report:
+            words.append(f"loss {self.latest_report['loss']:.3f}")
+        if score is not None:
+            words.append(f"val mIoU {score:.3f} (best {self.best_score:.3f})")
+        if self.epoch < self.options.epochs:
+            words.append(f"{self.countdown.left(self.iteration)} left")
+        print("  ".join(words), flush=True)
 
     def _answer_demands(self) -> None:
         """Save and leave, if a signal or the clock demands it of any process."""
@@ -290,6 +322,10 @@ class Trainer:
             wait_for_all(self.process)  # or the first to leave would end the one that saves
             done = f"step {self.iteration} is saved in {self.options.checkpoint_path}"
             raise Interrupted(demand.stop, f"{done}; go on with: {command_to_continue()}")
+
+    def _has_no_file(self, path: Path) -> bool:
+        """Asked on the main process, so that all of them act alike."""
+        return from_main(self.process, lambda: not path.is_file())
 
     def _save(self, path: Path) -> None:
         """Write a checkpoint; every process calls this."""
@@ -312,6 +348,3 @@ class Trainer:
             save_checkpoint(path, state, keep_previous=path == self.options.checkpoint_path)
         if path == self.options.checkpoint_path:
             self.interruption.saved()
-
-    def _progress(self, items: Iterable[Any], name: str) -> ProgressBar:
-        return ProgressBar(items, name, disable=not self.process.is_main, dynamic_ncols=True)

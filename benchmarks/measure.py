@@ -27,9 +27,10 @@ from dataset.description import UNKNOWN_INDEX
 from dataset.loaders import TrainingSamples, random_stream
 from dataset.registry import open_dataset
 from dataset.skipping import SampleReader
-from dataset.transforms import MEAN, STD, random_crop, random_flip, random_scale
+from dataset.transforms import random_crop, random_flip, random_scale
 from metrics.evaluation import AnomalyEvaluation
 from modules.inference.network import Inference
+from modules.normalisation import MEAN, STD
 from modules.scores import Scorer
 from report.logger import Logger
 from train import Trainer

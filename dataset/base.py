@@ -1,10 +1,10 @@
 """The base of all data sets: pairs of files, read and checked as the description has it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from PIL import Image
 from torch.utils.data import Dataset
@@ -12,8 +12,14 @@ from torch.utils.data import Dataset
 from dataset.description import DatasetInfo, Split
 from dataset.pictures import BadSample, read_image, read_label
 from utils.errors import PansError
+from utils.pictures import FOREIGN_SUFFIXES, PICTURE_SUFFIXES, is_hidden
 
 Transforms = Callable[[Image.Image, Image.Image], Any]
+Item = TypeVar("Item")
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# Pictures of other kinds are found too, so that each is refused by name and not overlooked.
+FOUND_SUFFIXES = (*PICTURE_SUFFIXES, *FOREIGN_SUFFIXES)
 
 
 class DatasetNotFound(PansError):
@@ -108,8 +114,8 @@ class SegmentationDataset(Dataset[Any], ABC):
         return (image, label) if self.transforms is None else self.transforms(image, label)
 
 
-def find_first(root: Path, folder: str, names: Iterable[str], remedy: str) -> Path:
-    """Find the first of several paths that is there, in `root / folder` or in `root` itself.
+def find_all(root: Path, folders: Iterable[str], names: Iterable[str], remedy: str) -> list[Path]:
+    """Find those of several paths that are there, in the `folders` of `root` or in `root` itself.
 
     Args:
         remedy: what to do if none is.
@@ -117,12 +123,49 @@ def find_first(root: Path, folder: str, names: Iterable[str], remedy: str) -> Pa
     Raises:
         DatasetNotFound: there is none.
     """
-    candidates = [base / name for base in (root / folder, root) for name in names]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
+    names = tuple(names)
+    bases = [*(root / folder for folder in folders), root]
+    candidates = [base / name for base in bases for name in names]
+    found = [candidate for candidate in candidates if candidate.exists()]
+    if found:
+        return found
     raise DatasetNotFound(
         f"{candidates[0]} is missing (also looked for "
         f"{', '.join(str(candidate) for candidate in candidates[1:])}); {remedy}, or name the "
         "folder of the data with --data_root"
     )
+
+
+def find_first(root: Path, folders: Iterable[str], names: Iterable[str], remedy: str) -> Path:
+    """The first that `find_all` finds."""
+    return find_all(root, folders, names, remedy)[0]
+
+
+def images_in(folder: Path) -> dict[str, str]:
+    """Name without suffix -> name of every image in a folder but the hidden ones, in order.
+
+    Raises:
+        BadSample: two images have one name and differ in their suffixes alone.
+    """
+    images: dict[str, str] = {}
+    for path in sorted(folder.glob("*")):
+        if path.suffix.lower() in FOUND_SUFFIXES and not is_hidden(Path(path.name)):
+            if path.stem in images:
+                raise two_of_a_name(folder / images[path.stem], path)
+            images[path.stem] = path.name
+    return images
+
+
+def two_of_a_name(first: Path, second: Path) -> BadSample:
+    """The error for two images that would share one label."""
+    return BadSample(
+        f"{first} and {second} would share one label, as their names differ in the suffix alone; "
+        "keep one of them there, or rename one and give it a label of its own"
+    )
+
+
+def evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, evenly spaced from the first to the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[number * (len(items) - 1) // (count - 1)] for number in range(count)]

@@ -7,22 +7,28 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 
-from dataset.base import DatasetNotFound
+from dataset.base import DatasetNotFound, images_in
 from dataset.description import IGNORE_INDEX, Split
 from dataset.pictures import read_label
-from dataset.readers.bdd_anomaly import BDD_ANOMALY, FOLDER
+from dataset.readers.bdd_anomaly import (
+    BDD_ANOMALY_16,
+    FOLDER,
+    LISTS,
+    SHIFTED_LABELS,
+    refuse_shifted,
+)
 from utils.errors import exit_code
 
-# Folder of the images, folder of the label maps, what the labels' names add to the images'.
-LAYOUTS = (
-    ("seg/images", "seg/labels", "_train_id"),
-    ("seg/images", "seg/train_labels", "_train_id"),
-    ("images/10k", "labels/sem_seg/masks", ""),
-)
+IMAGE_FOLDERS = ("seg/images", "images/10k")
+# Folder of the label maps, and what their names add to the images'.
+LABEL_FOLDERS = (("seg/labels", "_train_id"), ("labels/sem_seg/masks", ""))
 SPLIT_FOLDERS: dict[Split, str] = {"train": "train", "validation": "val"}
 
 
@@ -33,20 +39,24 @@ def find_pairs(root: Path) -> tuple[Path, dict[Split, list[tuple[str, str]]]]:
         DatasetNotFound: no layout of BDD100K is under `root`.
     """
     for folder in (root / FOLDER, root):
-        for images, labels, ending in LAYOUTS:
+        for images, (labels, ending) in product(IMAGE_FOLDERS, LABEL_FOLDERS):
             pairs = {
                 split: [
-                    (f"{images}/{name}/{path.name}", f"{labels}/{name}/{path.stem}{ending}.png")
-                    for path in sorted((folder / images / name).glob("*.jpg"))
+                    (f"{images}/{name}/{image}", f"{labels}/{name}/{stem}{ending}.png")
+                    for stem, image in images_in(folder / images / name).items()
                 ]
                 for split, name in SPLIT_FOLDERS.items()
             }
-            if all(pairs.values()) and (folder / labels).is_dir():
+            if all(pairs.values()) and any((folder / name).exists() for _, name in pairs["train"]):
                 return folder, pairs
+    for folder in (root / FOLDER, root):
+        if (folder / "seg" / SHIFTED_LABELS).is_dir():
+            refuse_shifted(folder, folder, [f"seg/{SHIFTED_LABELS}"])
     raise DatasetNotFound(
         f"{root / FOLDER} holds no images and labels of BDD100K in a known layout, such as "
-        f"{LAYOUTS[0][0]}/train/*.jpg and val/ with {LAYOUTS[0][1]}/ beside it; unpack its "
-        "semantic segmentation archive there, or name its folder with --root"
+        "images/10k/{train,val}/*.jpg beside labels/sem_seg/masks/{train,val}/*.png or "
+        "seg/labels/{train,val}/*_train_id.png; unpack its semantic segmentation archive there, or "
+        "name its folder with --root"
     )
 
 
@@ -61,22 +71,28 @@ def write_lists(root: Path) -> dict[Split, int]:
         BadSample: a label map is missing or not as published.
     """
     folder, pairs = find_pairs(root)
-    splits: dict[Split, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
+    splits: dict[Split, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
     everything = [(split, pair) for split, names in pairs.items() for pair in names]
+    refuse_shifted(folder, folder, [label for _, (_, label) in everything])
     for split, (image, label) in tqdm(everything, desc="reading labels", unit="image"):
-        splits["test" if holds_anomaly(folder / label) else split].append((image, label))
-    for split, names in splits.items():
-        entries = [
-            {"dbName": "BDD100K", "fpath_img": image, "fpath_segm": label} for image, label in names
-        ]
-        (folder / f"{split}.odgt").write_text(json.dumps(entries) + "\n")
-    return {split: len(names) for split, names in splits.items()}
+        indices = read_label(folder / label, BDD_ANOMALY_16, with_anomalies=True)
+        splits["test" if holds_anomaly(indices) else split].append(
+            {
+                "dbName": "BDD100k",
+                "width": indices.width,
+                "height": indices.height,
+                "fpath_img": image,
+                "fpath_segm": label,
+            }
+        )
+    for split, entries in splits.items():
+        (folder / LISTS[split][0]).write_text(json.dumps(entries) + "\n")
+    return {split: len(entries) for split, entries in splits.items()}
 
 
-def holds_anomaly(path: Path) -> bool:
-    """Whether a label map holds a train, a motorcycle or a bicycle."""
-    counts = read_label(path, BDD_ANOMALY, with_anomalies=True).histogram()
-    return any(counts[BDD_ANOMALY.anomaly_index : IGNORE_INDEX])
+def holds_anomaly(indices: Image.Image) -> bool:
+    """Whether a label map of `bdd_anomaly_16` holds a train, a motorcycle or a bicycle."""
+    return any(indices.histogram()[BDD_ANOMALY_16.anomaly_index : IGNORE_INDEX])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,30 +1,35 @@
 """Loaders for training and evaluation, the same samples on any number of processes and workers."""
 
+import math
 import os
 import random
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from dataset.base import SegmentationDataset
 from dataset.description import Split
 from dataset.registry import open_dataset
+from dataset.shared_memory import fitting_workers, in_shared_memory, largest_size
 from dataset.skipping import SampleReader
 from dataset.transforms import (
     LARGEST_SCALE,
     TEST_SCALES,
     Pair,
     Sample,
+    byte_planes,
     byte_tensor,
-    normalised,
     scaled_images,
+    scaled_pair,
+    scaled_size,
     training_sample,
 )
-from dataset.worker_signals import only_parent_ends
+from dataset.worker_signals import prepare_worker
 from utils.errors import PansError
 
 
@@ -36,11 +41,12 @@ class EvaluationSample(NamedTuple):
     """One validation or test image at every scale it is looked at.
 
     Attributes:
-        images: one (3, h, w) float32 tensor a scale, normalised.
-        label: (H, W) uint8, class indices at the size of the file.
+        images: one (3, h, w) uint8 RGB tensor a scale.
+        label: (H, W) uint8, class indices at the size at which the image is measured: that of
+            the file, or of the network's input.
         index: position in the split.
         name: path of the image, relative to the folder of the split.
-        picture: (H, W, 3) uint8, the picture as it is in the file.
+        picture: (H, W, 3) uint8, the picture at that size.
     """
 
     images: list[Tensor]
@@ -69,21 +75,17 @@ def worker_count(requested: int) -> int:
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index) keys of one rank in an order drawn from (seed, epoch).
+    """Yields (epoch, index) keys of one rank, in the published order.
 
-    The key carries the epoch because persistent workers keep a copy of the data set and would
-    not see it change there. Ranks get disjoint shares of equal length; the tail that does not
-    share out is left to chance in the next epoch. The length is that of a whole epoch.
+    That is DistributedSampler's: drawn from (0, epoch), whatever --random_seed is, and padded by
+    repeats to shares of equal length. The key carries the epoch because persistent workers keep
+    a copy of the data set and would not see it change there. The length is that of a whole epoch.
     """
 
-    def __init__(
-        self, images: int, *, batch_size: int, seed: int, rank: int, world_size: int
-    ) -> None:
-        self.images = images
+    def __init__(self, images: int, *, batch_size: int, rank: int, world_size: int) -> None:
+        dataset: Any = range(images)  # its length is all that is asked for
+        self.share: DistributedSampler[int] = DistributedSampler(dataset, world_size, rank)
         self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
@@ -92,13 +94,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.start_batch = start_batch
 
     def __len__(self) -> int:
-        return self.images // self.world_size
+        return len(self.share)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = list(range(self.images))
-        random_stream(self.seed, self.epoch).shuffle(order)
-        share = order[self.rank :: self.world_size][: len(self)]
-        for index in share[self.start_batch * self.batch_size :]:
+        self.share.set_epoch(self.epoch)
+        for index in islice(self.share, self.start_batch * self.batch_size, None):
             yield self.epoch, index
 
 
@@ -128,12 +128,16 @@ class TrainingSamples(Dataset[Sample]):
 class EvaluationSamples(Dataset[EvaluationSample | None]):
     """Whole images at the given scales, each decoded once; no scales means their own size.
 
-    A sample that is skipped is None.
+    With `at_input_size` and one scale, picture and label are resized to the network's input too,
+    the label to the nearest pixel. A sample that is skipped is None.
     """
 
-    def __init__(self, reader: SampleReader, scales: Sequence[float] = ()) -> None:
+    def __init__(
+        self, reader: SampleReader, scales: Sequence[float] = (), *, at_input_size: bool = False
+    ) -> None:
         self.reader = reader
         self.scales = scales
+        self.at_input_size = at_input_size
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -143,8 +147,12 @@ class EvaluationSamples(Dataset[EvaluationSample | None]):
         if pair is None:
             return None
         image, label = pair
+        if self.at_input_size:
+            (scale,) = self.scales
+            image, label = scaled_pair(image, label, scale)
+        scales = () if self.at_input_size else self.scales
         return EvaluationSample(
-            images=scaled_images(image, self.scales) if self.scales else [normalised(image)],
+            images=scaled_images(image, scales) if scales else [byte_planes(image)],
             label=byte_tensor(label),
             index=index,
             name=self.reader.pictures.names[index],
@@ -196,22 +204,21 @@ def training_loader(
     """
     pictures = open_dataset(dataset, root, "train")
     _require_a_step(pictures, batch_size, accumulate, world_size)
-    sampler = EpochSampler(
-        len(pictures), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size
-    )
+    sampler = EpochSampler(len(pictures), batch_size=batch_size, rank=rank, world_size=world_size)
     return DataLoader(
         TrainingSamples(SampleReader(pictures, skip_bad_files), crop_size, seed),
         batch_size=batch_size,
         sampler=sampler,
         drop_last=True,
-        **worker_options(num_workers, timeout),
+        **worker_options(num_workers, timeout, batch_size * 4 * crop_size**2, rank),
     )
 
 
 def _require_a_step(
     pictures: SegmentationDataset, batch_size: int, accumulate: int, world_size: int
 ) -> None:
-    if len(pictures) // world_size // batch_size < accumulate:
+    share = math.ceil(len(pictures) / world_size)  # padded by repeats
+    if share // batch_size < accumulate:
         batches = "one batch" if accumulate == 1 else f"{accumulate} batches"
         remedy = "" if accumulate == 1 else ", --accumulate"
         raise TooFewImages(
@@ -231,6 +238,7 @@ def evaluation_loader(
     dataset: str = "streethazards",
     skip_bad_files: bool = False,
     timeout: float = 0,
+    at_input_size: bool = False,
 ) -> DataLoader[EvaluationSample]:
     """Load whole images one at a time, without a batch dimension, each on one rank only.
 
@@ -240,6 +248,7 @@ def evaluation_loader(
         multi_scale: True for the five test scales, False for the largest of them; None for
             validation, at full size.
         timeout: seconds to wait for an image of the workers; 0 waits for ever.
+        at_input_size: with one scale, give label and picture at the size of the network's input.
 
     Yields:
         EvaluationSample. Sizes may differ between images, and the number of images between ranks
@@ -247,24 +256,42 @@ def evaluation_loader(
     """
     scales = {None: (), True: TEST_SCALES, False: (LARGEST_SCALE,)}[multi_scale]
     pictures = open_dataset(dataset, root, split)
-    samples = EvaluationSamples(SampleReader(pictures, skip_bad_files), scales)
+    reader = SampleReader(pictures, skip_bad_files)
+    samples = EvaluationSamples(reader, scales, at_input_size=at_input_size)
+    files = [pictures.folder / name for name in pictures.names]
     return EvaluationLoader(
         samples,
         batch_size=None,
         sampler=range(rank, len(samples), world_size),
-        **worker_options(num_workers, timeout),
+        collate_fn=in_shared_memory,
+        **worker_options(num_workers, timeout, sample_bytes(files, scales), rank),
     )
 
 
-def worker_options(num_workers: int, timeout: float = 0) -> dict[str, Any]:
-    """A DataLoader's arguments about its workers; `timeout` as for the loaders."""
-    workers = worker_count(num_workers)
+def sample_bytes(files: Sequence[Path], scales: Sequence[float]) -> int:
+    """About the most that a whole image, its label and its copies at all scales take."""
+    height, width = largest_size(files)
+    sizes = [scaled_size(height, width, scale) for scale in scales] or [(height, width)]
+    return 4 * height * width + 3 * sum(rows * columns for rows, columns in sizes)
+
+
+def worker_options(
+    num_workers: int, timeout: float, sample_bytes: int, rank: int
+) -> dict[str, Any]:
+    """A DataLoader's arguments about its workers.
+
+    Args:
+        num_workers, timeout, rank: as for the loaders.
+        sample_bytes: of what a worker hands over at a time.
+    """
+    workers = fitting_workers(worker_count(num_workers), sample_bytes, tells=rank == 0)
     return {
-        "num_workers": workers,
-        "persistent_workers": workers > 0,
+        "num_workers": workers.processes,
+        "prefetch_factor": workers.ready if workers.processes else None,
+        "persistent_workers": workers.processes > 0,
         "pin_memory": torch.cuda.is_available(),
-        "timeout": timeout if workers else 0,
-        "worker_init_fn": only_parent_ends,
+        "timeout": timeout if workers.processes else 0,
+        "worker_init_fn": prepare_worker,
         # A loader draws a seed for its workers, which shall not come from dropout's generator.
         "generator": torch.Generator(),
     }

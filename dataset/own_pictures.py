@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dataset.loaders import worker_options
+from dataset.loaders import sample_bytes, worker_options
+from dataset.shared_memory import in_shared_memory
 from dataset.transforms import LARGEST_SCALE, TEST_SCALES, byte_tensor, scaled_images
 from utils.pictures import (
     FOREIGN_SUFFIXES,
@@ -54,7 +55,7 @@ class PictureSample(NamedTuple):
 
     Attributes:
         name: of its results.
-        images: one (3, h, w) float32 tensor a scale, normalised.
+        images: one (3, h, w) uint8 RGB tensor a scale.
         picture: (H, W, 3) uint8 RGB, upright.
     """
 
@@ -132,7 +133,7 @@ def without_support(sources: Sequence[Source]) -> list[Unreadable]:
     return [
         Unreadable(
             f"{source.path} is a video, and the optional package av, which reads videos, is not "
-            "installed; pip install av"
+            "installed; pip install -e '.[video]'"
         )
         for source in sources
         if source.is_video
@@ -208,8 +209,11 @@ def _upright(path: Path, frame: Any) -> Image.Image:
 
 def picture_sample(name: str, picture: Image.Image, *, multi_scale: bool) -> PictureSample:
     """A decoded picture at the scales of the test: five, or the largest of them alone."""
-    scales = TEST_SCALES if multi_scale else (LARGEST_SCALE,)
-    return PictureSample(name, scaled_images(picture, scales), byte_tensor(picture))
+    return PictureSample(name, scaled_images(picture, _scales(multi_scale)), byte_tensor(picture))
+
+
+def _scales(multi_scale: bool) -> tuple[float, ...]:
+    return TEST_SCALES if multi_scale else (LARGEST_SCALE,)
 
 
 class Pictures(Dataset[PictureSample | Unreadable]):
@@ -247,10 +251,12 @@ def samples_of(
     """
     pictures = [source for source in sources if not source.is_video][rank::world_size]
     if pictures:
+        files, scales = [source.path for source in pictures], _scales(multi_scale)
         yield from DataLoader(
             Pictures(pictures, multi_scale=multi_scale),
             batch_size=None,
-            **worker_options(num_workers, timeout),
+            collate_fn=in_shared_memory,
+            **worker_options(num_workers, timeout, sample_bytes(files, scales), rank),
         )
     for source in sources:
         if source.is_video:

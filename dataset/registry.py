@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dataset.base import SegmentationDataset
 from dataset.description import DatasetInfo, Split
-from dataset.readers.bdd_anomaly import BddAnomaly
+from dataset.readers.bdd_anomaly import BddAnomaly, BddAnomaly16
 from dataset.readers.fishyscapes import FishyscapesLostAndFound
 from dataset.readers.folder import Folder
 from dataset.readers.road_anomaly import RoadAnomaly
@@ -15,13 +15,14 @@ from dataset.readers.streethazards import StreetHazards
 DATASETS: dict[str, type[SegmentationDataset]] = {
     "streethazards": StreetHazards,
     "bdd_anomaly": BddAnomaly,
+    "bdd_anomaly_16": BddAnomaly16,
     "fishyscapes_lostandfound": FishyscapesLostAndFound,
     "road_anomaly": RoadAnomaly,
     "road_anomaly_21": RoadAnomaly21,
     "road_obstacle_21": RoadObstacle21,
     "folder": Folder,
 }
-TRAINING_SETS = ("streethazards", "bdd_anomaly")
+TRAINING_SETS = ("streethazards", "bdd_anomaly", "bdd_anomaly_16")
 """Those whose classes --trained_on can name."""
 
 

@@ -19,30 +19,16 @@ from dataset.description import IGNORE_INDEX
 
 Pair = tuple[Image.Image, Image.Image]
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 SMALLEST_SCALE, LARGEST_SCALE = 300 / 720, 1000 / 1280
 TEST_SCALES = (SMALLEST_SCALE, 375 / 720, 450 / 720, 525 / 720, LARGEST_SCALE)
 SIZE_MULTIPLE = 8
 
-# (value / 255 - mean) / std in float32 for each channel and each of the 256 values, as torchvision
-# computes them, so that a picture needs one look-up a value: (3, 256).
-_NORMALISED = (
-    functional.normalize(
-        functional.to_tensor(np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, axis=2)),
-        list(MEAN),
-        list(STD),
-    )
-    .squeeze(1)
-    .numpy()
-)
-
 
 class Sample(NamedTuple):
-    """An input of the network and its truth.
+    """An input of the network, which normalises it itself, and its truth.
 
     Attributes:
-        image: (3, H, W) float32, normalised.
+        image: (3, H, W) uint8 RGB.
         label: (H, W) uint8, class indices, 255 to ignore.
     """
 
@@ -53,10 +39,14 @@ class Sample(NamedTuple):
 def random_scale(image: Image.Image, label: Image.Image, rng: random.Random) -> Pair:
     """Resize both by a factor drawn uniformly from [300/720, 1000/1280]."""
     scale = rng.uniform(SMALLEST_SCALE, LARGEST_SCALE)
-    size = [int(image.height * scale), int(image.width * scale)]
+    return _resized(image, label, (int(image.height * scale), int(image.width * scale)))
+
+
+def _resized(image: Image.Image, label: Image.Image, size: tuple[int, int]) -> Pair:
+    """Both at (height, width) `size`: bilinear, and the label's nearest pixel."""
     return (
-        functional.resize(image, size, InterpolationMode.BILINEAR),
-        functional.resize(label, size, InterpolationMode.NEAREST),
+        functional.resize(image, list(size), InterpolationMode.BILINEAR),
+        functional.resize(label, list(size), InterpolationMode.NEAREST),
     )
 
 
@@ -88,7 +78,7 @@ def random_flip(image: Image.Image, label: Image.Image, rng: random.Random) -> P
 def training_sample(
     image: Image.Image, label: Image.Image, rng: random.Random, crop_size: int
 ) -> Sample:
-    """Draw a training input: scale, crop, flip, normalise.
+    """Draw a training input: scale, crop, flip.
 
     Returns:
         A sample of (3, crop_size, crop_size) and (crop_size, crop_size).
@@ -96,7 +86,7 @@ def training_sample(
     image, label = random_scale(image, label, rng)
     image, label = random_crop(image, label, rng, crop_size)
     image, label = random_flip(image, label, rng)
-    return Sample(normalised(image), byte_tensor(label))
+    return Sample(byte_planes(image), byte_tensor(label))
 
 
 def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
@@ -112,23 +102,23 @@ def scaled_images(image: Image.Image, scales: Sequence[float]) -> list[Tensor]:
     """Resize one decoded image to each test scale.
 
     Returns:
-        One (3, h, w) float32 tensor a scale, normalised.
+        One (3, h, w) uint8 tensor a scale.
     """
     sizes = [scaled_size(image.height, image.width, scale) for scale in scales]
     return [
-        normalised(functional.resize(image, list(size), InterpolationMode.BILINEAR))
+        byte_planes(functional.resize(image, list(size), InterpolationMode.BILINEAR))
         for size in sizes
     ]
 
 
-def normalised(image: Image.Image) -> Tensor:
-    """Turn an RGB picture into (3, H, W) float32 with ImageNet's mean and deviation taken out."""
-    pixels = np.asarray(image)
-    planes = torch.empty((3, *pixels.shape[:2]))
-    for channel, values in enumerate(_NORMALISED):
-        # mode="clip" spares NumPy a check of every index and a copy; a byte is always in range.
-        np.take(values, pixels[..., channel], out=planes[channel].numpy(), mode="clip")
-    return planes
+def scaled_pair(image: Image.Image, label: Image.Image, scale: float) -> Pair:
+    """Resize both to the size of a test scale."""
+    return _resized(image, label, scaled_size(image.height, image.width, scale))
+
+
+def byte_planes(image: Image.Image) -> Tensor:
+    """Copy an RGB picture to (3, H, W) uint8."""
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
 
 def byte_tensor(picture: Image.Image) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,17 @@ Maps = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What is kept of one image; `metrics` is None where it holds one kind of pixel only."""
+    """What is kept of one image; `metrics` is None where it holds one kind of pixel only.
+
+    size: (height, width) of its label, at which it was measured.
+    """
 
     index: int
     name: str
     metrics: AnomalyMetrics | None
     base_rate: float
     is_constant: bool
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class AnomalyEvaluation:
         class_names: for the results; a class without a name goes by its index.
         min_predicted_size, min_true_size: see `match_components`; the defaults are those of
             SegmentMeIfYouCan's anomaly track.
+        at_input_size: labels and maps have the size of the network's input, not of the label file;
+            for the rules of the protocols.
         reread: gives the maps of the image of an index once more.
         spool_folder: where the temporary file goes; the system's place for such files if None.
     """
@@ -91,6 +97,7 @@ class AnomalyEvaluation:
         class_names: Sequence[str] = (),
         min_predicted_size: int = 500,
         min_true_size: int = 100,
+        at_input_size: bool = False,
         reread: Callable[[int], Maps] | None = None,
         spool_folder: Path | None = None,
     ) -> None:
@@ -99,6 +106,7 @@ class AnomalyEvaluation:
         names = dict(enumerate(class_names))
         self.ignored_classes = [names.get(index, str(index)) for index in ignore_classes]
         self.min_sizes = min_predicted_size, min_true_size
+        self.at_input_size = at_input_size
         labels = np.arange(256)
         self._is_valid = (labels != ignore_index) & ~np.isin(labels, ignore_classes)
         self._is_anomaly = (labels >= anomaly_index) & self._is_valid
@@ -133,7 +141,10 @@ class AnomalyEvaluation:
         anomalous, normal = len(kinds[0]), len(kinds[1])
         metrics = ranking_metrics(*kinds) if anomalous and normal else None
         base_rate = anomalous / max(anomalous + normal, 1)
-        self.records.append(ImageRecord(index, name, metrics, base_rate, _is_constant(kinds)))
+        height, width = label.shape
+        self.records.append(
+            ImageRecord(index, name, metrics, base_rate, _is_constant(kinds), (height, width))
+        )
         self.pooled.update(*kinds)
         if prediction is not None:
             device = self.confusion.matrix.device
@@ -172,7 +183,11 @@ class AnomalyEvaluation:
             raise ValueError("an image was counted twice: every index may come once")
         scored = [record for record in records if record.metrics is not None]
         base_rate = protocols.mean([record.base_rate for record in scored])
-        all_protocols = self._protocols(records, base_rate)
+        size = protocols.measured_size({record.size for record in records}, self.at_input_size)
+        all_protocols = {
+            name: replace(protocol, rule=f"{protocol.rule}; measured at {size}")
+            for name, protocol in self._protocols(records, base_rate).items()
+        }
         headline = all_protocols["per image"]
         ignored = ", ".join(self.ignored_classes) or "none"
         return {
@@ -183,6 +198,7 @@ class AnomalyEvaluation:
             "images_skipped": len(records) - len(scored),
             "anomaly_base_rate": base_rate,
             "anomaly_base_rate_pooled": self.pooled.base_rate,
+            "measured_at": size,
             "constant_score_maps": [record.name for record in records if record.is_constant],
             "protocol": f"per image: {headline.rule}; ignored classes: {ignored}",
             "protocols": {name: asdict(protocol) for name, protocol in all_protocols.items()},

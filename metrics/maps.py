@@ -293,7 +293,8 @@ def _read_png(path: Path) -> np.ndarray:
 def _read_hdf5(path: Path) -> np.ndarray:
     if find_spec("h5py") is None:
         raise Unreadable(
-            f"{path} is read by the optional package h5py, which is not installed; pip install h5py"
+            f"{path} is read by the optional package h5py, which is not installed; "
+            "pip install -e '.[hdf5]'"
         )
     import h5py
 

@@ -1,7 +1,7 @@
 """The protocols under which anomaly segmentation is published, each with its figures and rule."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from statistics import stdev
 
@@ -129,6 +129,15 @@ def open_set(mean_iou: float, threshold: float | None, errors: Sequence[str] = (
         "threshold of pooled recall 0.95, reject a pixel; IoU counts rejected pixels as missed and "
         "anomalous ones called a class as false",
     )
+
+
+def measured_size(sizes: Collection[tuple[int, int]], at_input_size: bool) -> str:
+    """At which size a test was measured, in words; `sizes` are the (height, width) of its maps."""
+    whose = "the network's input, labels resized (nearest)" if at_input_size else "the label"
+    if len(sizes) != 1:
+        return f"each image's size of {whose}"
+    ((height, width),) = sizes
+    return f"{height}x{width}, the size of {whose}"
 
 
 def mean(values: Sequence[float]) -> float | None:

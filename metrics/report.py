@@ -167,6 +167,8 @@ def _difference(one: Results, other: Results) -> str | None:
         return "their protocols"
     if one["images"] != other["images"]:
         return f"their number of images, {one['images']} and {other['images']}"
+    if one.get("measured_at") != other.get("measured_at"):
+        return f"their size, {one.get('measured_at')} and {other.get('measured_at')}"
     if one.get("score") != other.get("score"):
         return f"their anomaly score, {one.get('score')} and {other.get('score')}"
     for name, protocol in one["protocols"].items():

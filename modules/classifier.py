@@ -18,8 +18,8 @@ class CosineClassifier(nn.Module):
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_classes, channels, 1, 1))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        # As published, prototypes start as the weight of a 1x1 convolution does.
+        self.weight = nn.Conv2d(channels, num_classes, 1, bias=False).weight
 
     def forward(self, features: Tensor) -> Tensor:
         prototypes = F.normalize(self.weight, dim=1)

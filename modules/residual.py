@@ -40,14 +40,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.checkpoint_activations = checkpoint_activations
         out_channels = width * self.expansion
-        conv2 = nn.Conv2d(
-            width, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
-        )
         self.convs = nn.Sequential(
             OrderedDict(
                 conv1=nn.Conv2d(in_channels, width, 1, bias=False),
                 bn1=norm(width),
-                conv2=conv2,
+                conv2=nn.Conv2d(width, width, 3, stride, dilation, dilation, bias=False),
                 bn2=norm(width),
                 conv3=nn.Conv2d(width, out_channels, 1, bias=False),
                 bn3=norm(out_channels, slope=IDENTITY_SLOPE),

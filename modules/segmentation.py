@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from modules.abn import LEAKY_SLOPE, norm_factory
+from modules.abn import norm_factory
 from modules.classifier import Classifier
 from modules.pyramid import HEAD_CHANNELS, PyramidHead
 from modules.resnet import BLOCKS, STRIDES_AND_DILATIONS, ResNet
@@ -63,6 +63,9 @@ def build_model(
 ) -> SegmentationModel:
     """The PAnS network with random weights; state dict keys are those of published checkpoints.
 
+    The weights are torch's defaults, as published: every convolution uniform in
+    +-1 / sqrt(fan_in), norms 1 and 0.
+
     Args:
         backbone: "resnet50" or "resnet101".
         classifier: "cosine" (prototypes) or "standard".
@@ -81,12 +84,8 @@ def build_model(
     if output_stride not in STRIDES_AND_DILATIONS:
         raise ValueError(f"output_stride must be 8 or 16, got {output_stride!r}")
     norm = norm_factory(norm_act, group)
-    model = SegmentationModel(
+    return SegmentationModel(
         ResNet(backbone, output_stride, norm, checkpoint_activations=checkpoint_activations),
         PyramidHead(norm, plain=plain),
         Classifier(classifier, HEAD_CHANNELS, num_classes),
     )
-    for module in (*model.body.modules(), *model.head.modules()):
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE, mode="fan_out")
-    return model

@@ -71,8 +71,9 @@ class Extremes:
         if sample.index in kept:
             self._maps[sample.index] = _Maps(
                 _heading(sample.name, metrics),
-                sample.picture.numpy(),
-                sample.label.numpy(),
+                # Copies: the sample's own may be in shared memory, of which there is little.
+                sample.picture.numpy().copy(),
+                sample.label.numpy().copy(),
                 prediction.cpu().numpy().astype(np.uint8),
                 score.float().cpu().numpy(),
             )

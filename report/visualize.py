@@ -66,9 +66,11 @@ def sample_panel(
     score: NDArray[np.floating],
     info: DatasetInfo,
     *,
-    columns: int = _PICTURES,
+    columns: int = 2,
+    legend: bool = True,
+    text_scale: float = 1.0,
 ) -> Picture:
-    """One sample, four pictures in rows over a legend of the classes.
+    """One sample: image, ground truth, prediction and anomaly score, with its colour bar.
 
     Args:
         image: (H, W, 3) RGB, 0..255.
@@ -77,32 +79,46 @@ def sample_panel(
         score: (H, W) anomaly score, higher is more anomalous.
         info: gives the classes their names and colours.
         columns: 1, 2 or 4 pictures a row.
+        legend: name the classes below.
+        text_scale: size of all text; 1 is for pictures that are shown at their own size.
 
     Returns:
         RGB, 480 pixels a column; the height follows from the image's shape.
     """
-    low, high = score_limits(score)
+    limits = score_limits(score)
     pictures = {
         "image": image,
         "ground truth": colorize(label, info),
         "prediction": colorize(prediction, info),
-        f"anomaly score, {low:.3g} (black) to {high:.3g} (yellow)": heat_map(score, (low, high)),
+        "anomaly score": heat_map(score, limits),
     }
     entries = _legend_entries(info)
-    legend_columns = math.ceil(_LEGEND_COLUMNS * columns / _PICTURES)
+    legend_columns = math.ceil(_LEGEND_COLUMNS * columns / _PICTURES / text_scale)
     legend_lines = math.ceil(len(entries) / legend_columns)
-    legend_height = _LEGEND_HEIGHT_INCHES + _LEGEND_LINE_INCHES * (legend_lines - 1)
-    figure = _in_rows(pictures, columns, legend_height)
-    _add_class_legend(figure, entries, info, math.ceil(len(entries) / legend_lines))
+    legend_height = (_LEGEND_HEIGHT_INCHES + _LEGEND_LINE_INCHES * (legend_lines - 1)) * text_scale
+    figure = _in_rows(pictures, columns, legend_height if legend else 0.0, limits, text_scale)
+    if legend:
+        columns_of_legend = math.ceil(len(entries) / legend_lines)
+        _add_class_legend(figure, entries, info, columns_of_legend, text_scale)
     return render(figure)
 
 
-def _in_rows(pictures: Mapping[str, Picture], columns: int, legend_height: float) -> Figure:
-    """Titled pictures of one shape, with space (in inches) for a legend below."""
+def _in_rows(
+    pictures: Mapping[str, Picture],
+    columns: int,
+    legend_height: float,
+    limits: tuple[float, float],
+    text_scale: float,
+) -> Figure:
+    """Titled pictures of one shape, with space (in inches) for a legend below.
+
+    The last picture's title has the colour bar of its `limits` beside it.
+    """
     height, width = next(iter(pictures.values())).shape[:2]
     rows = len(pictures) // columns
     picture_height = _PICTURE_WIDTH_INCHES * height / width
-    row_height = _TITLE_HEIGHT_INCHES + picture_height
+    title_height = _TITLE_HEIGHT_INCHES * text_scale
+    row_height = title_height + picture_height
     total_height = rows * row_height + legend_height
     figure = Figure((_PICTURE_WIDTH_INCHES * columns, total_height), dpi=100)
     for number, (title, picture) in enumerate(pictures.items()):
@@ -111,9 +127,34 @@ def _in_rows(pictures: Mapping[str, Picture], columns: int, legend_height: float
         bottom = 1 - (row + 1) * row_height / total_height
         axes = figure.add_axes((left, bottom, 0.99 / columns, picture_height / total_height))
         axes.imshow(picture, aspect="auto")
-        axes.set_title(title, fontsize=12)
+        axes.set_title(title, fontsize=12 * text_scale, loc="left")
         axes.set_axis_off()
+    bar_bottom = bottom + (picture_height + 0.3 * title_height) / total_height
+    bar = (left + 0.62 / columns, bar_bottom, 0.22 / columns, 0.4 * title_height / total_height)
+    _add_colour_bar(figure, bar, limits, 10 * text_scale)
     return figure
+
+
+def _add_colour_bar(
+    figure: Figure,
+    place: tuple[float, float, float, float],
+    limits: tuple[float, float],
+    font_size: float,
+) -> None:
+    """The colours of `heat_map` from left to right, between the numbers of its limits."""
+    axes = figure.add_axes(place)
+    axes.imshow(heat_map(np.linspace(0, 1, 256)[None], (0.0, 1.0)), aspect="auto")
+    axes.set_axis_off()
+    for x, alignment, value in ((-0.04, "right", limits[0]), (1.04, "left", limits[1])):
+        axes.text(
+            x,
+            0.5,
+            f"{value:.2g}",
+            transform=axes.transAxes,
+            ha=alignment,
+            va="center",
+            fontsize=font_size,
+        )
 
 
 def _legend_entries(info: DatasetInfo) -> dict[int, str]:
@@ -125,7 +166,11 @@ def _legend_entries(info: DatasetInfo) -> dict[int, str]:
 
 
 def _add_class_legend(
-    figure: Figure, entries: Mapping[int, str], info: DatasetInfo, columns: int
+    figure: Figure,
+    entries: Mapping[int, str],
+    info: DatasetInfo,
+    columns: int,
+    text_scale: float,
 ) -> None:
     patches = [
         Patch(facecolor=info.palette[index] / 255, edgecolor="grey", label=name)
@@ -135,7 +180,7 @@ def _add_class_legend(
         handles=patches,
         loc="lower center",
         ncols=columns,
-        fontsize=11,
+        fontsize=11 * text_scale,
         frameon=False,
         handlelength=1.2,
         handletextpad=0.4,

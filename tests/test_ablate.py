@@ -43,8 +43,8 @@ def leave_results(run, name, words=()):
 
 def leave_training(run):
     leave_results(run, run.training_name)
-    run.options.best_checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
-    run.options.best_checkpoint_path.touch()
+    run.options.tested_checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
+    run.options.tested_checkpoint_path.touch()
 
 
 def test_the_paper_s_grid_leaves_out_prototypes_without_a_cosine_classifier(paper):
@@ -86,7 +86,7 @@ def test_a_training_comes_first_and_serves_the_other_tests(paper):
     assert is_trained(other)
     tested = parse_options(words_of(other))
     assert (tested.name, tested.test) == (other.test_name, True)
-    assert tested.ckpt_test == str(one.options.best_checkpoint_path)
+    assert tested.ckpt_test == str(one.options.checkpoint_path)  # the last weights, as published
     leave_results(other, other.test_name)
     assert find_results(other) is not None
 

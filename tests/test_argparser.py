@@ -70,7 +70,9 @@ OWN_DEFAULTS = {
     "overwrite": False,
     "export": None,
     "ignore_classes": (),
-    "precision": None,
+    "precision": "fp32",
+    "test_weights": "last",
+    "eval_size": None,
     "plain": False,
     "compile": False,
     "checkpoint_activations": False,
@@ -118,6 +120,8 @@ OTHER_VALUES = {
     "pretrained": "w.pth",
     "frame_step": 5,
     "precision": "bf16",
+    "test_weights": "best",
+    "eval_size": "input",
     "accumulate": 4,
     "nproc": 2,
     "local_rank": 1,
@@ -147,10 +151,10 @@ def test_published_defaults_hold_without_any_flag() -> None:
 @pytest.mark.parametrize(
     ("flags", "num_classes", "unk_class"),
     [
-        ("--dataset bdd_anomaly", 16, 16),
-        ("--dataset bdd_anomaly --unk_class 17", 16, 17),
+        ("--dataset bdd_anomaly", 17, 17),
+        ("--dataset bdd_anomaly_16 --unk_class 17", 16, 17),
         ("--dataset road_anomaly --test", 13, 254),
-        ("--dataset road_anomaly_21 --test --trained_on bdd_anomaly", 16, 254),
+        ("--dataset road_anomaly_21 --test --trained_on bdd_anomaly", 17, 254),
     ],
 )
 def test_numbers_of_classes_are_the_data_sets_own(
@@ -301,7 +305,7 @@ def test_all_is_every_score_that_can_be_had(
         ("--default --score msp,prototype --msp", "contradicts --msp"),
         ("--score prototype", "argument --score: prototype needs --classifier cosine"),
         ("--score msp,prototype_margin", "prototype_margin needs --classifier cosine"),
-        ("--score msp_crf", "msp_crf needs the package pydensecrf2; run 'pip install -r"),
+        ("--score msp_crf", "msp_crf needs the package pydensecrf2; run pip install -e '.[crf]'"),
         ("--score msp --mc_dropout 5", "argument --mc_dropout: has no effect without --score"),
         ("--score mc_dropout --mc_dropout 1", "argument --mc_dropout: must be 2 or more, got 1"),
     ],
@@ -334,7 +338,8 @@ def test_cosine_scores_of_standard_logits_are_refused(beside: list[str]) -> None
 @pytest.mark.parametrize(
     ("typed", "precision"),
     [
-        ([], None),
+        ([], "fp32"),
+        (["--default"], "fp32"),
         (["--precision", "bf16"], "bf16"),
         (["--opt_level", "O0"], "fp32"),
         (["--opt-level", "O1"], "bf16"),
@@ -343,13 +348,44 @@ def test_cosine_scores_of_standard_logits_are_refused(beside: list[str]) -> None
         (["--plain", "--opt_level", "O0"], "fp32"),
     ],
 )
-def test_precision(typed: list[str], precision: str | None) -> None:
+def test_precision(typed: list[str], precision: str) -> None:
     assert parse_options(typed).precision == precision
+
+
+@pytest.mark.parametrize(
+    ("typed", "at_input_size"),
+    [
+        ("", True),
+        ("--default", False),
+        ("--default --no_multi_scala", True),
+        ("--dataset bdd_anomaly", False),
+        ("--dataset bdd_anomaly --eval_size input", True),
+        ("--eval_size label", False),
+        ("--default --eval_size label", False),
+    ],
+)
+def test_a_single_scale_test_of_streethazards_is_measured_at_the_input_size(
+    typed: str, at_input_size: bool
+) -> None:
+    assert parse_options(typed.split()).at_input_size is at_input_size
+
+
+@pytest.mark.parametrize(
+    ("typed", "file"), [([], "x.pth"), (["--test_weights", "best"], "x_best.pth")]
+)
+def test_the_last_weights_are_tested_unless_the_best_are_asked_for(
+    typed: list[str], file: str
+) -> None:
+    options = parse_options(["--name", "x", *typed])
+    assert str(options.tested_checkpoint_path) == f"checkpoints/streethazards/{file}"
 
 
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
+        ("--default --eval_size input", "argument --eval_size: five scales have five input sizes"),
+        ("--eval_size file", "argument --eval_size: must be one of label, input, got 'file'"),
+        ("--test_weights first", "argument --test_weights: must be one of last, best"),
         ("--opt_level O2", "argument --opt_level: O2 keeps the weights in half precision"),
         ("--opt_level O3", "argument --opt_level: O3 keeps the weights in half precision"),
         ("--opt_level O4", "argument --opt_level: must be one of O0, O1, got 'O4'"),
@@ -373,10 +409,10 @@ def test_precision(typed: list[str], precision: str | None) -> None:
         ("--dataset cityscapes", "argument --dataset: must be one of streethazards, bdd_anomaly, "),
         ("--trained_on cityscapes", "argument --trained_on: must be one of streethazards, bdd_"),
         ("--trained_on bdd_anomaly", "argument --trained_on: streethazards has labels of its own"),
-        ("--dataset bdd_anomaly --num_classes 13", "argument --num_classes: bdd_anomaly has 16"),
+        ("--dataset bdd_anomaly --num_classes 13", "argument --num_classes: bdd_anomaly has 17"),
         (
             "--dataset road_anomaly --test --trained_on bdd_anomaly --num_classes 13",
-            "argument --num_classes: bdd_anomaly has 16 classes to train",
+            "argument --num_classes: bdd_anomaly has 17 classes to train",
         ),
         (
             "--dataset road_anomaly --test --unk_class 13",

@@ -15,6 +15,8 @@ from utils.weight_files import CheckpointError, DamagedCheckpoint, load_checkpoi
 __all__ = [
     "CheckpointError",
     "DamagedCheckpoint",
+    "checkpoint_places",
+    "find_checkpoint",
     "load_checkpoint",
     "load_model_state",
     "model_state",
@@ -29,6 +31,31 @@ _SHOWN = 3
 def previous_path(path: Path) -> Path:
     """Where the checkpoint before `path` is kept: NAME_previous.pth for NAME.pth."""
     return path.with_stem(f"{path.stem}_previous")
+
+
+def checkpoint_places(given: str, folder: Path) -> list[Path]:
+    """What a flag may mean by `given`: a path, else a name in `folder`, with or without .pth."""
+    path, named = Path(given), folder / given
+    if path.is_file() or path.is_absolute():
+        return [path]
+    return [path, named] if named.suffix == ".pth" else [path, named, folder / f"{given}.pth"]
+
+
+def find_checkpoint(given: str, folder: Path) -> Path:
+    """The first of `checkpoint_places` that has a file, or has the one before it.
+
+    Raises:
+        DamagedCheckpoint: none has.
+    """
+    places = checkpoint_places(given, folder)
+    for place in places:
+        if place.is_file() or previous_path(place).is_file():
+            return place
+    others = ", ".join(map(str, places[1:]))
+    raise DamagedCheckpoint(
+        f"there is no checkpoint {places[0]}{f' (also looked for {others})' * bool(others)}; "
+        "check its name, or train first"
+    )
 
 
 def save_checkpoint(

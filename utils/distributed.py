@@ -5,6 +5,7 @@ processes is the value itself.
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -275,10 +276,23 @@ def run_reporting(work: Callable[[], None]) -> int:
         if launched():
             error.add_note(f"in process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}")
         return _fail(1, traceback.format_exc())
+    _kill_loader_processes()
     return 0
 
 
+def _kill_loader_processes() -> None:
+    """End those that are left, also stopped ones, for which Python would wait for ever."""
+    children = multiprocessing.active_children()
+    # A handler of torch's would raise that they were killed.
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in children:
+        child.kill()
+        child.join()
+    signal.signal(signal.SIGCHLD, handler)
+
+
 def _fail(exit_code: int, report: str) -> int:
+    _kill_loader_processes()
     if _is_first_to_fail():
         end_line_of_bars()
         print(report.rstrip(), file=sys.stderr)

@@ -12,7 +12,10 @@ from utils.errors import PansError
 _SMALLER = "lower --batch_size or --crop_size"
 # How torch's allocator for CPUs says it, in a RuntimeError.
 _CPU_WITHOUT_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-_MEMORY = "most likely for want of memory or of /dev/shm; lower --num_workers or --batch_size"
+_MEMORY = (
+    "most likely for want of memory, of /dev/shm or of open files (ulimit -n); lower "
+    "--num_workers or --batch_size"
+)
 _LOADER_FAULTS = {
     r"DataLoader worker \(pid \d+\) is killed by signal: ([^.]+)\.": (
         "a loader process was ended by a signal ({0}), " + _MEMORY
@@ -20,9 +23,17 @@ _LOADER_FAULTS = {
     r"DataLoader worker \(pid\(s\) ([\d, ]+)\) exited unexpectedly": (
         "loader process {0} has ended, " + _MEMORY
     ),
-    r"DataLoader timed out after (\d+) seconds": (
+    r"DataLoader timed out after ([\d.]+) seconds": (
         "the loader has given no batch for {0} seconds: its disk or network hangs; look at "
         "--data_root, or raise --timeout"
+    ),
+    r"unable to allocate shared memory": (
+        "/dev/shm is full, through which loader processes hand over their samples; lower "
+        "--num_workers, or give it more room (docker run --shm-size=1g)"
+    ),
+    r"Too many open files|received \d+ items of ancdata": (
+        "this process may not open more files, of which every sample of a loader process takes "
+        "some; raise the limit (ulimit -n 4096), or lower --num_workers"
     ),
 }
 _PROCESS_FAULTS = {

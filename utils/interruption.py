@@ -10,10 +10,10 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,13 +30,29 @@ _SECONDS_BETWEEN_CHECKS = 1.0
 _MOST_STEPS_BETWEEN_CHECKS = 100
 
 
-class Interrupted(Exception):
-    """A signal has asked this run to end; `report` tells what was saved and how to go on."""
+class Interrupted(BaseException):
+    """A signal has asked this run to end; `report` tells what was saved and how to go on.
+
+    It may come anywhere, and must pass where any `Exception` means that a file is damaged.
+    """
 
     def __init__(self, signal_number: int, report: str = "") -> None:
         name = signal.Signals(signal_number).name
         super().__init__(f"stopped by {name}" + (f": {report}" if report else ""))
         self.exit_code = SIGNAL_BASE + signal_number
+
+
+class WaitBrokenOff(BaseException):
+    """A signal has come while the next item of `Interruption.breaking_off` was waited for."""
+
+
+@contextmanager
+def answering_broken_waits(answer: Callable[[], None]) -> Iterator[None]:
+    """Call `answer`, which saves and leaves, where a signal breaks off a wait in the body."""
+    try:
+        yield
+    except WaitBrokenOff:
+        answer()
 
 
 class Demand(NamedTuple):
@@ -45,6 +61,8 @@ class Demand(NamedTuple):
     save: bool
     stop: int
 
+
+T = TypeVar("T")
 
 _NOTHING = Demand(save=False, stop=0)
 
@@ -75,6 +93,7 @@ class Interruption:
         self._seconds_between_saves = 60 * checkpoint_minutes
         self._group = group
         self._signal = 0
+        self._may_break_off = False
         self._handlers: dict[int, Any] = {}
         self._saved_at = self._checked_at = time.monotonic()
         self._steps_left = self._steps_between = 1
@@ -102,6 +121,27 @@ class Interruption:
         # Not print: the signal may have come in the middle of one.
         name = signal.Signals(number).name
         os.write(STDERR, f"\n{name}: saving after this step\n".encode())
+        if self._may_break_off:
+            raise WaitBrokenOff
+
+    def breaking_off(self, items: Iterable[T]) -> Iterator[T]:
+        """Gives the items; a signal need not wait for the next one, which may never come.
+
+        Among several processes it does: they must answer at the same step.
+
+        Raises:
+            WaitBrokenOff: a signal has come meanwhile.
+        """
+        iterator = iter(items)
+        while True:
+            try:
+                self._may_break_off = self._group is None
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._may_break_off = False
+            yield item
 
     def saved(self) -> None:
         """A checkpoint was written just now."""

@@ -1,23 +1,68 @@
-"""Progress bars that messages of other processes do not run into."""
+"""Progress: a bar on a terminal, plain lines anywhere else, and the time that is left."""
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
+SECONDS_BETWEEN_LINES = 30.0
+"""Where there is no terminal: of a loop that reports nothing itself."""
+
 
 class ProgressBar(tqdm):
-    """A bar that one process shows; those where it is disabled know that it is open there.
+    """A loop's progress on stderr: a bar on a terminal, else a line every half minute.
 
-    A bar that is shown ends its line by itself when an error leaves its loop.
+    One process shows it; those where it is not shown know that it is open there. A bar ends its
+    line by itself when an error leaves its loop.
+
+    Args:
+        reports: the loop calls `report`; without a terminal those are the only lines.
     """
+
+    def __init__(
+        self, items: Iterable[Any], name: str, *, shown: bool = True, reports: bool = False
+    ) -> None:
+        self.name, self.shown, self.on_terminal = name, shown, sys.stderr.isatty()
+        super().__init__(
+            items,
+            name,
+            disable=not shown or (reports and not self.on_terminal),
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=0.1 if self.on_terminal else SECONDS_BETWEEN_LINES,
+        )
 
     def __iter__(self) -> Iterator[Any]:
         if self.disable:
             _shown_elsewhere.add(id(self))
-        yield from super().__iter__()
+        for self.step, item in enumerate(super().__iter__(), start=1):
+            yield item
         _shown_elsewhere.discard(id(self))
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        """Where there is no terminal, every status is a line of its own."""
+        if file.isatty():
+            return tqdm.status_printer(file)
+        written = False
+
+        def print_line(status: str) -> None:
+            nonlocal written
+            file.write(f"\n{status}" if written else status)
+            file.flush()
+            written = bool(status)
+
+        return print_line
+
+    def report(self, text: str) -> None:
+        """Put a text behind the bar; where there is no terminal, print it as a line."""
+        if self.on_terminal:
+            self.set_postfix_str(text)
+        elif self.shown:
+            steps = f"{self.step}/{len(self.iterable)}"
+            print(f"{self.name}  {steps}  {text}", file=sys.stderr, flush=True)
 
 
 _shown_elsewhere: set[int] = set()
@@ -25,6 +70,25 @@ _shown_elsewhere: set[int] = set()
 
 def end_line_of_bars() -> None:
     """Have what is printed to stderr next begin a line, where another process shows a bar."""
-    if _shown_elsewhere:
+    if _shown_elsewhere and sys.stderr.isatty():
         print(file=sys.stderr)
     _shown_elsewhere.clear()
+
+
+class Countdown:
+    """The time that is left of a number of steps, by the mean time of those made so far.
+
+    Args:
+        done, total: steps at the start and at the end.
+    """
+
+    def __init__(self, done: int, total: int) -> None:
+        self._first, self._total = done, total
+        self._start = time.perf_counter()
+
+    def left(self, done: int) -> str:
+        """Such as "1:02:03" or "02:03", with `done` of the steps made; "?" before the first."""
+        if done <= self._first:
+            return "?"
+        seconds = (time.perf_counter() - self._start) / (done - self._first)
+        return tqdm.format_interval(seconds * (self._total - done))

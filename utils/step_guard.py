@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from utils.distributed import sum_over_processes
 from utils.errors import PansError
 
 
@@ -19,7 +20,7 @@ class Tally(NamedTuple):
     """What the steps since the last reading came to.
 
     Attributes:
-        loss: this process's mean loss over the steps that were taken; NaN if none was.
+        loss: mean loss of all processes over the steps that were taken; NaN if none was.
         skipped: steps left out in the whole run.
         longest_row: the most steps in a row that were left out since the last reading.
     """
@@ -54,7 +55,7 @@ class StepGuard:
         self.taken, self.skipped, self.row, self.longest_row = torch.zeros(
             4, dtype=torch.int64, device=device
         ).unbind()
-        _start_momentum_at_zero(optimizer)
+        start_momentum_at_zero(optimizer)
 
     @torch.no_grad()
     def step(self, loss: Tensor) -> None:
@@ -89,13 +90,19 @@ class StepGuard:
         )
 
     def read(self) -> Tally:
-        """Read and restart the mean loss and the longest row; waits for the device."""
-        skipped, longest_row = torch.stack([self.skipped, self.longest_row]).tolist()
-        loss = float(self.loss_sum / self.taken)
+        """Read and restart the mean loss and the longest row; every process calls it.
+
+        It waits for the device, once.
+        """
+        losses = sum_over_processes(self.loss_sum / self.taken)
+        numbers = torch.stack([losses.double(), self.skipped.double(), self.longest_row.double()])
+        loss, skipped, longest_row = numbers.tolist()
+        if dist.is_initialized():
+            loss /= dist.get_world_size()
         self.loss_sum.zero_()
         self.taken.zero_()
         self.longest_row.copy_(self.row)  # a row goes on
-        return Tally(loss, skipped, longest_row)
+        return Tally(loss, int(skipped), int(longest_row))
 
     def state_dict(self) -> dict[str, float]:
         """The counts and the sum of losses of this process; waits for the device."""
@@ -121,7 +128,8 @@ def check_row(tally: Tally, limit: int, step: int, advice: str) -> None:
         )
 
 
-def _start_momentum_at_zero(optimizer: torch.optim.SGD) -> None:
+def start_momentum_at_zero(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter that has none yet its momentum."""
     # The first step would take the gradient itself: 0.9 * 0 + gradient is the same number, and a
     # first step that is left out does not leave the kernel's buffer unfilled.
     for group in optimizer.param_groups:

@@ -1,29 +1,50 @@
 """BDD-Anomaly (Hendrycks et al., ICML 2022): BDD100K without three of its classes.
 
-The label maps hold BDD100K's train ids, 0..18 and 255 to ignore. Classes 16 train, 17 motorcycle
-and 18 bicycle are the anomalies: images with any of them make up the test split, the others stay
-in the train and validation split that they are in.
+Protocol, as its publishers' code has it (github.com/hendrycks/anomaly-seg, create_bdd_dataset.py
+and defaults.py): images of BDD100K's train and val split that hold a train (train id 16), a
+motorcycle (17) or a bicycle (18) are the test split, the others stay in the split that they are
+in: 6280, 910 and 810 of its 8000 images. 17 classes are trained (num_class), the 16 that remain
+and "other", all that BDD100K leaves without a class (255); in the test its pixels are inliers.
+`bdd_anomaly_16` ignores them in training and test.
 
-The splits are read from `train.odgt`, `validation.odgt` and `test.odgt`, in the form of
-StreetHazards' lists, whose paths are relative to their folder. Which images the published lists
-name, and whether the published label maps are shifted by one, could not be verified here, and so
-`python -m dataset.bdd_anomaly --root ROOT` derives the lists from the labels themselves, by the
-rule above. It finds images and label maps in BDD100K's layouts:
+The splits are read from `train.odgt`, `validation.odgt` and `anom.odgt` (or `test.odgt`), in the
+form of StreetHazards' lists, whose paths are relative to their folder.
+`python -m dataset.bdd_anomaly --root ROOT` writes them. It finds images in one and label maps in
+the other of these layouts of BDD100K (its documentation, and 8000 label maps that were looked at:
+mode L, 1280x720, values 0..18 and 255):
 
-    bdd100k/seg/images/{train,val}/NAME.jpg     bdd100k/seg/labels/{train,val}/NAME_train_id.png
-                                                (or seg/train_labels/)
     bdd100k/images/10k/{train,val}/NAME.jpg     bdd100k/labels/sem_seg/masks/{train,val}/NAME.png
+    bdd100k/seg/images/{train,val}/NAME.jpg     bdd100k/seg/labels/{train,val}/NAME_train_id.png
+
+The publishers' own label maps in `seg/train_labels` hold train id + 2, 1 for other and 18, 19, 20
+for the anomalies. They are told by that folder, or by having neither 0 nor 255, and refused.
 """
 
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
-from dataset.base import SampleFiles, SegmentationDataset, find_first
+from PIL import Image
+
+from dataset.base import SampleFiles, SegmentationDataset, evenly, find_first
 from dataset.description import IGNORE_INDEX, DatasetInfo, Split
-from dataset.readers.odgt import read_list
+from dataset.pictures import BadSample
+from dataset.readers.odgt import is_in_place, read_list, why_not_in_place
 
 FOLDER = "bdd100k"
-BDD_ANOMALY = DatasetInfo(
-    name="bdd_anomaly",
+SHIFTED_LABELS = "train_labels"
+# The publishers' name of the test's list first: it is the one that is written.
+LISTS: dict[Split, tuple[str, ...]] = {
+    "train": ("train.odgt",),
+    "validation": ("validation.odgt",),
+    "test": ("anom.odgt", "test.odgt"),
+}
+# Label maps of a split that are looked into, and how many of them say enough by themselves.
+LOOKED_INTO, ENOUGH = 16, 8
+
+BDD_ANOMALY_16 = DatasetInfo(
+    name="bdd_anomaly_16",
     class_colours={
         "road": (128, 64, 128),
         "sidewalk": (244, 35, 232),
@@ -44,9 +65,17 @@ BDD_ANOMALY = DatasetInfo(
     },
     anomaly_index=16,
     index_of={index: index for index in range(19)} | {255: IGNORE_INDEX},
-    label_meaning="train ids of BDD100K; 16 train, 17 motorcycle, 18 bicycle are the anomalies",
+    label_meaning="train ids of BDD100K: 0..15 classes, 16 train, 17 motorcycle and 18 bicycle "
+    "anomalies, 255 other; the publishers' seg/train_labels, train id + 2, are not read",
     splits=("train", "validation", "test"),
     remedy="restore it from BDD100K's archive",
+)
+BDD_ANOMALY = replace(
+    BDD_ANOMALY_16,
+    name="bdd_anomaly",
+    class_colours={**BDD_ANOMALY_16.class_colours, "other": (81, 0, 81)},
+    anomaly_index=17,
+    index_of={index: index for index in range(16)} | {255: 16, 16: 17, 17: 18, 18: 19},
 )
 
 
@@ -57,5 +86,52 @@ class BddAnomaly(SegmentationDataset):
 
     def find_files(self, root: Path, split: Split) -> SampleFiles:
         remedy = f"run 'python -m dataset.bdd_anomaly --root {root}'"
-        path = find_first(root, FOLDER, [f"{split}.odgt"], remedy)
-        return SampleFiles(path, path.parent, read_list(path))
+        path = find_first(root, [FOLDER], LISTS[split], remedy)
+        names = read_list(path)
+        if not is_in_place(path, names) and (problem := why_not_in_place(path, names)) is not None:
+            raise problem
+        refuse_shifted(path, path.parent, [label for _, label in names])
+        return SampleFiles(path, path.parent, names)
+
+
+class BddAnomaly16(BddAnomaly):
+    """The same lists with 16 classes; all that has no class is ignored, in the test too."""
+
+    published_info = BDD_ANOMALY_16
+
+
+def refuse_shifted(source: Path, folder: Path, labels: Sequence[str]) -> None:
+    """Raise if label maps hold the publishers' train id + 2 in place of BDD100K's train ids.
+
+    Args:
+        source: what names them.
+        labels: their paths, relative to `folder`; some of them are looked into.
+
+    Raises:
+        BadSample: they lie in `train_labels/`, or they hold no 0, no 255 and nothing above 20.
+    """
+    shown = next((name for name in labels if SHIFTED_LABELS in PurePosixPath(name).parts), None)
+    if shown is None and _look_shifted([folder / name for name in evenly(labels, LOOKED_INTO)]):
+        shown = labels[0]
+    if shown is not None:
+        raise BadSample(
+            f"{source}: {shown} and its like hold train id + 2 (1 other; 18, 19, 20 anomalies), as "
+            f"BDD-Anomaly's publishers write them into seg/{SHIFTED_LABELS}; put BDD100K's own "
+            f"label maps into {folder / 'seg/labels'} and run 'python -m dataset.bdd_anomaly"
+            f" --root {folder}'"
+        )
+
+
+def _look_shifted(paths: Sequence[Path]) -> bool:
+    readable = 0
+    values: set[int] = set()
+    for path in paths:
+        # What is wrong with a file is told when it is read as a sample.
+        with suppress(Exception), Image.open(path, formats=["PNG"]) as label:
+            if label.mode == "L":
+                values |= {value for value, count in enumerate(label.histogram()) if count}
+                readable += 1
+    if not values or values & {0, 255} or max(values) > 20:
+        return False
+    # Few maps may lack a road and all that has no class, but none holds 19 or 20.
+    return max(values) >= 19 or readable >= ENOUGH

@@ -1,25 +1,40 @@
 """Any images with label maps, in a folder of the user's own.
 
-ROOT/classes.txt                  a line a class, in the order of the index: NAME R G B
-ROOT/classes.json                 or this: {"NAME": [R, G, B], ...}
+ROOT/classes.txt                  a line per class, in the order of the index: NAME R G B
+                                  a line per further value of the labels: ignore 11, anomaly 12
+ROOT/classes.json                 or this: {"NAME": [R, G, B], ..., "ignore": 11, "anomaly": 12}
 ROOT/images/SPLIT/.../NAME.jpg    .jpeg, .png or .webp; SPLIT is train, validation or test
-ROOT/labels/SPLIT/.../NAME.png    8-bit grey: class index, 255 = ignored; in the test split
-                                  also anomalies: the number of classes, or any value up to 254
+ROOT/labels/SPLIT/.../NAME.png    8-bit grey: class index, 255 = ignored, and what else the
+                                  classes file names; anomalies in the test split alone
 """
 
 import json
-import os
-from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset.base import DatasetNotFound, SampleFiles, SegmentationDataset
-from dataset.description import Colour, DatasetInfo, Split
+from PIL import Image
+
+from dataset.base import (
+    FOUND_SUFFIXES,
+    IMAGE_SUFFIXES,
+    DatasetNotFound,
+    SampleFiles,
+    SegmentationDataset,
+    evenly,
+    two_of_a_name,
+)
+from dataset.description import IGNORE_INDEX, Colour, DatasetInfo, Split
 from dataset.pictures import BadSample
+from dataset.readers.text_files import read_text
+from utils.pictures import files_below
 
 CLASS_FILES = ("classes.txt", "classes.json")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MOST_CLASSES = 254
+IGNORE, ANOMALY = "ignore", "anomaly"
+# Label maps of a split whose kind is looked at before anything is read.
+LOOKED_AT = 16
 
 
 class Folder(SegmentationDataset):
@@ -27,46 +42,107 @@ class Folder(SegmentationDataset):
 
     @classmethod
     def describe(cls, root: Path) -> DatasetInfo:
-        colours = read_classes(root)
+        classes = read_class_file(root)
         return DatasetInfo(
             name="folder",
-            class_colours=colours,
-            anomaly_index=len(colours),
-            index_of={value: value for value in range(256)},
-            label_meaning=f"class index, 255 = ignored, {len(colours)}..254 = anomalies of the "
-            "test split",
+            class_colours=classes.colours,
+            anomaly_index=len(classes.colours),
+            index_of=classes.index_of,
+            label_meaning=f"class index, 255 = ignored; {classes.path.name} may name further "
+            f"values, a line '{IGNORE} N' or '{ANOMALY} N' each",
             splits=tuple(split for split in SPLITS if (root / "images" / split).is_dir()),
             remedy="each image needs a label map of its relative name, see docs/data.md",
         )
 
     def find_files(self, root: Path, split: Split) -> SampleFiles:
         source = root / "images" / split
-        images = [path.relative_to(root) for path in _files_below(source)]
-        images = sorted(path for path in images if path.suffix.lower() in IMAGE_SUFFIXES)
+        images = [path.relative_to(source) for path in files_below(source, FOUND_SUFFIXES)]
         if not images:
             raise DatasetNotFound(
                 f"{source} holds no image ({', '.join(IMAGE_SUFFIXES)}); put some there"
             )
-        pairs = [
-            (path.as_posix(), Path("labels", *path.parts[1:]).with_suffix(".png").as_posix())
-            for path in images
-        ]
-        return SampleFiles(source, root, pairs)
+        by_stem: dict[Path, Path] = {}
+        for path in images:
+            other = by_stem.setdefault(path.with_suffix(""), path)
+            if other != path:
+                raise two_of_a_name(source / other, source / path)
+        labels = [_label_of(root / "labels" / split, path) for path in images]
+        _refuse_painted(evenly(labels, LOOKED_AT), self.info)
+        return SampleFiles(
+            source,
+            root,
+            [
+                (f"images/{split}/{image.as_posix()}", label.relative_to(root).as_posix())
+                for image, label in zip(images, labels, strict=True)
+            ],
+        )
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, through links to folders too, each folder once."""
-    seen = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(parent) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(parent))
-        yield from (Path(parent, name) for name in files)
+def _label_of(folder: Path, image: Path) -> Path:
+    """The label map of an image, both below the folders of their split."""
+    path = folder / image.with_suffix(".png")
+    capital = path.with_suffix(".PNG")
+    return capital if capital.exists() and not path.exists() else path
+
+
+def _refuse_painted(labels: list[Path], info: DatasetInfo) -> None:
+    """Raise if label maps hold colours, and not one of those that can be read holds indices."""
+    painted: list[tuple[Path, str]] = []
+    for path in labels:
+        # What is wrong with a file is told when it is read as a sample.
+        with suppress(Exception), Image.open(path) as label:
+            if label.mode not in ("RGB", "RGBA", "P"):
+                return
+            painted.append((path, label.mode))
+    if painted:
+        path, mode = painted[0]
+        wanted = ", ".join(info.class_names[:3]) + (", ..." if info.num_classes > 3 else "")
+        raise BadSample(
+            f"{path} and its like are colour pictures (mode {mode}); labels are 8-bit grey (mode "
+            f"L) that hold the class index, 0, 1, ... for {wanted}; {_conversion(path, mode)}"
+        )
+
+
+def _conversion(path: Path, mode: str) -> str:
+    if mode == "P":
+        return (
+            "if their palette's indices are the classes', save each anew with "
+            "PIL.Image.fromarray(numpy.asarray(PIL.Image.open(FILE))).save(FILE)"
+        )
+    return "save each anew with the class's number where its colour stands"
+
+
+@dataclass(frozen=True)
+class ClassFile:
+    """What a classes file says.
+
+    Attributes:
+        path: the file.
+        colours: of the classes, by name, in the order of their indices.
+        words: by value of the labels, `IGNORE` or `ANOMALY`.
+    """
+
+    path: Path
+    colours: dict[str, Colour] = field(default_factory=dict)
+    words: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def index_of(self) -> dict[int, int]:
+        """Value in a label file to index: classes and anomalies their own, but for 255."""
+        index_of = {index: index for index in range(len(self.colours))} | {255: IGNORE_INDEX}
+        for value, word in self.words.items():
+            anomaly = len(self.colours) if value == IGNORE_INDEX else value
+            index_of[value] = IGNORE_INDEX if word == IGNORE else anomaly
+        return index_of
 
 
 def read_classes(root: Path) -> dict[str, Colour]:
-    """Read classes.txt or classes.json: class names and their colours, by index.
+    """Class names and their colours, by index; raises as `read_class_file`."""
+    return read_class_file(root).colours
+
+
+def read_class_file(root: Path) -> ClassFile:
+    """Read classes.txt or classes.json.
 
     Raises:
         DatasetNotFound: there is neither.
@@ -80,51 +156,73 @@ def read_classes(root: Path) -> dict[str, Colour]:
         )
     if len(paths) == 2:
         raise BadSample(f"{paths[0]} and {paths[1]} are both there; delete one")
-    path = paths[0]
-    rows = _json_rows(path) if path.suffix == ".json" else _text_rows(path)
-    colours: dict[str, Colour] = {}
-    for number, (name, colour) in enumerate(rows, start=1):
-        if not name or name in colours or not _is_colour(colour):
+    classes = ClassFile(paths[0])
+    rows = _json_rows(paths[0]) if paths[0].suffix == ".json" else _text_rows(paths[0])
+    for name, numbers in rows:
+        if name in (IGNORE, ANOMALY):
+            _add_values(classes, name, numbers)
+        else:
+            _add_class(classes, name, numbers)
+    _check_classes(classes)
+    return classes
+
+
+def _add_class(classes: ClassFile, name: str, colour: tuple) -> None:
+    if not name or name in classes.colours or len(colour) != 3 or not _are_bytes(colour):
+        raise BadSample(
+            f"{classes.path}: class {len(classes.colours) + 1} must be a new name and three whole "
+            f"numbers of 0..255, got {name!r}, {colour!r}; correct it"
+        )
+    classes.colours[name] = colour
+
+
+def _add_values(classes: ClassFile, word: str, values: tuple) -> None:
+    # Three would be a class of that name and its colour.
+    if len(values) in (0, 3) or not _are_bytes(values) or set(values) & set(classes.words):
+        raise BadSample(
+            f"{classes.path}: {word!r} is no class but says what a value of the labels means, and "
+            f"takes one new whole number of 0..255, as in '{word} 12', got {values!r}; correct it"
+        )
+    classes.words.update(dict.fromkeys(values, word))
+
+
+def _check_classes(classes: ClassFile) -> None:
+    if not 1 <= len(classes.colours) <= MOST_CLASSES:
+        raise BadSample(
+            f"{classes.path} has {len(classes.colours)} classes; expected 1 to {MOST_CLASSES}"
+        )
+    for value, word in classes.words.items():
+        if value < len(classes.colours):
             raise BadSample(
-                f"{path}: class {number} must be a new name and three whole numbers of 0..255, "
-                f"got {name!r}, {colour!r}; mend it"
+                f"{classes.path}: '{word} {value}' is also the index of the class "
+                f"{list(classes.colours)[value]!r}; name a value from {len(classes.colours)} on"
             )
-        colours[name] = colour
-    if not 1 <= len(colours) <= MOST_CLASSES:
-        raise BadSample(f"{path} has {len(colours)} classes; expected 1 to {MOST_CLASSES}")
-    return colours
 
 
-def _is_colour(colour: tuple[object, ...]) -> bool:
-    return len(colour) == 3 and all(type(part) is int and 0 <= part <= 255 for part in colour)
+def _are_bytes(numbers: tuple[object, ...]) -> bool:
+    return all(type(number) is int and 0 <= number <= 255 for number in numbers)
 
 
 def _text_rows(path: Path) -> list[tuple[str, tuple]]:
-    lines = [line.split() for line in _read_text(path).splitlines() if line.strip()]
-    return [
-        (
-            " ".join(words[:-3]),
-            tuple(int(word) if word.isdecimal() else word for word in words[-3:]),
-        )
-        for words in lines
-    ]
+    rows = []
+    for words in map(str.split, read_text(path).splitlines()):
+        if words:
+            is_value = words[0] in (IGNORE, ANOMALY) and all(map(str.isdecimal, words[1:]))
+            start = 1 if is_value else max(len(words) - 3, 0)
+            numbers = (int(word) if word.isdecimal() else word for word in words[start:])
+            rows.append((" ".join(words[:start]), tuple(numbers)))
+    return rows
 
 
 def _json_rows(path: Path) -> list[tuple[str, tuple]]:
     try:
         # Pairs, so that a name that comes twice is noticed.
-        rows = json.loads(_read_text(path), object_pairs_hook=list)
-        return [(name, tuple(colour)) for name, colour in rows]
+        rows = json.loads(read_text(path), object_pairs_hook=list)
+        return [
+            (name, (value,) if name in (IGNORE, ANOMALY) and type(value) is int else tuple(value))
+            for name, value in rows
+        ]
     except (ValueError, TypeError, RecursionError) as error:
         raise BadSample(
-            f'{path} is no JSON object of the form {{"NAME": [R, G, B]}} ({error}); mend it'
-        ) from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise BadSample(
-            f"{path} cannot be read ({error}); expected a text file in UTF-8"
+            f'{path} is no JSON object of the form {{"NAME": [R, G, B]}} ({error}); correct it'
         ) from error

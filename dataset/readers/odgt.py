@@ -1,10 +1,12 @@
 """Lists of a split's files as StreetHazards publishes them (odgt): JSON, paths in each entry."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dataset.pictures import BadSample
+from dataset.readers.text_files import read_text
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:
@@ -29,13 +31,13 @@ def read_list(path: Path) -> list[tuple[str, str]]:
 
 
 def _parse_list(path: Path) -> list[Any]:
+    text = read_text(path, "JSON")
     try:
-        text = path.read_text(encoding="utf-8")
         try:
             documents = [json.loads(text)]
         except json.JSONDecodeError:
             documents = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadSample(f"{path} cannot be read as JSON ({error}); restore it") from error
     entries: list[Any] = []
     for document in documents:
@@ -47,11 +49,70 @@ def _checked_name(path: Path, number: int, entry: Any, key: str) -> str:
     name = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(name, str) or not name:
         raise BadSample(f"{path}: entry {number} has no {key}; restore the file")
+    if "\\" in name:
+        raise BadSample(
+            f"{path}: entry {number}'s {key} {name!r} has backslashes; write / in their place in "
+            "the whole list"
+        )
     if leaves_folder(name):
-        raise BadSample(f"{path}: entry {number}'s {key} {name!r} leaves the folder; mend it")
+        raise BadSample(
+            f"{path}: entry {number}'s {key} {name!r} leaves the folder; write it relative to "
+            f"{path.parent}"
+        )
     return name
 
 
 def leaves_folder(name: str) -> bool:
     """Whether a path from a list points out of the list's folder; links are the user's own."""
     return PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+
+
+def is_in_place(path: Path, names: list[tuple[str, str]]) -> bool:
+    """Whether any image and any label that a list names lie where the list says."""
+    return any(_exists(path.parent, image) for image, _ in names) and any(
+        _exists(path.parent, label) for _, label in names
+    )
+
+
+def why_not_in_place(path: Path, names: list[tuple[str, str]]) -> BadSample | None:
+    """The error for a list none of whose files lies beside it, if they are found near it.
+
+    Returns:
+        None where the files are not found elsewhere either: they may be still to come.
+    """
+    for name in names[0]:
+        if not _exists(path.parent, name):
+            for home in _folders_near(path.parent):
+                if _exists(home, name):
+                    return BadSample(
+                        f"{path} names {name}, which lies in {home} and not beside the list; move "
+                        f"the list to {home / path.name}"
+                    )
+            for prefix, rest in _cut(name):
+                if _exists(path.parent, rest):
+                    return BadSample(
+                        f"{path} names {name}, but {path.parent} holds {rest}; take {prefix!r} "
+                        "away from the paths of the whole list"
+                    )
+    return None
+
+
+def _exists(folder: Path, name: str) -> bool:
+    try:
+        return (folder / name).exists()
+    except OSError:  # a name that no disk takes
+        return False
+
+
+def _folders_near(folder: Path) -> Iterator[Path]:
+    """The folder above, those in it and those in the folder itself."""
+    yield folder.parent
+    for parent in (folder.parent, folder):
+        yield from sorted(path for path in parent.glob("*") if path.is_dir())
+
+
+def _cut(name: str) -> Iterator[tuple[str, str]]:
+    """a/b/c -> (a/, b/c), (a/b/, c)."""
+    parts = PurePosixPath(name).parts
+    for number in range(1, len(parts)):
+        yield "/".join(parts[:number]) + "/", "/".join(parts[number:])

@@ -1,27 +1,32 @@
 """RoadAnomaly (Lis et al., Detecting the Unexpected via Image Resynthesis, ICCV 2019).
 
-Layout, as it is published (from the authors' loading code; the archive itself could not be looked
-at here, nor whether a label map holds other values than these):
+Layout, as it is published (from the archive RoadAnomaly_jpg.zip, all of whose frames were looked
+at) and, with images in WebP, as it was published before (from the authors' loading code):
 
     RoadAnomaly_jpg/frame_list.json                   a JSON array of the images' file names
     RoadAnomaly_jpg/frames/NAME.jpg
     RoadAnomaly_jpg/frames/NAME.labels/labels_semantic.png
 
-Values: 0 normal, 2 anomaly. 60 images of various sizes; all are the test split.
+    RoadAnomaly/frame_list.json, frames/NAME.webp, frames/NAME.labels/labels_semantic.png
+
+RoadAnomaly_jpg/ may also lie in RoadAnomaly/, as RbA and pytorch-ood have it. Values: 0 normal,
+2 anomaly, mode L. 60 images of 1280x720; all are the test split.
 """
 
-import json
 from pathlib import Path, PurePosixPath
 
-from dataset.base import SampleFiles, SegmentationDataset, find_first
+from dataset.base import IMAGE_SUFFIXES, SampleFiles, SegmentationDataset, find_first
 from dataset.description import IGNORE_INDEX, NORMAL_INDEX, UNKNOWN_INDEX, Split
 from dataset.pictures import BadSample
 from dataset.readers.evaluation_only import evaluation_only
 from dataset.readers.odgt import leaves_folder
+from dataset.readers.text_files import read_json
+
+FOLDERS = ("RoadAnomaly_jpg", "RoadAnomaly/RoadAnomaly_jpg", "RoadAnomaly")
 
 
 class RoadAnomaly(SegmentationDataset):
-    """The 60 images; the root is the folder of frame_list.json, or holds `RoadAnomaly_jpg/`."""
+    """The 60 images; the root is the folder of frame_list.json, or holds one of its names."""
 
     published_info = evaluation_only(
         "road_anomaly",
@@ -30,10 +35,10 @@ class RoadAnomaly(SegmentationDataset):
     )
 
     def find_files(self, root: Path, split: Split) -> SampleFiles:
-        source = find_first(
-            root, "RoadAnomaly_jpg", ["frame_list.json"], "fetch it as docs/data.md has it"
-        )
-        return SampleFiles(source, source.parent, [_pair(name) for name in read_frames(source)])
+        remedy = f"run 'python -m dataset.prepare road_anomaly --root {root}'"
+        source = find_first(root, FOLDERS, ["frame_list.json"], remedy)
+        folder = source.parent
+        return SampleFiles(source, folder, [_pair(folder, name) for name in read_frames(source)])
 
 
 def read_frames(path: Path) -> list[str]:
@@ -42,10 +47,7 @@ def read_frames(path: Path) -> list[str]:
     Raises:
         BadSample: the file is no JSON array of names, is empty, or a name leaves the folder.
     """
-    try:
-        frames = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadSample(f"{path} cannot be read as JSON ({error}); restore it") from error
+    frames = read_json(path)
     if not isinstance(frames, list) or not frames:
         raise BadSample(f"{path} is no JSON array of file names; restore it from the archive")
     for number, name in enumerate(frames, start=1):
@@ -57,7 +59,13 @@ def read_frames(path: Path) -> list[str]:
     return frames
 
 
-def _pair(name: str) -> tuple[str, str]:
+def _pair(folder: Path, name: str) -> tuple[str, str]:
+    """The image and the label map of a frame; its image may be of another format than listed."""
     frame = PurePosixPath("frames", name)
-    image = frame if frame.suffix else frame.with_suffix(".jpg")
-    return str(image), str(image.with_suffix(".labels") / "labels_semantic.png")
+    if frame.suffix.lower() in IMAGE_SUFFIXES:
+        listed, frame = frame, frame.with_suffix("")
+    else:
+        listed = PurePosixPath(f"{frame}.jpg")
+    others = [PurePosixPath(f"{frame}{suffix}") for suffix in IMAGE_SUFFIXES]
+    image = next((path for path in (listed, *others) if (folder / path).exists()), listed)
+    return str(image), f"{frame}.labels/labels_semantic.png"

@@ -1,24 +1,30 @@
 """SegmentMeIfYouCan (Chan et al., NeurIPS 2021 Datasets): RoadAnomaly21 and RoadObstacle21.
 
-Layout, as it is published (from the benchmark's own description; the archives themselves could
-not be looked at here):
+Layout, as it is published (from the archives as pytorch-ood fetches and reads them, and from the
+benchmark's own code, github.com/SegmentMeIfYouCan/road-anomaly-benchmark):
 
-    dataset_AnomalyTrack/images/NAME.{jpg,png,webp}      dataset_ObstacleTrack/ alike
-    dataset_AnomalyTrack/labels_masks/NAME_labels_semantic.png
+    dataset_AnomalyTrack/images/NAME.jpg         dataset_ObstacleTrack/images/NAME.webp
+    dataset_AnomalyTrack/labels_masks/NAME_labels_semantic.png            alike
+
+A copy that is spread with Mask2Anomaly names the folders RoadAnomaly21/ and RoadObstacle21/ (or
+RoadObsticle21/), with labels_masks/NAME.png where the endings are cut.
 
 Values: 0 normal, 1 anomaly, 255 ignored (void, or off the road). The benchmark keeps the labels of
-its test images to itself. The images with a public label, whose names begin with "validation",
-make up the test split here; all others are left out.
+its 100 and 327 test images to itself. The 10 and 30 images with a public label, whose names begin
+with "validation", make up the test split here. Of the obstacle track it leaves out
+validation_19 and validation_21 to validation_29, and so do we.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
-from dataset.base import DatasetNotFound, SampleFiles, SegmentationDataset, find_first
+from dataset.base import DatasetNotFound, SampleFiles, SegmentationDataset, find_first, images_in
 from dataset.description import IGNORE_INDEX, NORMAL_INDEX, UNKNOWN_INDEX, Split
 from dataset.pictures import BadSample
 from dataset.readers.evaluation_only import evaluation_only
+from utils.pictures import is_hidden
 
+LABELS = "labels_masks"
 SUFFIX = "_labels_semantic.png"
 _INDEX_OF = {0: NORMAL_INDEX, 1: UNKNOWN_INDEX, 255: IGNORE_INDEX}
 _MEANING = "0 normal, 1 anomaly, 255 ignored"
@@ -27,45 +33,58 @@ _MEANING = "0 normal, 1 anomaly, 255 ignored"
 class _Track(SegmentationDataset):
     """The labelled images of one track; the root holds the track's folder, or is it."""
 
-    track: str
+    folders: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     def find_files(self, root: Path, split: Split) -> SampleFiles:
-        remedy = "fetch it as docs/data.md has it"
-        source = find_first(root, self.track, ["labels_masks"], remedy)
+        remedy = f"run 'python -m dataset.prepare {self.info.name} --root {root}'"
+        source = find_first(root, self.folders, [LABELS], remedy)
         folder = source.parent
-        images = {path.stem: path.name for path in sorted(folder.glob("images/*"))}
-        labelled = sorted(path.name.removesuffix(SUFFIX) for path in source.glob(f"*{SUFFIX}"))
-        if not labelled:
+        images = images_in(folder / "images")
+        labels = {
+            name: label
+            for name, label in _labels_in(source).items()
+            if not name.startswith(self.left_out)
+        }
+        if not labels:
             raise DatasetNotFound(
                 f"{source} holds no *{SUFFIX}; {remedy} (only validation images have public labels)"
             )
-        for name in labelled:
+        for name, label in labels.items():
             if name not in images:
                 raise BadSample(
-                    f"{source / (name + SUFFIX)} has no image {folder / 'images' / name}.jpg, .png "
-                    f"or .webp; {remedy}"
+                    f"{source / label} has no image {folder / 'images' / name}.jpg, .png or "
+                    f".webp; {remedy}"
                 )
-        for name in sorted(images.keys() - set(labelled)):
-            if name.startswith("validation"):
+        for name in images.keys() - labels.keys():
+            if name.startswith("validation") and not name.startswith(self.left_out):
                 raise BadSample(
                     f"{folder / 'images' / images[name]} has no label {source / (name + SUFFIX)}, "
                     f"though it is a validation image; {remedy}"
                 )
-        pairs = [(f"images/{images[name]}", f"labels_masks/{name}{SUFFIX}") for name in labelled]
+        pairs = [(f"images/{images[name]}", f"{LABELS}/{label}") for name, label in labels.items()]
         return SampleFiles(source, folder, pairs)
+
+
+def _labels_in(folder: Path) -> dict[str, str]:
+    """Name of the image, without suffix -> name of its label map, in order."""
+    names = sorted(path.name for path in folder.glob("*.png") if not is_hidden(Path(path.name)))
+    ending = SUFFIX if any(name.endswith(SUFFIX) for name in names) else ".png"
+    return {name.removesuffix(ending): name for name in names if name.endswith(ending)}
 
 
 class RoadAnomaly21(_Track):
     """The anomaly track: objects of any kind anywhere in the picture."""
 
-    track = "dataset_AnomalyTrack"
+    folders = ("dataset_AnomalyTrack", "RoadAnomaly21")
     published_info = evaluation_only("road_anomaly_21", _INDEX_OF, _MEANING)
 
 
 class RoadObstacle21(_Track):
     """The obstacle track: things on the road, all else is ignored."""
 
-    track = "dataset_ObstacleTrack"
+    folders = ("dataset_ObstacleTrack", "RoadObstacle21", "RoadObsticle21")
+    left_out = tuple(f"validation_{number}" for number in (19, *range(21, 30)))
     published_info = replace(
         evaluation_only("road_obstacle_21", _INDEX_OF, _MEANING), component_sizes=(50, 10)
     )

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from dataset.base import SampleFiles, SegmentationDataset, find_first
+from dataset.base import SampleFiles, SegmentationDataset, find_all
 from dataset.description import IGNORE_INDEX, DatasetInfo, Split
-from dataset.readers.odgt import read_list
+from dataset.readers.odgt import is_in_place, read_list, why_not_in_place
 
+FOLDERS = ("StreetHazards",)
 LISTS: dict[Split, tuple[str, ...]] = {
     "train": ("train/train.odgt",),
     "validation": ("validation/validation.odgt", "train/validation.odgt"),
@@ -41,6 +42,8 @@ class StreetHazards(SegmentationDataset):
     """StreetHazards (Hendrycks et al., ICML 2022), read from its odgt lists.
 
     The root is the folder that holds `train/` and `test/`, or a folder `StreetHazards/` that does.
+    The layout is that of the archives, and that of the README of the published implementation of
+    PAnS, which has `validation/` beside them. Of two lists the one beside its files is read.
     Labels are class indices 0..12, anomalies 13..254 (test split only) and 255 to ignore; the
     files hold class index + 1, and 0 where there is nothing.
     """
@@ -48,16 +51,15 @@ class StreetHazards(SegmentationDataset):
     published_info = STREETHAZARDS
 
     def find_files(self, root: Path, split: Split) -> SampleFiles:
-        path = find_list(root, split)
-        return SampleFiles(path, path.parent, read_list(path))
-
-
-def find_list(root: Path, split: Split) -> Path:
-    """Find the odgt file of a split in either of the published folder layouts.
-
-    Raises:
-        DatasetNotFound: no layout under `root` has it.
-    """
-    return find_first(
-        root, "StreetHazards", LISTS[split], f"run 'python -m dataset.prepare --root {root}'"
-    )
+        remedy = f"run 'python -m dataset.prepare --root {root}'"
+        found = []
+        for path in find_all(root, FOLDERS, LISTS[split], remedy):
+            found.append((path, read_list(path)))
+            if is_in_place(*found[-1]):
+                break
+        else:
+            # Files that are nowhere may be still to come: prepare opens a split to see.
+            if (problem := why_not_in_place(*found[0])) is not None:
+                raise problem
+        path, names = found[-1]
+        return SampleFiles(path, path.parent, names)

@@ -86,7 +86,7 @@ def check_export_support() -> None:
     if missing:
         raise ExportError(
             f"--export onnx needs the optional packages {' and '.join(missing)}, which are not "
-            f"installed; pip install {' '.join(NEEDED_PACKAGES)}"
+            f"installed; pip install -e '.[onnx]'"
         )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from modules.inference.folding import fold_norms
 from modules.inference.winograd import use_winograd
+from modules.normalisation import normalised
 from modules.pyramid import DROPOUT, HEAD_CHANNELS
 from modules.segmentation import SegmentationModel
 
@@ -22,6 +23,8 @@ def dropout_masks(passes: int, channels: int, rate: float, generator: torch.Gene
 
 class Inference:
     """Images at several scales -> logits, without gradients.
+
+    Images are bytes, normalised where the network is: a quarter of the values' bytes to move.
 
     Args:
         model: left as it is, but for `plain`, which puts it into evaluation mode.
@@ -48,12 +51,12 @@ class Inference:
         return folded
 
     def _input(self, image: Tensor) -> Tensor:
-        batch = image.to(self.device, non_blocking=True)[None].to(self.dtype)
-        return batch.contiguous(memory_format=self.layout)
+        batch = normalised(image.to(self.device, non_blocking=True)[None])
+        return batch.to(self.dtype, memory_format=self.layout)
 
     @torch.inference_mode()
     def logits(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """(3, H, W) normalised images, one a scale -> (1, C, h, w) float32 logits, one a scale."""
+        """(3, H, W) uint8 images, one a scale -> (1, C, h, w) float32 logits, one a scale."""
         return [self.model(self._input(image)) for image in images]
 
     @torch.inference_mode()
@@ -72,7 +75,8 @@ class Inference:
         logits, samples = [], []
         for image in images:
             features = self.model.features(self._input(image))
-            masks = dropout_masks(passes, HEAD_CHANNELS, DROPOUT, generator).to(self.device)
+            masks = dropout_masks(passes, HEAD_CHANNELS, DROPOUT, generator)
+            masks = masks.to(self.device, non_blocking=True)
             stochastic = [self.model.cls(features * mask) for mask in masks]
             logits.append(self.model.cls(features))
             samples.append(torch.cat(stochastic))

@@ -46,7 +46,7 @@ def training_statistics(
     kept = gather_objects(kept)[0]
     if kept is not None:
         return kept
-    progress = ProgressBar(loader, "max logits", disable=not process.is_main, dynamic_ncols=True)
+    progress = ProgressBar(loader, "max logits", shown=process.is_main)
     own = [(sample.index, max_logit_sums(inference.logits(sample.images))) for sample in progress]
     gathered = [pair for pairs in gather_objects(own) for pair in pairs]
     if not gathered:

@@ -9,7 +9,7 @@ from modules.scores import dense_crf, formulas
 from modules.scores.evidence import Evidence, mean_over_scales
 
 ALL = "all"
-CRF_REMEDY = "the package pydensecrf2; run 'pip install -r requirements-crf.txt'"
+CRF_REMEDY = "the package pydensecrf2; run pip install -e '.[crf]'"
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ class Scorer:
         passes: int = DROPOUT_PASSES,
         seed: int = 0,
     ) -> None:
-        self.inference, self.names, self.statistics = inference, names, statistics
+        self.inference, self.names = inference, names
+        self.statistics = statistics and statistics.on(inference.device)
         self.passes = passes if any(SCORES[name].samples for name in names) else 0
         self.seed = seed
 
@@ -45,7 +46,7 @@ class Scorer:
         """One forward pass.
 
         Args:
-            images: (3, h, w) normalised, one a scale.
+            images: (3, h, w) uint8 RGB, one a scale.
             size: (H, W) of the maps.
             picture: (H, W, 3) uint8.
             index: of the image in its split, below 2**31.

@@ -20,6 +20,10 @@ class MaxLogitStatistics:
     mean: Tensor
     deviation: Tensor
 
+    def on(self, device: torch.device) -> "MaxLogitStatistics":
+        """The same where the logits are, so that no image waits for a copy."""
+        return MaxLogitStatistics(self.mean.to(device), self.deviation.to(device))
+
 
 def max_logit_sums(logits_per_scale: Sequence[Tensor]) -> Tensor:
     """Count, sum and sum of squares of the max logits of each predicted class.
@@ -31,11 +35,11 @@ def max_logit_sums(logits_per_scale: Sequence[Tensor]) -> Tensor:
         (3, C) float64; sums of images add up.
     """
     sums = torch.zeros(3, logits_per_scale[0].shape[1], dtype=torch.float64)
-    for logits in logits_per_scale:
-        largest, predicted = logits.double().cpu().max(dim=1)
-        largest, predicted = largest.flatten(), predicted.flatten()
-        for row, values in zip(sums, (torch.ones_like(largest), largest, largest**2), strict=True):
-            row.index_add_(0, predicted, values)
+    maxima = [logits.max(dim=1) for logits in logits_per_scale]
+    largest = torch.cat([one.values.flatten() for one in maxima]).cpu().double()
+    predicted = torch.cat([one.indices.flatten() for one in maxima]).cpu()
+    for row, values in zip(sums, (torch.ones_like(largest), largest, largest**2), strict=True):
+        row.index_add_(0, predicted, values)
     return sums
 
 

@@ -1,7 +1,7 @@
 """Weight files: what they are, whether they are whole, and their weights for this network.
 
 `python -m modules.pretrained FILE` tells all that of a file; with `--out` it writes it again in the
-form that every flag of run.py takes.
+form that every flag of run.py takes, or with `--published` for the published code.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from modules.abn import EPS, norm_factory
 from modules.resnet import BLOCKS, ResNet
 from modules.segmentation import build_model
 from modules.weights import torchvision
+from modules.weights.published import to_published
 from utils.weight_files import CheckpointError, WeightsError, load_checkpoint, model_state
 
 IMAGENET = "ImageNet weights with in-place ABN"
@@ -228,6 +229,25 @@ def converted(weights: Weights, content: Mapping[str, Any]) -> dict[str, Any]:
     return {"model_state": weights.state, **kept}
 
 
+def published(weights: Weights, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--out --published` writes: a checkpoint in the structure of the published code.
+
+    Raises:
+        WeightsError: the file holds no checkpoint, or not what a checkpoint of a run holds.
+    """
+    if weights.kind != CHECKPOINT:
+        raise WeightsError(f"{weights.source} holds {weights.kind}: --published takes a checkpoint")
+    order = _expected_shapes(weights.backbone, weights.classifier, weights.num_classes)
+    state = {name: weights.state[name] for name in order if name in weights.state}
+    try:
+        return to_published(content, state)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{weights.source} holds a state of training that does not fit "
+            f"({type(error).__name__}); leave out --published, or write its weights first"
+        ) from error
+
+
 def write_weights(path: Path, content: Mapping[str, Any]) -> None:
     """Write a weight file whole or not at all.
 
@@ -286,11 +306,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "file", type=Path, help="ImageNet weights, torchvision's .pth or a PAnS checkpoint"
     )
     parser.add_argument("--out", type=Path, help="write it there, converted to this network")
+    parser.add_argument(
+        "--published", action="store_true", help="write a checkpoint for the published code"
+    )
     options = parser.parse_args(arguments)
+    if options.published and options.out is None:
+        raise WeightsError("--published writes a file: name it with --out")
     content = load_checkpoint(options.file)
     weights = identify(content, str(options.file))
     for name, value in describe(weights, options.file).items():
         print(f"{name:12}{value}")
     if options.out is not None:
-        write_weights(options.out, converted(weights, content))
+        write = published if options.published else converted
+        write_weights(options.out, write(weights, content))
         print(f"{'written':12}{options.out}")

@@ -92,7 +92,7 @@ def test_evaluation_only_sets_tell_normal_from_anomalous(tmp_path: Path, name: s
     info = describe(name, tmp_path)
     assert not info.has_class_labels
     assert (info.name, info.num_classes, info.anomaly_index) == (name, 13, ANOMALY)
-    assert describe(name, tmp_path, "bdd_anomaly").class_names[-1] == "bus"
+    assert describe(name, tmp_path, "bdd_anomaly").class_names[-2:] == ("bus", "other")
     assert info.palette[[NORMAL, ANOMALY, IGNORED]].tolist() == [
         [200, 200, 200],
         [60, 250, 240],
@@ -126,9 +126,9 @@ def test_registry_names_are_those_of_the_descriptions(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("layout", [0, 1, 2])
+@pytest.mark.parametrize("layout", trees.BDD_LAYOUTS)
 def test_bdd_anomaly_is_split_by_its_labels(
-    tmp_path: Path, layout: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, layout: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     trees.write_bdd100k(tmp_path, layout)
     assert bdd_anomaly.main(["--root", str(tmp_path)]) == 0
@@ -150,9 +150,41 @@ def test_bdd_anomaly_is_split_by_its_labels(
         "validation": ["val/a", "val/b"],
         "test": ["train/b", "train/d", "val/c"],
     }
-    assert stripes(open_dataset("bdd_anomaly", tmp_path, "train")[1][1]) == [15, 255]
-    test = open_dataset("bdd_anomaly", tmp_path / "bdd100k", "test")
-    assert [stripes(test[index][1]) for index in range(3)] == [[0, 16], [17, 18], [10, 18, 255]]
+    folder = tmp_path / "bdd100k"
+    assert sorted(path.name for path in folder.glob("*.odgt")) == [
+        "anom.odgt",
+        "train.odgt",
+        "validation.odgt",
+    ]
+    assert json.loads((folder / "anom.odgt").read_text())[2] == {
+        "dbName": "BDD100k",
+        "width": 96,
+        "height": 64,
+        "fpath_img": f"{layout[0]}/val/c.jpg",
+        "fpath_segm": f"{layout[1]}/val/c{layout[2]}.png",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test"),
+    [
+        ("bdd_anomaly", [15, 16], [[0, 17], [18, 19], [10, 19, 16]]),
+        ("bdd_anomaly_16", [15, 255], [[0, 16], [17, 18], [10, 18, 255]]),
+    ],
+)
+def test_other_is_a_class_of_bdd_anomaly_as_it_is_published(
+    tmp_path: Path, name: str, train: list[int], test: list[list[int]]
+) -> None:
+    trees.write_bdd100k(tmp_path)
+    bdd_anomaly.write_lists(tmp_path)
+    assert stripes(open_dataset(name, tmp_path, "train")[1][1]) == train
+    pictures = open_dataset(name, tmp_path / "bdd100k", "test")
+    assert [stripes(pictures[index][1]) for index in range(3)] == test
+    info = describe(name, tmp_path)
+    assert info.anomaly_index == info.num_classes == (17 if name == "bdd_anomaly" else 16)
+    assert len({tuple(colour) for colour in info.palette[: info.num_classes + 1]}) == (
+        info.num_classes + 1
+    )
 
 
 def test_bdd_anomaly_takes_lists_from_elsewhere(tmp_path: Path) -> None:

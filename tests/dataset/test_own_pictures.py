@@ -19,7 +19,7 @@ from dataset.own_pictures import (
 from tests.dataset.trees import png, tiff
 from utils.pictures import Unreadable, read_picture
 
-av = pytest.importorskip("av", reason="reading videos is optional; requirements-dev.txt has it")
+av = pytest.importorskip("av", reason="reading videos is optional: pip install -e .[video]")
 FRAMES = 5
 
 
@@ -202,7 +202,7 @@ def test_videos_are_problems_one_by_one_without_their_package(video, monkeypatch
     monkeypatch.setattr("dataset.own_pictures.find_spec", lambda name: None)
     (problem,) = without_support(sources)
     assert str(problem).startswith(f"{video} is a video, and the optional package av")
-    assert str(problem).endswith("pip install av")
+    assert str(problem).endswith("pip install -e '.[video]'")
 
 
 # Turned pictures and videos

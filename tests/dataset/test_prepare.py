@@ -7,10 +7,8 @@ import socket
 import subprocess
 import sys
 import tarfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,62 +17,10 @@ from PIL import Image
 from dataset import prepare
 from dataset.description import Split
 from dataset.readers.streethazards import StreetHazards
+from tests.dataset.network import Server
 
 MakeTree = Callable[..., Path]
 SIZE = (96, 64)
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `files` on localhost with the faults of a bad network."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.longest_answer: int | None = None  # the connection is cut after so many bytes
-        self.knows_ranges = True
-        self.tells_length = True
-        self.refusal: int | None = None
-        self.requests: list[tuple[str, int]] = []  # (file, first byte asked for)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        name = self.path.lstrip("/")
-        asked = self.headers.get("Range")
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-        self.server.requests.append((name, start))
-        content = self.server.files[name]
-        if self.server.refusal:
-            return self.send_error(self.server.refusal)
-        if start >= len(content):
-            return self.send_error(416)
-        first = start if self.server.knows_ranges else 0
-        self.send_response(206 if first else 200)
-        if self.server.tells_length:
-            self.send_header("Content-Length", str(len(content) - first))
-        self.end_headers()
-        self.wfile.write(content[first:][: self.server.longest_answer])
-        return None
-
-    def log_message(self, *arguments: object) -> None:
-        """Keep the tests' output free of requests."""
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 def tar_of(tree: Path, folder: str) -> bytes:
@@ -99,11 +45,6 @@ def archives(make_tree: MakeTree, server: Server) -> list[prepare.Archive]:
         )
         for name, images in counts.items()
     ]
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "prepared"
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
@@ -463,7 +404,9 @@ def test_a_damaged_list_is_named_with_the_remedy(
     expected = files_under(root)
     path = root / "StreetHazards/test/test.odgt"
     path.write_text("[{")
-    with pytest.raises(prepare.BadDataSet, match=rf"^{re.escape(str(path))} .*: delete it and run"):
+    with pytest.raises(
+        prepare.BadDataSet, match=rf"^{re.escape(str(path))} .*; or move it away and run"
+    ):
         prepare.prepare(root, None, archives)
     path.unlink()
     prepare.prepare(root, None, archives)

@@ -28,40 +28,51 @@ def label(values: tuple[int, ...], size: tuple[int, int] = (96, 64)) -> Pixels:
     return np.tile(np.array(values, dtype=np.uint8)[columns], (size[1], 1))
 
 
-def write_bdd100k(root: Path, layout: int = 0) -> None:
-    """Four training and three validation images; train/b, train/d and val/c hold anomalies."""
-    images, labels, ending = (
-        ("seg/images", "seg/labels", "_train_id"),
-        ("seg/images", "seg/train_labels", "_train_id"),
-        ("images/10k", "labels/sem_seg/masks", ""),
-    )[layout]
+BDD_LAYOUTS = (
+    ("seg/images", "seg/labels", "_train_id"),
+    ("images/10k", "seg/labels", "_train_id"),
+    ("images/10k", "labels/sem_seg/masks", ""),
+    ("seg/images", "labels/sem_seg/masks", ""),
+)
+BDD_SHIFTED = ("seg/images", "seg/train_labels", "_train_id")
+
+
+def write_bdd100k(root: Path, layout: tuple[str, str, str] = BDD_LAYOUTS[0]) -> None:
+    """Four training and three validation images; train/b, train/d and val/c hold anomalies.
+
+    In the layout `BDD_SHIFTED` the labels hold train id + 2, and 1 in place of 255.
+    """
+    images, labels, ending = layout
     contents = {
         "train": {"a": (0, 1), "b": (0, 16), "c": (15, 255), "d": (17, 18)},
         "val": {"a": (3, 4), "b": (5, 6), "c": (10, 18, 255)},
     }
     for split, files in contents.items():
         for number, (name, values) in enumerate(files.items()):
+            pixels = label(values)
+            if layout == BDD_SHIFTED:
+                pixels += 2  # 255 becomes 1
             save(root / "bdd100k" / images / split / f"{name}.jpg", noise(number))
-            save(root / "bdd100k" / labels / split / f"{name}{ending}.png", label(values))
+            save(root / "bdd100k" / labels / split / f"{name}{ending}.png", pixels)
 
 
-def write_fishyscapes(root: Path) -> None:
+def write_fishyscapes(root: Path, images: str = "leftImg8bit") -> None:
     frames = {
         "train/04_Maurener_Weg_8": "04_Maurener_Weg_8_000000_000030",
         "test/02_Hanns_Klemm_Str_44": "02_Hanns_Klemm_Str_44_000001_000190",
     }
     for number, (folder, frame) in enumerate(frames.items()):
-        save(root / "leftImg8bit" / folder / f"{frame}_leftImg8bit.png", noise(number))
+        save(root / images / folder / f"{frame}_leftImg8bit.png", noise(number))
         name = f"{number:04d}_{frame}_labels.png"
         save(root / "fishyscapes_lostandfound" / name, label((0, 1, 255)))
 
 
-def write_road_anomaly(root: Path) -> None:
-    folder = root / "RoadAnomaly_jpg"
-    for number, name in enumerate(("animals01_cow", "rock02_road")):
-        save(folder / "frames" / f"{name}.jpg", noise(number))
-        save(folder / "frames" / f"{name}.labels" / "labels_semantic.png", label((0, 2)))
-    frames = ["animals01_cow.jpg", "rock02_road.jpg"]
+def write_road_anomaly(root: Path, name: str = "RoadAnomaly_jpg", suffix: str = ".jpg") -> None:
+    folder = root / name
+    for number, frame in enumerate(("animals01_cow", "rock02_road")):
+        save(folder / "frames" / f"{frame}{suffix}", noise(number))
+        save(folder / "frames" / f"{frame}.labels" / "labels_semantic.png", label((0, 2)))
+    frames = [f"animals01_cow{suffix}", f"rock02_road{suffix}"]
     (folder / "frame_list.json").write_text(json.dumps(frames))
 
 
@@ -76,11 +87,11 @@ def write_track(root: Path, track: str, suffix: str) -> None:
     save(folder / "images" / f"airplane0000{suffix}", noise(9))
 
 
-CLASSES = "road 128 64 128\ntraffic sign 220 220 0\n\ncar 0 0 142\n"
+CLASSES = "road 128 64 128\ntraffic sign 220 220 0\n\ncar 0 0 142\nanomaly 3\n"
 
 
 def write_folder(root: Path, *, train: int = 4, validation: int = 1, test: int = 2) -> None:
-    """Three classes; labels hold them, 255 and, in the test split, 3 as the anomaly."""
+    """Three classes; labels hold them, 255 and, in the test split, 3, named as the anomaly."""
     for split, count in (("train", train), ("validation", validation), ("test", test)):
         for number in range(count):
             suffix = (".png", ".jpg", ".webp")[number % 3]

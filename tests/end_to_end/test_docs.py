@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import onnx
@@ -77,7 +78,9 @@ def starts_a_program(line):
 
 def words_of(line):
     """Without comment and variables in front, with what is optional and the first of choices."""
-    words = [word.strip("[]").split("|")[0] for word in shlex.split(line, comments=True)]
+    given = shlex.split(line, comments=True)
+    extra = re.compile(r"\.\[\w+\]")
+    words = [w if extra.fullmatch(w) else w.strip("[]").split("|")[0] for w in given]
     while ASSIGNMENT.fullmatch(words[0]):
         words = words[1:]
     return tuple(words)
@@ -162,14 +165,18 @@ def check_parser(start, words):
 
 
 def check_packages(words):
-    """`pip install -r FILE`, or packages that one of the requirement files pins."""
+    """`pip install -e .` and an extra of the project, or packages that pyproject.toml pins."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert words[0] == "install"
-    if words[1] == "-r":
-        assert (REPOSITORY / words[2]).is_file(), f"{words[2]} does not exist"
+    if words[1] == "-e":
+        extra = re.fullmatch(r"\.(?:\[(\w+)\])?", words[2])
+        assert extra, words[2]
+        assert extra[1] in (None, *project["optional-dependencies"])
         return
-    pinned = "".join(path.read_text() for path in REPOSITORY.glob("requirements*.txt"))
+    extras = project["optional-dependencies"].values()
+    pinned = {one.split("==")[0] for one in chain(project["dependencies"], *extras)}
     for name in words[1:]:
-        assert re.search(rf"^{name}==", pinned, re.MULTILINE), f"{name} is in no requirements file"
+        assert name in pinned, f"pyproject.toml does not know {name}"
 
 
 def check_tests(words):
@@ -346,7 +353,7 @@ def test_trainings_and_tests_run(words, data_sets, tmp_path, monkeypatch):
         Path(name).symlink_to(data_sets / name)
     options = parse_options(words[2:])
     if options.test:
-        tested = Path(options.ckpt_test or options.best_checkpoint_path)
+        tested = Path(options.ckpt_test or options.tested_checkpoint_path)
         tested.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"model_state": model_of(options).state_dict()}, tested)
     assert run.main([*words[2:], *SMALL, "--nproc", "1"]) == 0

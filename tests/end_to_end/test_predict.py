@@ -156,7 +156,7 @@ def test_unreadable_pictures_are_named_and_the_rest_is_done(root, tmp_path, caps
 
 
 def test_every_second_frame_of_a_video_is_looked_at_as_its_picture_is(root, tmp_path, capsys):
-    av = pytest.importorskip("av", reason="reading videos is optional; requirements-dev.txt has it")
+    av = pytest.importorskip("av", reason="reading videos is optional: pip install -e .[video]")
     pictures = pictures_of(root)
     with av.open(str(tmp_path / "drive.mkv"), "w") as container:
         stream = container.add_stream("ffv1", rate=5)  # which loses nothing

@@ -1,6 +1,7 @@
 """run.py as a user starts it, on a tiny data set, against figures computed apart from it."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +53,23 @@ def test_a_run_leaves_checkpoints_logs_and_pictures(tiny):
     assert len(list((root / "logs/streethazards/one/pictures").glob("*.png"))) == 3
 
 
+def test_the_tags_that_the_docs_give_for_the_published_ones_are_logged(tiny):
+    root, *_ = tiny
+    text = (REPOSITORY / "docs/published.md").read_text()
+    table = text.split("## TensorBoard")[1].split("## ")[0]
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| ")][2:]
+    tags = {tag for _, _, here, _ in rows for tag in re.findall(r"`([^`-][^`]+)`", here)}
+    logged = EventAccumulator(str(root / "logs/streethazards/one")).Reload().Tags()
+    found = {*logged["scalars"], *logged["images"]}
+    found |= {tag.removesuffix("/text_summary") for tag in logged["tensors"]}
+    assert tags - found == set()
+    assert len(rows) == 18
+    assert len(tags) == 20
+
+
 def reference(root):
     """AUROC, AUPR, mean IoU in percent, straight from the files with PIL and scikit-learn."""
-    state = load_checkpoint(root / "checkpoints/streethazards/one_best.pth")["model_state"]
+    state = load_checkpoint(root / "checkpoints/streethazards/one.pth")["model_state"]
     model = build_model(plain=True).eval()
     model.load_state_dict(state)
     folder = root / "data/StreetHazards/test"
@@ -88,6 +103,7 @@ def reference(root):
 def test_figures_are_those_of_scikit_learn_on_the_plain_network(tiny):
     root, *_ = tiny
     results = results_of(root, "one")
+    assert results["checkpoint"] == str(root / "checkpoints/streethazards/one.pth")
     found = [results["AUROC"], results["AUPR"], 100 * results["Mean IoU"]]
     assert found == pytest.approx(reference(root), abs=0.02)
     assert (results["images"], results["images_scored"]) == (3, 3)

@@ -10,6 +10,7 @@ from dataset import training_loader
 from dataset.demo.writer import write_demo
 from modules import build_model
 from modules.loss import segmentation_loss
+from modules.normalisation import normalised
 from report.logger import Logger
 from train import Trainer
 from utils.distributed import Process
@@ -43,7 +44,7 @@ def test_four_steps_follow_the_recipe(tmp_path):
                 labels.long(),
                 ignore_index=255,
             )
-            for logits in model(images)
+            for logits in model(normalised(images))
         )
         loss = main + 0.4 * auxiliary
         optimizer.zero_grad()

@@ -153,6 +153,20 @@ def test_ignored_classes_leave_the_anomaly_metrics_only(images):
         assert results["protocols"][protocol]["ignored_classes"] == ["class 3", "class 0"]
 
 
+def test_every_rule_names_the_size_that_was_measured_at(results, images):
+    label_size = "48x64, the size of the label"
+    assert results["measured_at"] == label_size
+    for protocol in results["protocols"].values():
+        assert protocol["rule"].endswith(f"; measured at {label_size}")
+    assert label_size in results["protocol"]
+    resized = evaluate(range(2), at_input_size=True)
+    expected = "48x64, the size of the network's input, labels resized (nearest)"
+    assert resized.results()["measured_at"] == expected
+    mixed = evaluate(range(2))
+    mixed.update(7, "narrow", *(part[:, :32] for part in images[2]))
+    assert mixed.results()["measured_at"] == "each image's size of the label"
+
+
 def test_images_of_one_kind_are_skipped_and_constant_maps_named(images):
     evaluation = evaluate(range(2))
     scores, prediction, label = images[2]

@@ -13,7 +13,7 @@ from metrics.maps import BadScoreMaps, match_files, read_scores
 from tests.dataset.trees import png, tiff
 from utils.pictures import Unreadable
 
-h5py = pytest.importorskip("h5py", reason="reading HDF5 is optional; the dev requirements have it")
+h5py = pytest.importorskip("h5py", reason="reading HDF5 is optional: pip install -e .[hdf5]")
 
 TYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"]
 FLOATS = ["f2", "f4", "f8"]

@@ -112,6 +112,10 @@ def test_a_file_that_is_no_results_is_named(tmp_path, content):
     ("change", "difference"),
     [
         (lambda results: results | {"images": 7}, "their number of images, 4 and 7"),
+        (
+            lambda results: results | {"measured_at": "56x80, the size of the network's input"},
+            "their size, each image's size of the label and 56x80, the size of the network's input",
+        ),
         (lambda results: results | {"score": "msp"}, "their anomaly score, None and msp"),
         (
             lambda results: results | {"protocols": {"pooled": results["protocols"]["pooled"]}},

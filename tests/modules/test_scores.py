@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from modules import build_model
 from modules.classifier import CLASSIFIERS, Classifier, CosineClassifier
 from modules.inference.network import Inference, dropout_masks
+from modules.normalisation import normalised
 from modules.scores import (
     SCORES,
     Evidence,
@@ -197,11 +198,15 @@ def test_dropout_masks_are_draws_of_dropout():
     assert (masks > 0).double().mean().item() == pytest.approx(0.9, abs=0.01)  # 4.7 deviations
 
 
+def random_images():
+    return [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in [(40, 56), (48, 64)]]
+
+
 @pytest.mark.parametrize("classifier", ["cosine", "standard"])
 def test_stochastic_passes_are_forward_passes_with_dropout_alone_active(classifier):
     torch.manual_seed(0)
     model = build_model(classifier=classifier).eval()
-    images = [torch.randn(3, 40, 56), torch.randn(3, 48, 64)]
+    images = random_images()
     inference = Inference(model, CPU, "fp32")
     logits, samples = inference.logits_and_samples(images, 3, seed=7)
     generator = torch.Generator().manual_seed(7)
@@ -211,10 +216,11 @@ def test_stochastic_passes_are_forward_passes_with_dropout_alone_active(classifi
         for image, found, sampled in zip(images, logits, samples, strict=True):
             torch.testing.assert_close(found, inference.logits([image])[0], rtol=0, atol=1e-6)
             masks = dropout_masks(3, 512, dropout.p, generator)
+            network_input = normalised(image[None])
             for mask, one in zip(masks, sampled, strict=True):
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(nn.Dropout2d, "forward", lambda _, x, mask=mask: x * mask)
-                    torch.testing.assert_close(one, model(image[None])[0], rtol=1e-4, atol=1e-4)
+                    torch.testing.assert_close(one, model(network_input)[0], rtol=1e-4, atol=1e-4)
     assert not torch.equal(samples[0][0], samples[0][1])
 
 
@@ -225,7 +231,7 @@ def looked():
     names = [name for name in SCORES if not SCORES[name].missing("cosine")]
     statistics = MaxLogitStatistics(torch.zeros(13).double(), torch.ones(13).double())
     scorer = Scorer(inference, names, statistics, passes=2, seed=42)
-    images = [torch.randn(3, 40, 56), torch.randn(3, 48, 64)]
+    images = random_images()
     picture = torch.randint(0, 256, (50, 70, 3), dtype=torch.uint8)
     return scorer, images, picture, scorer.look(images, (50, 70), picture, 5)
 
@@ -262,7 +268,7 @@ def test_samples_are_drawn_only_where_a_score_needs_them(looked):
 
 @pytest.mark.skipif(
     not dense_crf.is_installed(),
-    reason="the optional package pydensecrf2 is not installed: requirements-crf.txt",
+    reason="the optional package pydensecrf2 is not installed: pip install -e .[crf]",
 )
 def test_dense_crf_is_mean_field_with_every_pair_summed():
     height, width, classes = 6, 8, 3

@@ -37,6 +37,64 @@ def test_keys_and_shapes_are_those_of_published_checkpoints(model):
     assert sum(math.prod(shape) for shape in table.values()) == 51_374_075
 
 
+# Values that a channel's output is summed from: channels times the kernel's cells, worked by hand.
+FAN_IN = {
+    "body.mod1.conv1": 3 * 7 * 7,
+    "body.mod2.block1.convs.conv1": 64,
+    "body.mod2.block1.convs.conv2": 64 * 9,
+    "body.mod2.block1.convs.conv3": 64,
+    "body.mod2.block1.proj_conv": 64,
+    "body.mod3.block1.convs.conv1": 256,
+    "body.mod3.block1.convs.conv2": 128 * 9,
+    "body.mod3.block2.convs.conv1": 512,
+    "body.mod4.block1.convs.conv2": 256 * 9,
+    "body.mod4.block6.convs.conv3": 256,
+    "body.mod5.block1.proj_conv": 1024,
+    "body.mod5.block3.convs.conv1": 2048,
+    "body.mod5.block3.convs.conv2": 512 * 9,
+    "head.ppm.0.1": 2048,
+    "head.ppm.3.1": 2048,
+    "head.conv_last.0": 4096 * 9,
+    "head.cbr_deepsup.0": 1024 * 9,
+    "cls.cls": 512,
+    "cls.cls_deepsup": 512,
+}
+
+
+@pytest.mark.parametrize("classifier", ["cosine", "standard"])
+def test_weights_start_with_the_published_deviation_and_range(classifier):
+    """torch's kaiming_uniform_(a=sqrt(5)): uniform in +-1 / sqrt(fan_in)."""
+    torch.manual_seed(42)
+    state = build_model(classifier=classifier).state_dict()
+    for name, fan_in in FAN_IN.items():
+        weight = state[f"{name}.weight"]
+        assert float(weight.std()) == pytest.approx((3 * fan_in) ** -0.5, rel=0.03), name
+        assert 0.99 * fan_in**-0.5 < float(weight.abs().max()) <= fan_in**-0.5, name
+    # As measured on the published code.
+    assert float(state["head.conv_last.0.weight"].std()) == pytest.approx(0.00301, rel=0.03)
+    assert float(state["cls.cls.weight"].std()) == pytest.approx(0.0256, rel=0.03)
+
+
+@pytest.mark.parametrize("classifier", ["cosine", "standard"])
+def test_nothing_but_the_defaults_of_torch_initialises(classifier):
+    """The same stream of random numbers, taken by plain convolutions one after the other."""
+    torch.manual_seed(7)
+    model = build_model(classifier=classifier)
+    torch.manual_seed(7)
+    for name, module in model.named_modules():
+        if isinstance(module, InPlaceABN):
+            assert (module.weight == 1).all(), name
+            assert (module.bias == 0).all(), name
+            assert (module.running_mean == 0).all(), name
+            assert (module.running_var == 1).all(), name
+        elif hasattr(module, "weight"):
+            classes, channels, *kernel = module.weight.shape
+            bias = getattr(module, "bias", None)
+            default = nn.Conv2d(channels, classes, kernel, bias=bias is not None)
+            assert torch.equal(module.weight, default.weight), name
+            assert bias is None or torch.equal(bias, default.bias), name
+
+
 def reference_logits(state, images, strides, dilations, blocks=(3, 4, 6, 3)):
     """The specification, line by line, on a float64 state dict."""
 

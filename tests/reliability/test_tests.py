@@ -1,16 +1,27 @@
 """What is not training meets the checkpoints of a run: its test again, pictures and export."""
 
+import json
 import os
+import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import predict
 import run
+from tests.reliability.tiny import TinyNetwork
+from utils.checkpoint import load_checkpoint
 from utils.interruption import Interrupted
+
+
+def tiny_state(seed: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return TinyNetwork().state_dict()
 
 
 def points(runs: Any) -> dict[str, list[int]]:
@@ -42,6 +53,42 @@ def test_a_test_that_is_run_again_takes_the_place_of_the_first(runs: Any) -> Non
     assert {tag: steps for tag, steps in again.items() if tag in training} == training
 
 
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    ("flags", "file"),
+    [((), "x.pth"), (("--test_weights", "best"), "x_best.pth"), (("--ckpt_test",), "other.pth")],
+)
+def test_the_last_weights_are_tested_unless_others_are_asked_for(
+    runs: Any, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], file: str
+) -> None:
+    runs.fit()
+    # Weights that differ from one another, whichever epoch was the best.
+    shutil.copy(runs.checkpoints / "x_previous.pth", runs.checkpoints / "x_best.pth")
+    other = runs.folder / "other.pth"
+    torch.save({"model_state": tiny_state(3)}, other)
+    flags = (*flags, str(other)) if file == "other.pth" else flags
+    path = other if file == "other.pth" else runs.checkpoints / file
+    trainer = runs.trainer(*flags)
+    results = trainer.test()
+    tested, weights = trainer.model.state_dict(), load_checkpoint(path)["model_state"]
+    assert all(torch.equal(tested[name], weights[name]) for name in weights)
+    assert results["checkpoint"] == str(path)
+    epochs = {"x.pth": 2, "x_best.pth": 1}.get(file)
+    line = f"tests {path}" + (f", after {epochs} of 2 epochs" if epochs else "")
+    assert line in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_training_ends_with_the_test_of_its_last_weights(
+    runs: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main([*runs.flags, "--nproc", "1"]) == 0
+    results = json.loads((runs.folder / "logs/streethazards/x/results.json").read_text())
+    assert results["checkpoint"] == str(runs.checkpoints / "x.pth")
+    assert (runs.checkpoints / "x_best.pth").is_file()
+    assert f"tests {runs.checkpoints}/x.pth, after 2 of 2 epochs\n" in capsys.readouterr().out
+
+
 def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -69,3 +116,21 @@ def test_what_does_not_train_leaves_a_run_alone(
         assert run.main([*runs.flags, *flags, *words]) == 0
         assert path.is_file()
     assert {path.name: path.read_bytes() for path in runs.checkpoints.iterdir()} == before
+
+
+def test_a_training_prints_a_line_a_report_and_one_an_epoch(
+    runs: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.fit("--val_interval", "2")
+    printed = capsys.readouterr()
+    first, second = printed.out.splitlines()[-2:]
+    assert re.fullmatch(r"epoch 1/2  loss \d\.\d{3}  \d\d:\d\d left", first)
+    mean_iou = f"{runs.state()['best_score']:.3f}"
+    assert re.fullmatch(
+        rf"epoch 2/2  loss \d\.\d{{3}}  val mIoU {mean_iou} \(best {mean_iou}\)", second
+    )
+    reports = [line for line in printed.err.splitlines() if "loss" in line]
+    assert len(reports) == 8
+    assert re.match(
+        r"epoch 1/2  2/4  loss \S+  lr \S+  images_per_second \S+  \S+ left", reports[1]
+    )

@@ -76,7 +76,7 @@ def test_sample_panel_shows_the_four_pictures_in_order(height: int, width: int) 
     prediction = np.full((height, width), 10, dtype=np.int64)
     score = np.zeros((height, width), dtype=np.float32)
     score[: height // 2] = 1
-    panel = sample_panel(image, label, prediction, score, STREETHAZARDS)
+    panel = sample_panel(image, label, prediction, score, STREETHAZARDS, columns=4)
     pictures = round(480 * height / width)
     assert panel.dtype == np.uint8
     assert panel.shape[1:] == (1920, 3)
@@ -95,7 +95,7 @@ def test_sample_panel_in_two_rows() -> None:
     score = np.zeros((60, 80), dtype=np.float32)
     score[:30] = 1
     image = np.full((60, 80, 3), (10, 200, 30), dtype=np.uint8)
-    panel = sample_panel(image, label, np.full((60, 80), 10), score, STREETHAZARDS, columns=2)
+    panel = sample_panel(image, label, np.full((60, 80), 10), score, STREETHAZARDS)
     assert panel.shape[1:] == (960, 3)
     assert abs(panel.shape[0] - (2 * (35 + 360) + 70)) <= 1
     first, second = 35 + 90, 35 + 360 + 35 + 90
@@ -113,9 +113,8 @@ def test_sample_panel_in_two_rows() -> None:
 def test_sample_panel_has_titles_and_every_class_in_its_legend() -> None:
     shape = (90, 160)
     label = np.zeros(shape, dtype=np.uint8)
-    panel = sample_panel(
-        np.zeros((*shape, 3), dtype=np.uint8), label, label, np.zeros(shape), STREETHAZARDS
-    )
+    image = np.zeros((*shape, 3), dtype=np.uint8)
+    panel = sample_panel(image, label, label, np.zeros(shape), STREETHAZARDS, columns=4)
     for left in range(0, 1920, 480):
         assert panel[:30, left : left + 480].min() < 100  # something is written over each picture
     legend = panel[-40:].reshape(-1, 3)
@@ -123,6 +122,29 @@ def test_sample_panel_has_titles_and_every_class_in_its_legend() -> None:
     # Nothing is written over the edges.
     assert panel[:, :2].min() == 255
     assert panel[-3:].min() == 255
+
+
+def test_sample_panel_has_the_colour_bar_of_its_score() -> None:
+    """Left of the score's picture black, right of it light yellow, in the last title's line."""
+    image, label = np.zeros((90, 160, 3), dtype=np.uint8), np.zeros((90, 160), dtype=np.uint8)
+    score = np.linspace(0, 1, 90 * 160).reshape(90, 160)
+    panel = sample_panel(image, label, label, score, STREETHAZARDS)
+    line = panel[35 + 270 + 17, 480:]
+    low, high = 480 * np.array([0.63, 0.83])
+    assert line[round(low)].max() < 40
+    assert line[round(high)].min() > 80
+    lightness = line[round(low) : round(high)].astype(float) @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(lightness) > -3).all()
+    assert line[-3:].min() == 255
+
+
+def test_sample_panel_without_a_legend_ends_with_its_pictures() -> None:
+    image, label = np.zeros((90, 160, 3), dtype=np.uint8), np.zeros((90, 160), dtype=np.uint8)
+    panel = sample_panel(
+        image, label, label, np.zeros((90, 160)), STREETHAZARDS, columns=4, legend=False
+    )
+    assert abs(panel.shape[0] - (35 + 270)) <= 1
+    assert panel[-10, 240].max() == 0
 
 
 def test_confusion_matrix_shows_the_shares_of_rows() -> None:

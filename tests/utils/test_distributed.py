@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from build import default_precision
 from utils.distributed import (
     LaunchError,
     Process,
@@ -299,16 +298,3 @@ def test_fault_of_all_processes_is_reported_once(
         alone.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / rank / "error.json"))
         assert fail(PansError("no data")) == 2
     assert capsys.readouterr().err == "error: no data\n"
-
-
-@pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_a_gpu_that_only_emulates_bf16_takes_fp32(
-    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, precision: str
-) -> None:
-    monkeypatch.setattr(
-        torch.cuda,
-        "is_bf16_supported",
-        lambda including_emulation=True: including_emulation or has_bf16,
-    )
-    assert default_precision(torch.device("cuda")) == precision
-    assert default_precision(torch.device("cpu")) == "fp32"

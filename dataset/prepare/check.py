@@ -1,0 +1,219 @@
+"""Every file of a data set read and compared with what is published of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dataset.base import DatasetNotFound, SegmentationDataset
+from dataset.description import IGNORE_INDEX, NORMAL_INDEX, Split
+from dataset.loaders import worker_count
+from dataset.pictures import BadSample
+from dataset.prepare.archives import BDD_ANOMALY, Archive, Published
+from dataset.registry import describe, open_dataset
+from utils.errors import PansError
+
+WORKERS = 16
+# StreetHazards is published with an alpha that is dropped; it may be gone already.
+IMAGE_MODES = {"streethazards": ("RGBA", "RGB")}
+# Their lists tell how many images there are, also before all of them are on disk.
+LISTED = ("streethazards", "road_anomaly")
+HEADER = ("split", "images", "size", "mode", "classes", "damaged")
+
+
+class BadDataSet(PansError):
+    """The files on disk are not the data set as it is published."""
+
+
+def published(name: str, root: Path, archives: Sequence[Archive]) -> Published:
+    """What is known of a data set; of a folder of the user's own, its splits."""
+    own = [archive for archive in archives if archive.dataset == name]
+    if own:
+        images = {split: count for archive in own for split, count in archive.images.items()}
+        return Published(images, own[-1].size)
+    if name.startswith("bdd_anomaly"):
+        return BDD_ANOMALY
+    return Published(dict.fromkeys(describe(name, root).splits), None)
+
+
+def open_split(name: str, root: Path, split: Split, expected: int | None) -> SegmentationDataset:
+    """Open a split and compare the number of listed images with the published one.
+
+    Raises:
+        BadDataSet: they differ, or the list cannot be read.
+        DatasetNotFound: there is no list.
+    """
+    try:
+        pictures = open_dataset(name, root, split)
+    except BadSample as error:
+        raise BadDataSet(f"{error}; or move it away and run the command without --check") from error
+    if name in LISTED and expected is not None and len(pictures) != expected:
+        raise BadDataSet(
+            f"{pictures.source} lists {len(pictures)} images where {_title(name)} has "
+            f"{expected}; choose another --root"
+        )
+    return pictures
+
+
+def _title(name: str) -> str:
+    return {"streethazards": "StreetHazards"}.get(name, name)
+
+
+class SampleCheck(NamedTuple):
+    """What is wrong with a sample ("" for nothing), its image's size and mode, label's indices."""
+
+    problem: str
+    size: str = ""
+    image_mode: str = ""
+    indices: tuple[int, ...] = ()
+
+
+class SampleChecks(Dataset[SampleCheck]):
+    """Item i reads sample i in full."""
+
+    def __init__(self, pictures: SegmentationDataset, size: tuple[int, int] | None) -> None:
+        self.pictures = pictures
+        self.size = size
+
+    def __getitem__(self, index: int) -> SampleCheck:
+        path = self.pictures.folder / self.pictures.names[index]
+        try:
+            image, label = self.pictures[index]
+        except BadSample as error:
+            return SampleCheck(str(error))
+        with Image.open(path) as file:  # the data set turns every mode into RGB
+            mode = file.mode
+        counts = label.histogram()[:IGNORE_INDEX]
+        indices = tuple(index for index, count in enumerate(counts) if count)
+        problem = self._problem(path, image.size, mode, indices)
+        return SampleCheck(problem, _by(image.size), mode, indices)
+
+    def _problem(
+        self, path: Path, size: tuple[int, int], mode: str, indices: tuple[int, ...]
+    ) -> str:
+        info = self.pictures.info
+        modes = IMAGE_MODES.get(info.name)
+        if self.size is not None and size != self.size:
+            return f"{path} is {_by(size)}, not {_by(self.size)}"
+        if modes is not None and mode not in modes:
+            return f"{path} has mode {mode}, not {' or '.join(modes)}"
+        if info.name == "streethazards" and indices and indices[-1] > info.anomaly_index:
+            last = info.anomaly_index
+            return f"the label of {path} holds class {indices[-1]}; the last is {last}"
+        return ""
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def verify(root: Path, archives: Sequence[Archive], names: Sequence[str] = ()) -> str:
+    """Read every file of data sets and compare with what is published.
+
+    Args:
+        names: of the data sets; those of the archives if there are none.
+
+    Returns:
+        A table of a line a split.
+
+    Raises:
+        BadDataSet: a wrong number of images, or damaged files, each of which was printed.
+        DatasetNotFound: a list is missing.
+    """
+    names = names or list(dict.fromkeys(archive.dataset for archive in archives))
+    rows: list[tuple[str, ...]] = []
+    problems: list[str] = []
+    lacking: list[str] = []
+    for name in names:
+        known = published(name, root, archives)
+        for split, expected in known.images.items():
+            pictures = open_split(name, root, split, expected)
+            checks = _check_samples(pictures, known.size)
+            found = [check.problem for check in checks if check.problem]
+            rows.append((name, split, *_summary(checks, pictures, known.size), str(len(found))))
+            problems += found
+            if expected is not None and len(pictures) != expected:
+                lacking.append(f"{pictures.source} has {len(pictures)} of {expected} images")
+    table = _table(rows, with_names=len(names) > 1)
+    if problems or lacking:
+        print(*problems, table, sep="\n")
+        again = f"run 'python -m dataset.prepare {' '.join(names)} --root {root}' again"
+        if not {archive.dataset for archive in archives} >= set(names):
+            again = "check again"  # there is nothing to fetch them from
+        if problems:
+            raise BadDataSet(
+                f"{len(problems)} samples under {root} are damaged, the first: {problems[0]}; "
+                f"move the named files away and {again}"
+            )
+        raise BadDataSet(f"{'; '.join(lacking)}; add what is missing, and {again}")
+    return table
+
+
+def _table(rows: Sequence[tuple[str, ...]], *, with_names: bool) -> str:
+    widths = ("26", "12", ">8", ">12", ">10", ">16", ">10")
+    first = 0 if with_names else 1
+    return "\n".join(
+        "".join(
+            format(cell, width) for cell, width in zip(row[first:], widths[first:], strict=True)
+        )
+        for row in (("data set", *HEADER), *rows)
+    )
+
+
+def _summary(
+    checks: Sequence[SampleCheck], pictures: SegmentationDataset, size: tuple[int, int] | None
+) -> tuple[str, str, str, str]:
+    good = [check for check in checks if not check.problem]
+    modes = sorted({check.image_mode for check in good})
+    sizes = sorted({check.size for check in good}) if size is None else [_by(size)]
+    shown = sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes"
+    indices = {index for check in checks for index in check.indices}
+    return str(len(checks)), shown, "+".join(modes), _span(indices, pictures)
+
+
+def _span(indices: set[int], pictures: SegmentationDataset) -> str:
+    if not indices:
+        return "none"
+    if pictures.info.has_class_labels:
+        return f"{min(indices)}..{max(indices)}"
+    return "+".join("normal" if index == NORMAL_INDEX else "anomaly" for index in sorted(indices))
+
+
+def _check_samples(
+    pictures: SegmentationDataset, size: tuple[int, int] | None
+) -> list[SampleCheck]:
+    loader = DataLoader(
+        SampleChecks(pictures, size),
+        batch_size=None,
+        sampler=range(len(pictures)),
+        num_workers=worker_count(WORKERS),
+    )
+    return list(tqdm(loader, desc=f"verifying {pictures.split}", unit="image"))
+
+
+def is_complete(root: Path, archive: Archive) -> bool:
+    """Whether all that an archive brings is on disk.
+
+    Raises:
+        BadDataSet: another data set lies there, or a list cannot be read.
+    """
+    if archive.holds is not None:
+        pattern, count = archive.holds
+        return len(list((root / archive.folder).glob(pattern))) >= count
+    for split, count in archive.images.items():
+        try:
+            pictures = open_split(archive.dataset, root, split, count)
+        except DatasetNotFound:
+            return False
+        except BadDataSet:
+            if archive.dataset in LISTED:
+                raise
+            return False  # files that do not fit together: some are missing
+        names = pictures.names + pictures.label_names
+        there = all((pictures.folder / name).is_file() for name in names)
+        if not there or len(pictures) < count:
+            return False
+    return True
