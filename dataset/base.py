@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 from dataset.description import DatasetInfo, Split
 from dataset.pictures import BadSample, read_image, read_label
 from utils.errors import PansError
-from utils.pictures import FOREIGN_SUFFIXES, PICTURE_SUFFIXES, is_hidden
+from utils.pictures import FOREIGN_SUFFIXES, PICTURE_SUFFIXES, SMALLEST_SIDE
+from utils.reading import is_hidden
 
 Transforms = Callable[[Image.Image, Image.Image], Any]
 Item = TypeVar("Item")
@@ -105,6 +106,11 @@ class SegmentationDataset(Dataset[Any], ABC):
         image_path = self.folder / self.names[index]
         label_path = self.folder / self.label_names[index]
         image = read_image(image_path, self.info)
+        if min(image.size) < SMALLEST_SIDE:
+            raise BadSample(
+                f"{image_path} is {image.width}x{image.height}; expected {SMALLEST_SIDE} pixels a "
+                "side, take it away"
+            )
         label = read_label(label_path, self.info, with_anomalies=self.split == "test")
         if image.size != label.size:
             raise BadSample(

@@ -14,15 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from dataset.loaders import sample_bytes, worker_options
 from dataset.shared_memory import in_shared_memory
 from dataset.transforms import LARGEST_SCALE, TEST_SCALES, byte_tensor, scaled_images
-from utils.pictures import (
-    FOREIGN_SUFFIXES,
-    PICTURE_SUFFIXES,
-    SMALLEST_SIDE,
-    Unreadable,
-    files_below,
-    read_picture,
-    require_file,
-)
+from utils.pictures import FOREIGN_SUFFIXES, PICTURE_SUFFIXES, read_picture, require_size
+from utils.reading import Unreadable, files_below, require_file
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 _SUFFIXES = (*PICTURE_SUFFIXES, *FOREIGN_SUFFIXES, *VIDEO_SUFFIXES)
@@ -189,10 +182,7 @@ def _all_frames(path: Path, container: Any) -> Iterator[Any]:
 
 def _upright(path: Path, frame: Any) -> Image.Image:
     picture: Image.Image = frame.to_image()
-    if min(picture.size) < SMALLEST_SIDE:
-        raise Unreadable(
-            f"{path} is {picture.width}x{picture.height}; expected {SMALLEST_SIDE} pixels a side"
-        )
+    require_size(path, picture)
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return picture
@@ -229,6 +219,7 @@ class Pictures(Dataset[PictureSample | Unreadable]):
         source = self.sources[index]
         try:
             picture = read_picture(source.path)
+            require_size(source.path, picture)
         except Unreadable as error:
             return error
         return picture_sample(source.name, picture, multi_scale=self.multi_scale)

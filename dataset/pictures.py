@@ -8,7 +8,8 @@ from PIL import Image
 
 from dataset.description import DatasetInfo
 from utils import pictures
-from utils.pictures import Unreadable, read_picture
+from utils.pictures import read_picture
+from utils.reading import Unreadable
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 # Pillow keeps so many blocks of memory (of 16 MB at most) for the next picture. Without them the

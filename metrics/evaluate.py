@@ -17,7 +17,7 @@ from metrics.evaluation import AnomalyEvaluation, Maps
 from metrics.maps import SUFFIXES, BadScoreMaps, Entry, match_files, read_classes, read_scores
 from metrics.report import markdown_table, write_results
 from utils.errors import exit_code
-from utils.pictures import Unreadable
+from utils.reading import Unreadable
 
 # StreetHazards' classes, in the order of their index.
 CLASS_NAMES = (

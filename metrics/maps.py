@@ -24,7 +24,8 @@ import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from utils.errors import PansError
-from utils.pictures import Unreadable, decode, files_below, read_label, require_file, what_is
+from utils.pictures import decode, read_label
+from utils.reading import Unreadable, files_below, require_file, what_is
 
 SUFFIXES = {
     "npy": (".npy",),

@@ -14,7 +14,7 @@ from dataset import DatasetInfo
 from dataset.own_pictures import Source
 from report.visualize import Picture, colorize, heat_map, overlay
 from utils.errors import PansError
-from utils.pictures import is_hidden
+from utils.reading import is_hidden
 
 _CELL = (320, 200)  # of a panel: width, height
 _CAPTION_HEIGHT = 14

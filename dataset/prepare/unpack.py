@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dataset.prepare.disk import require_space, writing
 from dataset.readers.odgt import leaves_folder
 from utils.errors import PansError
-from utils.pictures import is_hidden
+from utils.reading import is_hidden
 
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
 

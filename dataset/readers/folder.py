@@ -27,7 +27,7 @@ from dataset.base import (
 from dataset.description import IGNORE_INDEX, Colour, DatasetInfo, Split
 from dataset.pictures import BadSample
 from dataset.readers.text_files import read_text
-from utils.pictures import files_below
+from utils.reading import files_below
 
 CLASS_FILES = ("classes.txt", "classes.json")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -90,6 +90,8 @@ def _refuse_painted(labels: list[Path], info: DatasetInfo) -> None:
     painted: list[tuple[Path, str]] = []
     for path in labels:
         # What is wrong with a file is told when it is read as a sample.
+        if not path.is_file():  # such as a named pipe, whose opening would wait
+            continue
         with suppress(Exception), Image.open(path) as label:
             if label.mode not in ("RGB", "RGBA", "P"):
                 return

@@ -22,7 +22,7 @@ from dataset.base import DatasetNotFound, SampleFiles, SegmentationDataset, find
 from dataset.description import IGNORE_INDEX, NORMAL_INDEX, UNKNOWN_INDEX, Split
 from dataset.pictures import BadSample
 from dataset.readers.evaluation_only import evaluation_only
-from utils.pictures import is_hidden
+from utils.reading import is_hidden
 
 LABELS = "labels_masks"
 SUFFIX = "_labels_semantic.png"

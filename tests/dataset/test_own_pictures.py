@@ -17,7 +17,8 @@ from dataset.own_pictures import (
     without_support,
 )
 from tests.dataset.trees import png, tiff
-from utils.pictures import Unreadable, read_picture
+from utils.pictures import read_picture, require_size
+from utils.reading import Unreadable
 
 av = pytest.importorskip("av", reason="reading videos is optional: pip install -e .[video]")
 FRAMES = 5
@@ -129,7 +130,7 @@ def test_unreadable_pictures_say_why(tmp_path):
         "gone.png": "is missing; ",
     }.items():
         with pytest.raises(Unreadable) as caught:
-            read_picture(tmp_path / name)
+            require_size(tmp_path / name, read_picture(tmp_path / name))
         assert str(caught.value).startswith(f"{tmp_path / name} {reason}")
 
 

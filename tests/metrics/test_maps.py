@@ -11,7 +11,7 @@ from PIL import Image
 from metrics.evaluate import evaluate, main, parse_arguments
 from metrics.maps import BadScoreMaps, match_files, read_scores
 from tests.dataset.trees import png, tiff
-from utils.pictures import Unreadable
+from utils.reading import Unreadable
 
 h5py = pytest.importorskip("h5py", reason="reading HDF5 is optional: pip install -e .[hdf5]")
 
