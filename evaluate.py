@@ -32,7 +32,13 @@ from report.results import log_segmentation, report_results
 from report.visualize import sample_panel
 from resume import describe_tested, notes_on_test
 from utils.background import Background, to_host
-from utils.checkpoint import find_checkpoint, load_checkpoint, load_model_state, model_state
+from utils.checkpoint import (
+    DEEP_SUPERVISION,
+    find_checkpoint,
+    load_checkpoint,
+    load_model_state,
+    model_state,
+)
 from utils.distributed import Process, sum_over_processes, wait_for_all
 from utils.progress import ProgressBar
 
@@ -117,7 +123,8 @@ class Evaluator:
         wait_for_all(self.process)
         path = self._tested_path
         checkpoint = load_checkpoint(path)
-        load_model_state(self.model, model_state(checkpoint), path)
+        state = model_state(checkpoint)
+        load_model_state(self.model, state, path, may_lack=DEEP_SUPERVISION)
         if self.process.is_main:
             print(describe_tested(checkpoint, path))
             for note in notes_on_test(checkpoint, path, self.options):

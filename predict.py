@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from argparser import Options
+from argparser import OptionError, Options
 from build import evaluation_loader_of, model_of
 from dataset import EvaluationSample, describe, reader_of
 from dataset.own_pictures import (
@@ -30,7 +30,7 @@ from modules.normalisation import MEAN, STD
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer
 from modules.weights.pretrained import CHECKPOINT, identify
 from report.predictions import PredictionFolder
-from utils.checkpoint import find_checkpoint, load_model_state
+from utils.checkpoint import DEEP_SUPERVISION, find_checkpoint, load_model_state
 from utils.distributed import Process, gather_objects, sum_over_processes
 from utils.errors import PansError
 from utils.progress import ProgressBar
@@ -64,15 +64,8 @@ def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError, WeightsError: the file is missing, damaged or of another network.
     """
     content = load_checkpoint(path)
-    options = content.get("options")
-    if isinstance(options, Mapping):
-        # Checkpoints hold lists where options hold tuples.
-        stored = {
-            name: tuple(options[name]) if isinstance(options[name], list) else options[name]
-            for name in _STORED_FLAGS
-            if name in options
-        }
-    else:
+    stored = _own_options(content.get("options"))
+    if not stored:
         weights = identify(content, str(path))
         if weights.kind != CHECKPOINT:
             raise NotPredicted(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
@@ -87,11 +80,29 @@ def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
+def _own_options(options: Any) -> dict[str, Any]:
+    """Those of a checkpoint's options that tell its network, if a run of this code wrote them."""
+    if not isinstance(options, Mapping) or "classifier" not in options:
+        return {}
+    # Checkpoints hold lists where options hold tuples.
+    stored: dict[str, Any] = {
+        name: tuple(options[name]) if isinstance(options[name], list) else options[name]
+        for name in _STORED_FLAGS
+        if name in options
+    }
+    try:
+        Options(**stored)
+    except (OptionError, TypeError):
+        return {}
+    return stored
+
+
 def load_network(options: Options) -> SegmentationModel:
     """The network of --ckpt_test, on the CPU."""
     path = find_checkpoint(options.ckpt_test or "", options.checkpoint_path.parent)
     model = model_of(options)
-    load_model_state(model, model_state(load_checkpoint(path)), path)
+    state = model_state(load_checkpoint(path))
+    load_model_state(model, state, path, may_lack=DEEP_SUPERVISION)
     return model
 
 
