@@ -10,7 +10,7 @@ TORCH_CUDA_ARCH_LIST ?= $(shell $(BIN)/python -c \
 EPOCHS ?= 9
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench bench-metrics torture iabn clean
+.PHONY: help install demo test check bench bench-metrics gpu-check torture iabn clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test: check ## the whole test suite
 bench: .venv/installed-dev ## the plain path against the fast one; writes docs/performance.md's table
 	$(BIN)/python -m benchmarks.speed
 
+gpu-check: .venv/installed-dev ## check the norm, training and test on this machine's GPU, and time them
+	$(BIN)/python -m benchmarks.gpu_check
+
 bench-metrics: .venv/installed-dev ## the metrics against scikit-learn and torchmetrics
 	$(BIN)/python -m benchmarks.metrics
 
@@ -50,6 +53,7 @@ torture: .venv/installed-dev ## kill, hang and fill up what runs, many times; 10
 	FUZZ_RUNS=10000 TORTURE_KILLS=40 $(BIN)/python -m pytest \
 		tests/reliability tests/torture tests/dataset/test_bad_input.py tests/metrics/test_any_bytes.py
 
+# A wheel from pip's cache may have been built for another torch.
 # The package links libcudart and asks torch for its build flags, so it needs both at hand and no
 # isolated build environment.
 iabn: .venv/iabn ## build the kernels of the inplace-abn package for CUDA (needs nvcc)
@@ -57,12 +61,12 @@ iabn: .venv/iabn ## build the kernels of the inplace-abn package for CUDA (needs
 .venv/iabn: .venv/installed
 	@test -x "$(CUDA_HOME)/bin/nvcc" || { \
 		echo "make iabn: nvcc was not found; put it on PATH or set CUDA_HOME." \
-		     "Without it the plain PyTorch norm is used, with the same results."; exit 1; }
+		     "Without it torch's own kernels compute the norm, with the same results."; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check setuptools setuptools_scm wheel
 	CUDA_HOME=$(CUDA_HOME) LIBRARY_PATH=$(CUDA_HOME)/lib64:$(LIBRARY_PATH) \
 	TORCH_CUDA_ARCH_LIST="$(TORCH_CUDA_ARCH_LIST)" \
 		$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
-		inplace-abn==1.1.0
+		--no-cache-dir --force-reinstall inplace-abn==1.1.0
 	@$(BIN)/python -c 'import torch, inplace_abn; print("inplace-abn is built and imports")'
 	@touch $@
 

@@ -7,7 +7,6 @@ skipped, and runs that differ only in how they are tested share one training.
 import hashlib
 import math
 import re
-import signal
 import subprocess
 import sys
 import tomllib
@@ -18,12 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from argparser import OptionError, Options, flags_that_bear_on, parse_options
+from argparser import OptionError, Options, as_words, flags_that_bear_on, parse_options
 from metrics.report import UnreadableResults, read_results
 from report.ablation_table import FIGURES, Row, draw_plot, write_tables
 from utils.errors import PansError
-from utils.interruption import Interrupted
+from utils.interruption import SAVING_SIGNAL, Interrupted, handling, heeded_signals
+from utils.parent import as_parent
 from utils.reading import Unreadable, read_text
+from utils.run_lock import holding, lock_file
 
 TEST_FLAGS = flags_that_bear_on("test")
 _JOBS = {"test", "ckpt_test", "predict", "export", "out", "ablate", "local_rank"}
@@ -198,20 +199,6 @@ def _label(axis: str, value: Any) -> str:
     return f"{axis}-{text}"
 
 
-def as_words(flags: Mapping[str, Any]) -> list[str]:
-    """Flags and their values as words of a command line."""
-    words = []
-    for name, value in flags.items():
-        if isinstance(value, bool):
-            # --no_pretrained has no opposite: it is off where it is not typed.
-            words += [f"--{name}"] if value else [f"--no_{name}"] * (name[:3] != "no_")
-        elif isinstance(value, list | tuple):
-            words.append(f"--{name}={','.join(map(str, value))}")
-        elif value is not None:
-            words.append(f"--{name}={value}")
-    return words
-
-
 def find_results(run: Run) -> dict[str, Any] | None:
     """The run's results, of its training's own test or of one that came later; None if not done."""
     for name in (run.training_name, run.test_name):
@@ -283,7 +270,12 @@ def ablate(typed: Mapping[str, Any], program: str) -> None:
     cells = expand(grid, typed)
     first = next(cell.runs[0] for cell in cells if cell.runs)
     folder = first.options.log_folder.parent / typed.get("name", "ablation")
-    folder.mkdir(parents=True, exist_ok=True)
+    with holding([lock_file(folder)], f"the ablation {folder.name}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        _run_all(grid, cells, folder, program)
+
+
+def _run_all(grid: Grid, cells: Sequence[Cell], folder: Path, program: str) -> None:
     for cell in cells:
         if cell.left_out:
             print(f"left out: {_described(cell.values)}: {cell.left_out}")
@@ -331,6 +323,7 @@ def _start(command: Sequence[str], log: Path) -> int:
     """Run a command, its words going to `log`; a signal is its to answer, and ends the grid."""
     received = 0
     with (
+        as_parent(),
         log.open("w") as out,
         # In a session of its own, or a terminal's SIGINT would reach it twice.
         subprocess.Popen(
@@ -340,17 +333,12 @@ def _start(command: Sequence[str], log: Path) -> int:
 
         def pass_on(number: int, frame: FrameType | None) -> None:
             nonlocal received
-            received = number
+            if number != SAVING_SIGNAL:
+                received = number
             child.send_signal(number)
 
-        before = {
-            number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
+        with handling(dict.fromkeys([*heeded_signals(), SAVING_SIGNAL], pass_on)):
             exit_code = child.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
     if received:
         raise Interrupted(received, "the same command goes on with the grid")
     return exit_code

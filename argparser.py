@@ -7,6 +7,7 @@
 import argparse
 import difflib
 import math
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -73,15 +74,24 @@ def _one_of(*choices: object) -> _Range:
     return _Range(f"one of {', '.join(map(str, choices))}", lambda value: value in choices)
 
 
-def _is_plain_file_name(name: str) -> bool:
-    return name not in {"", ".", ".."} and name.isprintable() and not set(name) & set("/\\")
+_OWN_ENDINGS = re.compile(r".*_(best|previous|damaged|old\d+)")
+_LONGEST_NAME = 200  # bytes: disks take 255, of which endings and temporary names need some
+
+
+def _is_name_of_a_run(name: str) -> bool:
+    is_plain = name not in {"", ".", ".."} and name.isprintable() and not set(name) & set("/\\")
+    return is_plain and len(name.encode()) <= _LONGEST_NAME and not _OWN_ENDINGS.fullmatch(name)
 
 
 _COUNT = _Range("1 or more", lambda value: value >= 1)
 _COUNT_OR_NONE = _Range("0 or more", lambda value: value >= 0)
 _ABOVE_ZERO = _Range("a number above 0", lambda value: 0 < value < math.inf)
 _ZERO_OR_ABOVE = _Range("a number, 0 or above", lambda value: 0 <= value < math.inf)
-_FILE_NAME = _Range("a plain file name", _is_plain_file_name)
+_NAME_OF_A_RUN = _Range(
+    f"a plain file name of {_LONGEST_NAME} bytes at most that does not end in _best, _previous, "
+    "_damaged or _old1, as files of other runs do",
+    _is_name_of_a_run,
+)
 _PATH = _Range("a path", lambda value: value != "")
 _PATHS = _Range("paths", lambda values: "" not in values)
 
@@ -133,7 +143,7 @@ class Options:
         "nothing",
         "Experiment",
         "name of the run: of its logs and its checkpoints",
-        _FILE_NAME,
+        _NAME_OF_A_RUN,
     )
     default: bool = _flag(
         "run", "nothing", False, "the published recipe, see below; a typed flag wins over it"
@@ -844,6 +854,20 @@ def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()
     }
+
+
+def as_words(flags: Mapping[str, Any]) -> list[str]:
+    """Flags and their values as words of a command line."""
+    words = []
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            # --no_pretrained has no opposite: it is off where it is not typed.
+            words += [f"--{name}"] if value else [f"--no_{name}"] * (name[:3] != "no_")
+        elif isinstance(value, list | tuple):
+            words.append(f"--{name}={','.join(map(str, value))}")
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    return words
 
 
 def parse_options(

@@ -2,9 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from argparser import Options
 from build import evaluation_loader_of
 from dataset import IGNORE_INDEX, DatasetInfo, EvaluationSample, Split, reader_of
 from dataset.skipped import SkippedFiles
-from metrics.comparison import ScoreComparison
 from metrics.evaluation import AnomalyEvaluation
 from metrics.segmentation import ConfusionMatrix, segmentation_scores
 from modules import SegmentationModel
@@ -30,16 +28,10 @@ from report.logger import Logger
 from report.panels import Panels
 from report.results import log_segmentation, report_results
 from report.visualize import sample_panel
-from resume import describe_tested, notes_on_test
+from resume import describe_tested, notes_on_test, tested_checkpoint
 from utils.background import Background, to_host
-from utils.checkpoint import (
-    DEEP_SUPERVISION,
-    find_checkpoint,
-    load_checkpoint,
-    load_model_state,
-    model_state,
-)
-from utils.distributed import Process, sum_over_processes, wait_for_all
+from utils.checkpoint import DEEP_SUPERVISION, load_checkpoint, load_model_state, model_state
+from utils.distributed import Process, from_main, sum_over_processes, wait_for_all
 from utils.progress import ProgressBar
 
 SHOWN_EXTREMES = 3
@@ -121,7 +113,8 @@ class Evaluator:
     def _load_tested_weights(self) -> None:
         """Those of --ckpt_test, or of the run's own checkpoint, once it is written."""
         wait_for_all(self.process)
-        path = self._tested_path
+        self.tested_path = from_main(self.process, lambda: tested_checkpoint(self.options))
+        path = self.tested_path
         checkpoint = load_checkpoint(path)
         state = model_state(checkpoint)
         load_model_state(self.model, state, path, may_lack=DEEP_SUPERVISION)
@@ -141,7 +134,7 @@ class Evaluator:
         self._load_tested_weights()
         loader = self._evaluation_loader("test", options.multi_scala)
         scorer = self._scorer(options.scores)
-        comparison = ScoreComparison(options.scores, self._empty_evaluation)
+        evaluation = self._empty_evaluation(scorer)
         pictures = options.log_folder / "pictures" if options.visualize else None
         panels = Panels(_images_of(loader), options.sample_num, self.info, pictures)
         extremes = Extremes(
@@ -152,17 +145,17 @@ class Evaluator:
             for sample in self._progress(loader, "test"):
                 size = sample.label.shape
                 evidence = scorer.look(sample.images, size, sample.picture, sample.index)
-                maps = torch.stack([*scorer.maps(evidence).values()])
-                prediction = evidence.prediction.to(torch.uint8)
-                found = sample, to_host(prediction), to_host(maps)
-                background.run(partial(_measure, *found, comparison, extremes, panels))
-        comparison.all_reduce()
-        if not comparison.headline.records:
+                prediction, parts = evidence.prediction.to(torch.uint8), scorer.parts(evidence)
+                on_host = _to_host(scorer.maps_from(parts, size), parts)
+                found = sample, to_host(prediction), *on_host
+                background.run(partial(_measure, *found, evaluation, extremes, panels))
+        evaluation.all_reduce()
+        if not evaluation.records:
             raise reader_of(loader).nothing_readable()
-        results = comparison.results() | {
-            "class_iou_percent": self._class_iou_percent(comparison.headline.confusion.matrix),
-            "checkpoint": str(self._tested_path),
-            "checkpoint_sha256": sha256(self._tested_path) if self.process.is_main else None,
+        results = evaluation.results() | {
+            "class_iou_percent": self._class_iou_percent(evaluation.confusion.matrix),
+            "checkpoint": str(self.tested_path),
+            "checkpoint_sha256": sha256(self.tested_path) if self.process.is_main else None,
             "skipped_files": self.skipped.gather("test"),
             "options": options.to_dict(),
             "environment": {
@@ -173,12 +166,9 @@ class Evaluator:
         panels.log(self.logger, "test", step)
         extremes.log(self.logger, "test", step)
         if self.process.is_main:
-            self._log_curves(results, comparison, step)
+            self._log_curves(results, evaluation, step)
             self._log_prototypes(step)
-            records = {
-                name: evaluation.records for name, evaluation in comparison.evaluations.items()
-            }
-            matrix = comparison.headline.confusion.matrix
+            records, matrix = evaluation.records_of, evaluation.confusion.matrix
             folder = options.log_folder
             report_results(self.logger, folder, results, records, matrix, self.info, step)
         return results
@@ -191,12 +181,14 @@ class Evaluator:
             for index, name in enumerate(self.info.class_names)
         }
 
-    def _log_curves(self, results: dict[str, Any], comparison: ScoreComparison, step: int) -> None:
-        """Figures and curves of every score, those of the headline under the plain tag."""
-        for name, evaluation in comparison.evaluations.items():
-            tag = "test" if evaluation is comparison.headline else f"test {name}"
+    def _log_curves(
+        self, results: dict[str, Any], evaluation: AnomalyEvaluation, step: int
+    ) -> None:
+        """Metrics and curves of every score, those of the headline under the plain tag."""
+        for name, pooled in evaluation.counts.items():
+            tag = "test" if name == evaluation.headline else f"test {name}"
             figures = results | results["scores"][name]
-            log_anomaly_figures(self.logger, tag, figures, evaluation.pooled, step)
+            log_anomaly_figures(self.logger, tag, figures, pooled, step)
 
     def _log_prototypes(self, step: int) -> None:
         if self.options.classifier == "cosine":
@@ -204,17 +196,19 @@ class Evaluator:
             names = self.info.class_names
             log_prototypes(self.logger, "prototypes", prototypes, names, step)
 
-    def _empty_evaluation(self) -> AnomalyEvaluation:
+    def _empty_evaluation(self, scorer: Scorer) -> AnomalyEvaluation:
         min_predicted_size, min_true_size = self.info.component_sizes
         return AnomalyEvaluation(
             self.options.num_classes,
             self.options.unk_class,
             IGNORE_INDEX,
             self.info.class_indices(self.options.ignore_classes),
+            scores=scorer.names,
             class_names=self.info.class_names,
             min_predicted_size=min_predicted_size,
             min_true_size=min_true_size,
             at_input_size=self.options.at_input_size,
+            map_of=lambda name, parts, size: scorer.maps_from({name: parts}, size)[name],
         )
 
     def _scorer(self, names: Sequence[str]) -> Scorer:
@@ -226,17 +220,10 @@ class Evaluator:
             settings = [options.multi_scala, options.norm_act, options.output_stride]
             settings += [self.precision, options.plain]
             statistics = training_statistics(
-                inference, loader, self.process, self._tested_path, settings
+                inference, loader, self.process, self.tested_path, settings
             )
         passes = options.mc_dropout or DROPOUT_PASSES
         return Scorer(inference, names, statistics, passes=passes, seed=options.random_seed)
-
-    @property
-    def _tested_path(self) -> Path:
-        options = self.options
-        if options.ckpt_test is None:
-            return options.tested_checkpoint_path
-        return find_checkpoint(options.ckpt_test, options.checkpoint_path.parent)
 
     def _inference(self) -> Inference:
         return Inference(self.model, self.process.device, self.precision, plain=self.options.plain)
@@ -256,21 +243,33 @@ class Evaluator:
         return ProgressBar(items, name, shown=self.process.is_main)
 
 
+def _to_host(
+    maps: Mapping[str, Tensor], parts: Mapping[str, Sequence[Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+    """The maps and their parts on the CPU, with one wait for all of them."""
+    tensors = [*maps.values(), *(part for own in parts.values() for part in own)]
+    joined = to_host(torch.cat([tensor.flatten() for tensor in tensors]))
+    pieces = joined.split([tensor.numel() for tensor in tensors])
+    copies = iter([piece.view_as(one) for piece, one in zip(pieces, tensors, strict=True)])
+    maps = {name: next(copies) for name in maps}
+    return maps, {name: [next(copies) for _ in own] for name, own in parts.items()}
+
+
 def _measure(
     sample: EvaluationSample,
     prediction: Tensor,
-    maps: Tensor,
-    comparison: ScoreComparison,
+    maps: Mapping[str, Tensor],
+    parts: Mapping[str, Sequence[Tensor]],
+    evaluation: AnomalyEvaluation,
     extremes: Extremes,
     panels: Panels,
 ) -> None:
-    """What a test makes of an image's (H, W) prediction and (S, H, W) scores, on the CPU."""
-    scores = dict(zip(comparison.evaluations, maps.numpy(), strict=True))
-    comparison.update(sample.index, sample.name, scores, prediction, sample.label)
-    metrics = comparison.headline.records[-1].metrics
-    extremes.offer(sample, prediction, maps[0], metrics)
+    """What a test makes of an image's (H, W) prediction and scores, on the CPU."""
+    evaluation.update(sample.index, sample.name, maps, prediction, sample.label, parts)
+    score = maps[evaluation.headline]
+    extremes.offer(sample, prediction, score, evaluation.records[-1].metrics)
     if panels.wants(sample.index):
-        panels.add(sample, prediction, maps[0])
+        panels.add(sample, prediction, score)
 
 
 def _images_of(loader: DataLoader[EvaluationSample]) -> int:

@@ -1,7 +1,7 @@
 """A trained network on the user's own pictures, and as an ONNX file."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from argparser import OptionError, Options
 from build import evaluation_loader_of, model_of
@@ -18,11 +19,12 @@ from dataset.own_pictures import (
     Source,
     Unreadable,
     find_sources,
+    picture_sample,
     samples_of,
     without_support,
 )
 from dataset.skipped import SkippedFiles
-from metrics import PooledCounts
+from metrics.pooled import PooledCounts, sharpened
 from modules import SegmentationModel
 from modules.inference.export import check_export_support, export_onnx
 from modules.inference.network import Inference
@@ -113,11 +115,15 @@ class Predictor:
     """One process's share of --predict.
 
     Attributes:
+        class_names: of the indices, in their order.
         threshold: scores from here on are anomalies; None if nobody asked.
     """
 
     def __init__(self, options: Options, process: Process) -> None:
         self.options, self.process = options, process
+        self.class_names = describe(
+            options.dataset, options.data_root, options.trained_on
+        ).class_names
         network = load_network(options).to(process.device)
         inference = Inference(network, process.device, options.precision, plain=options.plain)
         passes = options.mc_dropout or DROPOUT_PASSES
@@ -126,6 +132,18 @@ class Predictor:
         self.threshold = options.threshold
         if options.calibrate_fpr is not None:
             self.threshold = self._calibrated(options.calibrate_fpr)
+
+    def predict(self, picture: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Class indices and anomaly score of a picture, both (H, W) at its own size.
+
+        Args:
+            picture: turned upright first, where its EXIF data says how.
+
+        Returns:
+            Indices into `class_names`, and the score: higher = more anomalous.
+        """
+        upright = ImageOps.exif_transpose(picture).convert("RGB")
+        return self.maps(picture_sample("", upright, multi_scale=self.options.multi_scala))
 
     def maps(
         self, sample: EvaluationSample | PictureSample
@@ -145,18 +163,23 @@ class Predictor:
         skipped = SkippedFiles()
         skipped.watch("validation", loader)
         counts, samples = PooledCounts(), torch.zeros((), device=self.process.device)
-        for sample in self._progress(loader, "calibration"):
+
+        def known_scores() -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+            for sample in self._progress(loader, "calibration"):
+                _, score = self.maps(sample)
+                yield score[:0].ravel(), score[sample.label.numpy() < options.num_classes]
+
+        for scores in known_scores():
             samples += 1
-            label = sample.label.numpy()
-            _, score = self.maps(sample)
-            counts.update(score[:0].ravel(), score[label < options.num_classes])
+            counts.update(*scores)
         counts.all_reduce()
         if not sum_over_processes(samples):
             raise reader_of(loader).nothing_readable()
         for line in skipped.report():
             if self.process.is_main:
                 print(line, file=sys.stderr)
-        threshold = counts.threshold_at_fpr(fpr)
+        # Scores that crowd around the threshold are looked at again.
+        threshold = sharpened(counts, known_scores, fpr=fpr).threshold_at_fpr(fpr)
         if threshold is None:
             raise NotPredicted(
                 f"--calibrate_fpr: no validation image below {options.data_root} has a known "

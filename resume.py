@@ -6,7 +6,7 @@ bear on the weights and with the same number of processes, unless --accept_chang
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,10 @@ from utils.checkpoint import (
     checkpoint_places,
     find_checkpoint,
     load_checkpoint,
+    model_state,
+    peek,
     previous_path,
+    refuse_no_file,
 )
 from utils.distributed import Process
 from utils.step_guard import StepGuard, start_momentum_at_zero
@@ -71,23 +74,37 @@ def starting_checkpoint(options: Options) -> Path | None:
     """The file to start from: the run's own checkpoint, else --ckpt, else None.
 
     With --restart the run's own files are set aside first, unless it is a launcher that starts the
-    command again. A damaged file of the run is set aside too, and the one before it serves.
+    command again; so is a best checkpoint without a newest one. A damaged file of the run is set
+    aside too, and the one before it serves.
 
     Raises:
         CheckpointError: every file that would serve is damaged, or --ckpt is missing.
     """
     own, given = options.checkpoint_path, options.ckpt
-    if options.restart and not any(os.environ.get(name, "0") != "0" for name in _RESTART_COUNTS):
+    _refuse_files_of_others(options)
+    is_relaunched = any(os.environ.get(name, "0") != "0" for name in _RESTART_COUNTS)
+    is_new = not own.exists() and not previous_path(own).exists()
+    begins_anew = options.restart and not is_relaunched
+    if not is_new and not begins_anew:
+        return _undamaged(own)
+    if begins_anew or options.best_checkpoint_path.exists():
         if given is not None:
             _undamaged(find_checkpoint(given, own.parent))  # before anything is moved
         set_aside(options)
-    elif own.exists() or previous_path(own).exists():
-        return _undamaged(own)
-    if given is None:
-        return None
-    if options.restart:
-        return _undamaged(_place_aside(given, options))
-    return _undamaged(find_checkpoint(given, own.parent))
+    return None if given is None else _undamaged(_place_aside(given, options))
+
+
+def _refuse_files_of_others(options: Options) -> None:
+    """The run's names shall be free, or those of files that a run of this name has written."""
+    for path in _own_files(options):
+        refuse_no_file(path)
+        if path != options.checkpoint_path and path.exists():
+            saved = peek(path).get("options")
+            if isinstance(saved, Mapping) and saved.get("name") == path.stem:
+                raise ResumeError(
+                    f"{path} is the newest checkpoint of a run named {path.stem}, and run "
+                    f"{options.name} would overwrite it; choose another --name"
+                )
 
 
 def _undamaged(path: Path) -> Path:
@@ -112,7 +129,7 @@ def set_aside(options: Options) -> None:
     for path in _own_files(options):
         if path.is_file():
             aside = path.replace(_aside(path, options, number))
-            print(f"--restart: {path} is kept as {aside}")
+            print(f"{path} is kept as {aside}")
 
 
 def _place_aside(given: str, options: Options) -> Path:
@@ -174,9 +191,16 @@ def options_to_record(
 
 
 def position_in(
-    checkpoint: Mapping[str, Any], path: Path, options: Options, shape: Shape
+    checkpoint: Mapping[str, Any],
+    path: Path,
+    options: Options,
+    shape: Shape,
+    data_changes: Iterable[str] = (),
 ) -> Position:
     """Where to go on, in steps of this run.
+
+    Args:
+        data_changes: how the data differ from those of the checkpoint's run.
 
     Raises:
         ResumeError: another run has written the checkpoint, and --accept_changes is not given.
@@ -187,6 +211,7 @@ def position_in(
         _count(checkpoint, "world_size", path, shape.world_size),
     )
     changes = [*_changed_flags(checkpoint, path, options), *_changed_shape(saved, shape)]
+    changes += data_changes
     if changes and not options.accept_changes:
         raise ResumeError(
             f"{path} is of another run: {'; '.join(changes)}; use what it was written with, take "
@@ -239,6 +264,46 @@ def notes_on_test(checkpoint: Mapping[str, Any], path: Path, options: Options) -
             yield f"note: {path} was trained with --{name} {there}, and is tested with {here}"
 
 
+def best_score_of(score: float, path: Path, options: Options) -> float:
+    """The best score so far, if its checkpoint is still there; else that of none at all.
+
+    So the best weights from here on are kept, where it would never be beaten otherwise.
+
+    Args:
+        score: as the checkpoint `path` has it.
+    """
+    if score < 0:
+        return score
+    try:
+        model_state(load_checkpoint(options.best_checkpoint_path))
+    except CheckpointError as error:
+        if is_own(path, options):
+            print(f"WARNING: {error}; the best weights from here on are kept instead")
+        return -1.0
+    return score
+
+
+def tested_checkpoint(options: Options) -> Path:
+    """The weights to test: --ckpt_test, or the run's own; the newest where its best are gone.
+
+    Raises:
+        CheckpointError: none of them can be used.
+    """
+    best, newest = options.best_checkpoint_path, options.checkpoint_path
+    if options.ckpt_test is not None:
+        return find_checkpoint(options.ckpt_test, newest.parent)
+    if options.test_weights != "best":
+        return newest
+    try:
+        load_checkpoint(best)
+    except DamagedCheckpoint as damage:
+        if not newest.is_file():
+            raise
+        print(f"WARNING: {damage}; {newest}, the newest checkpoint, is tested instead")
+        return newest
+    return best
+
+
 def is_own(path: Path, options: Options) -> bool:
     """Whether `path` is the run's newest checkpoint or the one before."""
     own = options.checkpoint_path
@@ -265,7 +330,11 @@ def _changed_flags(checkpoint: Mapping[str, Any], path: Path, options: Options) 
     return [
         f"--{name} {saved[name]} there, {value} here"
         for name, value in own.items()
-        if name in saved and name not in free and saved[name] != value
+        if name in saved
+        and name not in free
+        and saved[name] != value
+        # Older checkpoints do not tell which precision the device's own choice was.
+        and (name, saved[name]) != ("precision", None)
     ]
 
 
@@ -301,8 +370,11 @@ def load_training_state(
         optimizer.load_state_dict({**optimizer.state_dict(), "state": momentum})
         start_momentum_at_zero(optimizer)  # where the file has none
         for parameter, state in optimizer.state.items():
-            for value in state.values():
-                value.view_as(parameter)
+            for name, value in state.items():
+                # In the layout of the parameter, which another device may have had otherwise.
+                state[name] = torch.empty_like(parameter).copy_(value.view_as(parameter))
+                if not state[name].isfinite().all():
+                    raise ValueError("momentum is not finite")
         if len(processes) == process.world_size:
             own = processes[process.rank]
             guard.load_state_dict(own["guard"])

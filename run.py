@@ -2,12 +2,13 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from ablate import GridError, ablate
 from argparser import Options, parse_options, typed_flags
-from modules.abn import describe_norm
 from predict import export, predict, stored_flags
 from report.logger import Logger
 from report.results import log_start
@@ -15,16 +16,22 @@ from train import Trainer
 from utils.checkpoint import find_checkpoint
 from utils.determinism import make_deterministic
 from utils.distributed import (
-    USER_ERROR,
+    Process,
     default_nproc,
     end_process,
+    from_main,
     launch,
     launched,
     run_reporting,
     start_process,
 )
-from utils.errors import PansError
+from utils.gpu import describe_device
+from utils.limits import require_limits
 from utils.memory import keep_freed_memory
+from utils.output import lasting_output
+from utils.parent import PARENT_VARIABLE
+from utils.run_lock import holding, lock_file
+from utils.slurm import join_step
 
 
 def read_options(argv: Sequence[str]) -> Options:
@@ -36,6 +43,25 @@ def read_options(argv: Sequence[str]) -> Options:
         path = find_checkpoint(typed["ckpt_test"], folder)
         return parse_options(argv, stored_flags(path, typed))
     return parse_options(argv)
+
+
+def places(options: Options) -> list[Path]:
+    """The lock files of all places that the job writes to."""
+    if options.export:
+        return []  # one file, whole at any time
+    if options.predict:
+        return [Path(options.out or "") / ".lock"]
+    own = [options.log_folder] if options.test else [options.checkpoint_path, options.log_folder]
+    return [lock_file(place) for place in own]
+
+
+@contextmanager
+def _holding_among(process: Process, options: Options) -> Iterator[None]:
+    """Have the main process hold the places, unless the one that launched it does."""
+    with ExitStack() as held:
+        hold = holding(places(options), f"run {options.name}")
+        from_main(process, lambda: held.enter_context(hold))
+        yield
 
 
 def work(options: Options) -> None:
@@ -51,46 +77,61 @@ def work(options: Options) -> None:
     if options.deterministic:
         make_deterministic()
     process = start_process(options.local_rank, options.timeout)
-    if options.predict:
-        predict(options, process)
-        end_process()
-        return
+    with _holding_among(process, options):
+        if options.predict:
+            predict(options, process)
+        else:
+            _train_and_test(options, process)
+    end_process()
+
+
+def _train_and_test(options: Options, process: Process) -> None:
     with Logger(options.log_folder if process.is_main else None) as logger:
         trainer = Trainer(options, process, logger)
         if process.is_main:
-            print(f"{process.world_size} x {process.device.type}, {trainer.precision}")
-            print(describe_norm(options.norm_act, process.device))
-            for note in options.notes:
+            print(f"{process.world_size} x {describe_device(process.device)}: {trainer.describe()}")
+            for note in (*options.notes, *filter(None, [trainer.info.note])):
                 print(f"note: {note}")
         if not options.test:
             trainer.fit()
-        logger.start_test()
-        if options.test:
-            log_start(logger, options.to_dict())
-        trainer.test()
+        with logger.replacing_test():
+            if options.test:
+                log_start(logger, options.to_dict())
+            trainer.test()
         for line in trainer.skipped.report():
             if process.is_main:
                 print(line, file=sys.stderr)
-    end_process()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run PAnS; returns the exit code, see `run_reporting`."""
-    argv = sys.argv[1:] if argv is None else argv
-    if launched():
-        return run_reporting(lambda: work(read_options(argv)))
-    try:
+    words = sys.argv[1:] if argv is None else argv
+    with lasting_output():
+        return run_reporting(lambda: _do(words))
+
+
+def _do(argv: Sequence[str]) -> int:
+    """The work of this process, or the launch of others that do it; returns the exit code."""
+    require_limits()
+    if not launched():
         typed = typed_flags(argv)
         if "ablate" in typed:
-            return run_reporting(lambda: ablate(typed, __file__))
-        options = read_options(argv)
-        nproc = 1 if options.export else options.nproc or default_nproc()
-        if nproc > 1:
-            return launch([__file__, *argv], nproc)
-    except PansError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    return run_reporting(lambda: work(options))
+            ablate(typed, __file__)
+            return 0
+        if _may_be_of_a_step(typed):
+            join_step()
+    options = read_options(argv)
+    nproc = 1 if options.export or launched() else options.nproc or default_nproc()
+    if nproc == 1:
+        work(options)
+        return 0
+    with holding(places(options), f"run {options.name}"):
+        return launch([__file__, *argv], nproc)
+
+
+def _may_be_of_a_step(typed: Mapping[str, Any]) -> bool:
+    """Whether SLURM's variables are this process's own, which launches nothing itself."""
+    return "nproc" not in typed and PARENT_VARIABLE not in os.environ
 
 
 if __name__ == "__main__":

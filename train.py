@@ -16,11 +16,15 @@ from build import model_of
 from dataset import (
     EpochSampler,
     Sample,
+    Split,
     describe,
+    open_dataset,
     training_loader,
 )
+from dataset.contents import Files, changes, files_of, packed
 from dataset.skipped import SkippedFiles
 from evaluate import Evaluator
+from modules.abn import describe_norm
 from modules.loss import segmentation_loss
 from modules.normalisation import normalised
 from modules.scores import upsample
@@ -31,6 +35,7 @@ from report.results import log_start
 from resume import (
     Position,
     Shape,
+    best_score_of,
     describe_start,
     is_continued,
     load_training_state,
@@ -39,7 +44,15 @@ from resume import (
     random_state,
     starting_checkpoint,
 )
-from utils.checkpoint import load_checkpoint, load_model_state, model_state, save_checkpoint
+from utils.checkpoint import (
+    link_checkpoint,
+    load_checkpoint,
+    load_model_state,
+    model_state,
+    previous_path,
+    require_room,
+    save_checkpoint,
+)
 from utils.compilation import compiled
 from utils.distributed import (
     Process,
@@ -48,6 +61,8 @@ from utils.distributed import (
     gather_objects,
     wait_for_all,
 )
+from utils.files import remove_leftovers
+from utils.gpu import tf32_in, timed_convolutions
 from utils.interruption import (
     Interrupted,
     Interruption,
@@ -75,13 +90,26 @@ class Trainer:
         self.latest_report: dict[str, float] = {}  # of the last step that had one
         self.interruption = Interruption(options.ckpt_minutes, process.host_group)
         torch.manual_seed(options.random_seed)  # the same initial weights in every process
-        self.model = model_of(options).to(process.device)
+        self.model = model_of(options).to(process.device).to(memory_format=self.memory_format)
         torch.manual_seed(options.random_seed + process.rank)  # but not the same dropout
         self.evaluator = Evaluator(
             options, process, logger, self.info, self.model, self.precision, self.skipped
         )
 
+    def describe(self) -> str:
+        """In one line: precision, implementation of the norm, memory layout."""
+        options, device = self.options, self.process.device
+        norm = describe_norm(options.norm_act, device, self.precision, learns=not options.fix_bn)
+        layout = "channels_last" if self.memory_format is torch.channels_last else "contiguous"
+        return f"{self.precision}{tf32_in(self.precision, device)}, {norm}, {layout}"
+
     # Set-up
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of weights and maps; tensor cores of GPUs compute on channels-last data."""
+        on_gpu = self.process.device.type == "cuda"
+        return torch.channels_last if on_gpu and not self.options.plain else torch.contiguous_format
 
     def _prepare_training(self) -> None:
         """Loader, optimizer and scheduler; weights from --ckpt, from ImageNet or at random."""
@@ -122,6 +150,7 @@ class Trainer:
         )
         self.guard = StepGuard(self.optimizer, self.model, options.clip_grad_norm)
         self.recorded_options = options.to_dict()
+        self._check_places()
         path = from_main(process, lambda: starting_checkpoint(options))
         if path is not None:
             self._start_from(path)
@@ -138,9 +167,37 @@ class Trainer:
         if dist.is_initialized():
             self.network = DistributedDataParallel(
                 self.network,
+                # Synchronised norms have the same running statistics everywhere.
+                forward_sync_buffers=options.norm_act != "iabn_sync",
                 gradient_as_bucket_view=True,
                 static_graph=options.accumulate == 1,  # no_sync does not go with it
             )
+
+    def _check_places(self) -> None:
+        """What is needed later shall not be missed then: all splits, and room for checkpoints."""
+        options = self.options
+        splits: list[Split] = ["train"] if options.val_on_trainset else ["train", "validation"]
+        pictures = {
+            split: open_dataset(options.dataset, options.data_root, split) for split in splits
+        }
+        open_dataset(options.dataset, options.data_root, "test")
+        self.files: dict[str, Files] = from_main(
+            self.process, lambda: {split: files_of(pictures[split]) for split in splits}
+        )
+        own = options.checkpoint_path
+        paths = (own, previous_path(own), options.best_checkpoint_path)
+        if self.process.is_main:
+            for path in paths:
+                remove_leftovers(path)
+        room = from_main(self.process, lambda: require_room(paths, self._checkpoint_bytes()))
+        if self.process.is_main:
+            print(room)
+
+    def _checkpoint_bytes(self) -> int:
+        """Of weights, running statistics and momentum; the rest is small."""
+        momentum = self.model.parameters() if self.options.momentum else ()
+        tensors = [*self.model.state_dict().values(), *momentum]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _require_statistics(self) -> None:
         """Batch statistics need two values, and the pyramid's one cell gives one an image."""
@@ -167,13 +224,13 @@ class Trainer:
             if is_published(checkpoint):
                 steps = self.shape.steps_per_epoch
                 checkpoint = from_published(checkpoint, self.model, steps, str(path))
-            position = position_in(checkpoint, path, options, self.shape)
+            data = changes(checkpoint.get("data"), self.files)
+            position = position_in(checkpoint, path, options, self.shape, data)
         load_model_state(self.model, model_state(checkpoint), path)
         if position is not None:
             self.epoch, self.iteration = position.epoch, position.iteration
-            self.best_score = load_training_state(
-                checkpoint, path, self.optimizer, self.guard, self.process
-            )
+            score = load_training_state(checkpoint, path, self.optimizer, self.guard, self.process)
+            self.best_score = from_main(self.process, lambda: best_score_of(score, path, options))
             go_to(self.scheduler, self.iteration)
             self.last_report = checkpoint.get("last_report", {})
             self.recorded_options = options_to_record(checkpoint, path, options)
@@ -184,26 +241,26 @@ class Trainer:
 
     def fit(self) -> None:
         """Train up to `epochs`, validating and saving as often as the options say."""
-        options, best = self.options, self.options.best_checkpoint_path
+        options = self.options
         self._prepare_training()
         self.countdown = Countdown(self.iteration, options.epochs * self.shape.steps_per_epoch)
         with self.interruption, answering_broken_waits(self._answer_demands):
             # Where another run's checkpoint has done all epochs: this is the file that is tested.
             if self.epoch >= options.epochs and self._has_no_file(options.checkpoint_path):
-                self._save(options.checkpoint_path)
+                self._save()
             while self.epoch < options.epochs:
-                self.train_epoch()
+                with timed_convolutions(self.process.device):
+                    self.train_epoch()
                 done = self.epoch + 1
                 last = done == options.epochs
                 validated = last or done % options.val_interval == 0
                 score = self.validate() if validated else self.best_score
                 self.epoch = done  # only now, so that a validation that was broken off is repeated
-                if score > self.best_score or (validated and self._has_no_file(best)):
+                is_best = score > self.best_score
+                if is_best:
                     self.best_score = score
-                    self._save(best)
                 self._print_epoch(score if validated else None)
-                if last or done % options.ckpt_interval == 0:
-                    self._save(options.checkpoint_path)
+                self._save(newest=last or done % options.ckpt_interval == 0, best=is_best)
 
     def train_epoch(self) -> None:
         """What is left of a pass over the training set; a report every `print_interval` steps."""
@@ -317,7 +374,7 @@ class Trainer:
         """Save and leave, if a signal or the clock demands it of any process."""
         demand = self.interruption.demand()
         if demand.save:
-            self._save(self.options.checkpoint_path)
+            self._save()
         if demand.stop:
             wait_for_all(self.process)  # or the first to leave would end the one that saves
             done = f"step {self.iteration} is saved in {self.options.checkpoint_path}"
@@ -327,8 +384,10 @@ class Trainer:
         """Asked on the main process, so that all of them act alike."""
         return from_main(self.process, lambda: not path.is_file())
 
-    def _save(self, path: Path) -> None:
-        """Write a checkpoint; every process calls this."""
+    def _save(self, newest: bool = True, best: bool = False) -> None:
+        """Write a checkpoint, once, as the newest or the best or both; every process calls this."""
+        if not newest and not best:
+            return
         own_state = {"random": random_state(self.process.device), "guard": self.guard.state_dict()}
         processes = gather_objects(own_state)
         if self.process.is_main:
@@ -344,7 +403,15 @@ class Trainer:
                 "processes": processes,
                 "options": self.recorded_options,
                 "classes": list(self.info.class_names),
+                "data": {split: packed(files) for split, files in self.files.items()},
             }
-            save_checkpoint(path, state, keep_previous=path == self.options.checkpoint_path)
-        if path == self.options.checkpoint_path:
+            own, best_path = self.options.checkpoint_path, self.options.best_checkpoint_path
+            # The best one first: a run that is killed in between repeats the validation.
+            if best:
+                save_checkpoint(best_path, state)
+                if newest:
+                    link_checkpoint(best_path, own, keep_previous=True)
+            else:
+                save_checkpoint(own, state, keep_previous=True)
+        if newest:
             self.interruption.saved()

@@ -102,7 +102,7 @@ def spread(values: list[float], unit: str) -> str:
 def compare_per_image(kind: str) -> None:
     """One image, ours against each peer, in turns."""
     image = make_image(kind)
-    peers = {"scikit-learn": (scikit_learn, 15), "torchmetrics": (torchmetrics_pair(), 5)}
+    peers = {"scikit-learn": (scikit_learn, 40), "torchmetrics": (torchmetrics_pair(), 5)}
     print(f"per-image AUROC, AUPR and FPR95, {kind} scores")
     for name, (peer, goal) in peers.items():
         if peer is None:
@@ -133,7 +133,7 @@ def time_states(kind: str) -> None:
         whole.append(1e3 * seconds(update))
     second_look = 1e3 * seconds(evaluation.results) / TURNS
     print(f"an image's cost, {kind} scores")
-    print(f"  pooled update       {spread(pooled, 'ms')}   goal: under 15 ms")
+    print(f"  pooled update       {spread(pooled, 'ms')}   goal: under 9 ms")
     print(f"  all protocols       {spread(whole, 'ms')}   and {second_look:.0f} ms a second look")
 
 

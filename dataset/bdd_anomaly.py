@@ -25,6 +25,7 @@ from dataset.readers.bdd_anomaly import (
     refuse_shifted,
 )
 from utils.errors import exit_code
+from utils.files import write_text
 
 IMAGE_FOLDERS = ("seg/images", "images/10k")
 # Folder of the label maps, and what their names add to the images'.
@@ -86,7 +87,7 @@ def write_lists(root: Path) -> dict[Split, int]:
             }
         )
     for split, entries in splits.items():
-        (folder / LISTS[split][0]).write_text(json.dumps(entries) + "\n")
+        write_text(folder / LISTS[split][0], json.dumps(entries) + "\n")
     return {split: len(entries) for split, entries in splits.items()}
 
 

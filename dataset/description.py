@@ -40,6 +40,7 @@ class DatasetInfo:
         remedy: what to do where a file is missing.
         component_sizes: pixels of the smallest predicted and of the smallest true component that
             count, as its protocol has them; by default those of SegmentMeIfYouCan's anomaly track.
+        note: what start-up says about the labels, if anything.
     """
 
     name: str
@@ -50,6 +51,7 @@ class DatasetInfo:
     splits: tuple[Split, ...]
     remedy: str
     component_sizes: tuple[int, int] = (500, 100)
+    note: str = ""
 
     @property
     def class_names(self) -> tuple[str, ...]:

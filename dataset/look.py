@@ -162,8 +162,7 @@ def _strips(pictures: SegmentationDataset, samples: int) -> Iterator[Image.Image
             image, label = pictures[index]
         except BadSample:
             continue  # the table counts them
-        height = max(round(TILE_WIDTH * image.height / image.width), 1)
-        small = label.resize((TILE_WIDTH, height), Image.Resampling.NEAREST)
+        small = label.resize(_tile_size(image), Image.Resampling.NEAREST)
         name = f"{pictures.split}: {pictures.names[index]}"
         tiles.append((name, image.resize(small.size), np.asarray(small)))
     for start in range(0, len(tiles), TILES // 2):
@@ -177,6 +176,12 @@ def _strips(pictures: SegmentationDataset, samples: int) -> Iterator[Image.Image
             colours = Image.fromarray(colours_of(label, pictures.info))
             strip.paste(colours, (left + TILE_WIDTH + MARGIN, LINE))
         yield strip
+
+
+def _tile_size(image: Image.Image) -> tuple[int, int]:
+    """As wide as a tile, and of pictures on end as high as it is wide at most."""
+    scale = TILE_WIDTH / max(image.size)
+    return max(round(image.width * scale), 1), max(round(image.height * scale), 1)
 
 
 def _legend(info: DatasetInfo) -> Image.Image:

@@ -10,8 +10,9 @@ from metrics.anomaly import (
     populations,
 )
 from metrics.components import component_scores, connected_components, match_components
+from metrics.curve import PooledMetrics, ThresholdCurve
 from metrics.evaluation import AnomalyEvaluation
-from metrics.pooled import PooledCounts, PooledMetrics, ScoreHistogram, ThresholdCurve
+from metrics.pooled import PooledCounts, ScoreHistogram
 from metrics.segmentation import (
     ConfusionMatrix,
     open_mean_iou,

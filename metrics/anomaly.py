@@ -41,14 +41,20 @@ def image_anomaly_metrics(
     """Exact metrics of one score map; equal scores share one threshold.
 
     Args:
-        scores: any shape, float32 or float64 (other types are widened), higher = more anomalous.
-            A CUDA tensor is evaluated on its device.
+        scores: any shape, floats of up to 64 bits or integers, in their own precision; higher =
+            more anomalous. A CUDA tensor of floats is evaluated on its device.
         is_anomaly: bool, the shape of `scores`.
         valid: bool, the shape of `scores`; pixels where it is False count as neither kind.
 
     Raises:
         InvalidScores: a counted score is NaN or infinite.
         OneKindOfPixel: no anomalous or no normal pixel is counted.
+
+    >>> scores = np.array([[0.9, 0.8, 0.8], [0.4, 0.1, 0.8]])
+    >>> is_anomaly = np.array([[True, True, False], [True, False, False]])
+    >>> metrics = image_anomaly_metrics(scores, is_anomaly)
+    >>> round(metrics.auroc, 4), round(metrics.aupr, 4), round(metrics.fpr95, 4)
+    (0.6667, 0.7, 0.6667)
     """
     return ranking_metrics(*populations(scores, is_anomaly, valid))
 
@@ -61,6 +67,9 @@ def populations(
     Raises:
         InvalidScores: a counted score is NaN or infinite.
         ValueError: the shapes differ.
+
+    >>> populations(np.array([0.1, 0.9, 0.5]), np.array([False, True, False]))
+    (array([0.9]), array([0.1, 0.5]))
     """
     scores = _on_backend(scores)
     masks = [_mask_like(scores, mask) for mask in (is_anomaly, valid) if mask is not None]
@@ -196,15 +205,39 @@ def _backend(array: Array) -> Any:
 
 
 def _on_backend(array: Array) -> Array:
-    """CUDA tensors stay; the rest becomes NumPy (its sort is the faster one), without a copy."""
-    backend = torch if isinstance(array, torch.Tensor) and array.is_cuda else np
-    if isinstance(array, torch.Tensor):
-        array = array.detach()
-        array = array.double() if array.dtype in (torch.float16, torch.bfloat16) else array
-    array = backend.asarray(array)
-    if array.dtype in (backend.float32, backend.float64):
-        return array
-    return backend.asarray(array, dtype=backend.float64)
+    """Floats on CUDA stay; the rest becomes NumPy (its sort is the faster one)."""
+    if isinstance(array, torch.Tensor) and array.is_cuda and array.dtype.is_floating_point:
+        return array.detach().double() if array.element_size() < 4 else array.detach()
+    return with_all_digits(array)
+
+
+def with_all_digits(scores: Array) -> np.ndarray:
+    """Scores of any real type as float32 or float64 on the CPU, without a copy where they are.
+
+    No digit is lost.
+
+    Integers that float64 can't tell apart become int64.
+
+    Raises:
+        InvalidScores: floats of more than 64 bits, or integers from 2^63 on.
+    """
+    if isinstance(scores, torch.Tensor) and scores.dtype == torch.bfloat16:
+        scores = scores.float()
+    scores = np.asarray(to_numpy(scores))
+    kind, size = scores.dtype.kind, scores.dtype.itemsize
+    if scores.dtype in (np.float32, np.float64):
+        return scores
+    if size <= 2:
+        return scores.astype(np.float32)
+    if kind in "iu" and size == 8 and scores.size:
+        least, greatest = int(scores.min()), int(scores.max())
+        if greatest >= 2**63:
+            raise InvalidScores(f"the anomaly scores go up to {greatest}; at most 2^63 - 1 can be")
+        if max(-least, greatest) > 2**53:
+            return scores.astype(np.int64)
+    if kind not in "iuf" or size > 8:
+        raise InvalidScores(f"anomaly scores are {scores.dtype}; make them float64")
+    return scores.astype(np.float64)
 
 
 def _mask_like(scores: Array, mask: Array) -> Array:

@@ -1,8 +1,8 @@
 """Component metrics of SegmentMeIfYouCan: sIoU, PPV and the mean F1.
 
 Source: Chan et al., SegmentMeIfYouCan, NeurIPS 2021 Datasets and Benchmarks, section 4 (arXiv
-2104.14812). The sIoU is their adjusted form of the IoU of Rottmann et al., IJCNN 2020. Components
-are 8-connected.
+2104.14812); where it leaves a comparison open, the benchmark's own code decides. The sIoU is their
+adjusted form of the IoU of Rottmann et al., IJCNN 2020. Components are 8-connected.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ class ComponentScores:
     """Means over all components of a data set, as fractions; None where there is no component.
 
     f1: 2 TP / (2 TP + FN + FP), mean over `F1_LEVELS`. At level t a true component is found (TP)
-    when its sIoU is above t and missed (FN) otherwise; a predicted one is false (FP) when its PPV
-    is at most t.
+    when its sIoU is at least t and missed (FN) otherwise; a predicted one is false (FP) when its
+    PPV is below t.
     """
 
     siou: float | None
@@ -45,6 +45,7 @@ def match_components(
     *,
     min_predicted_size: int = 0,
     min_true_size: int = 0,
+    true_components: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> ComponentMatch:
     """Matches the predicted with the true anomalous components of one image.
 
@@ -53,13 +54,21 @@ def match_components(
     component p: PPV(p) = share of p's pixels that are anomalous.
 
     Args:
-        is_predicted, is_anomaly: (H, W) bool.
+        is_predicted: (H, W) bool; in the benchmark score > the threshold of the best pixel F1.
+        is_anomaly: (H, W) bool.
         valid: (H, W) bool; pixels where it is False belong to no component.
         min_predicted_size: smaller predicted components are dropped, as noise.
         min_true_size: smaller true components are ignored, their pixels with them.
+        true_components: `connected_components(is_anomaly & valid)`, where they are known.
+
+    >>> predicted = np.array([[1, 1, 1, 0, 0, 1]], dtype=bool)
+    >>> anomaly = np.array([[0, 1, 1, 1, 0, 0]], dtype=bool)
+    >>> match = match_components(predicted, anomaly)
+    >>> match.siou, match.ppv.round(4)
+    (array([0.5]), array([0.6667, 0.    ]))
     """
     valid = np.ones(is_anomaly.shape, dtype=bool) if valid is None else valid
-    true, true_sizes = connected_components(is_anomaly & valid)
+    true, true_sizes = true_components or connected_components(is_anomaly & valid)
     predicted, predicted_sizes = connected_components(is_predicted & valid)
     is_true, is_kept = true_sizes >= min_true_size, predicted_sizes >= min_predicted_size
 
@@ -90,11 +99,17 @@ def _overlaps(
 
 
 def component_scores(matches: Sequence[ComponentMatch]) -> ComponentScores:
-    """The scores of a data set from the matches of its images, in their order."""
+    """The scores of a data set from the matches of its images, in their order.
+
+    >>> match = ComponentMatch(siou=np.array([0.5]), ppv=np.array([0.75, 0.0]))
+    >>> scores = component_scores([match])
+    >>> scores.siou, scores.ppv, round(scores.f1, 4)
+    (0.5, 0.375, 0.3636)
+    """
     siou = np.concatenate([match.siou for match in matches]) if matches else np.zeros(0)
     ppv = np.concatenate([match.ppv for match in matches]) if matches else np.zeros(0)
-    found = (siou[:, None] > F1_LEVELS).sum(axis=0)
-    false = (ppv[:, None] <= F1_LEVELS).sum(axis=0)
+    found = (siou[:, None] >= F1_LEVELS).sum(axis=0)
+    false = (ppv[:, None] < F1_LEVELS).sum(axis=0)
     has_any = len(siou) + len(ppv) > 0
     return ComponentScores(
         siou=float(siou.mean()) if len(siou) else None,
@@ -112,6 +127,13 @@ def connected_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         labels: (H, W) int32, 0 outside the mask, 1..K inside, in the order of first pixels.
         sizes: (K,) pixels of the components 1..K.
+
+    >>> labels, sizes = connected_components(np.array([[1, 0, 0, 1], [0, 1, 0, 1]], dtype=bool))
+    >>> labels
+    array([[1, 0, 0, 2],
+           [0, 1, 0, 2]], dtype=int32)
+    >>> sizes
+    array([2, 2])
     """
     starts, ends, stride = _runs(mask)
     # A run touches those of the next row that end at or after its start and begin by its end.

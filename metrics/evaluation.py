@@ -1,8 +1,8 @@
 """The state that a test fills image by image, and its results under every protocol."""
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,32 @@ from metrics.anomaly import (
     populations,
     ranking_metrics,
     to_numpy,
+    with_all_digits,
 )
-from metrics.components import ComponentMatch, match_components
-from metrics.pooled import PooledCounts
-from metrics.reduction import all_gather
+from metrics.components import ComponentMatch, connected_components, match_components
+from metrics.curve import PooledMetrics
+from metrics.pooled import BinnedScores, PooledCounts, sharpened
+from metrics.reduction import all_gather, all_reduce
 from metrics.segmentation import (
     ConfusionMatrix,
-    open_mean_iou,
     open_set_counts,
     segmentation_scores,
 )
 from metrics.spool import Spool
 
-LARGEST_ERROR = 1e-4
-"""Pooled figures that may be farther off than this are counted once more, with better bins."""
+ONLY_SCORE = "score"
+"""The name of a score that has none."""
 
 # (scores, label, prediction or None), all (H, W)
 Maps = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+# name of a score, its parts, (H, W) -> its map
+MapOf = Callable[[str, Sequence[torch.Tensor], tuple[int, ...]], Array]
+
+# (index, maps of some scores, label, prediction or None) of one image
+_Kept = tuple[int, dict[str, Array], np.ndarray, np.ndarray | None]
+
+_OF_A_SCORE = ("AUROC", "AUPR", "FPR95", "constant_score_maps", "protocols")
 
 
 @dataclass(frozen=True)
@@ -51,24 +60,25 @@ class ImageRecord:
     size: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class SecondLook:
-    """What only the final thresholds can tell of one image.
+@dataclass
+class _Thresholded:
+    """What only the final thresholds of a score can tell.
 
-    open_counts: (C+1, C+1) int64, see `open_set_counts`; None without a prediction.
+    matches: (index of the image, its components). open_counts: (C+1, C+1) int64 of all images,
+    see `open_set_counts`.
     """
 
-    index: int
-    components: ComponentMatch
-    open_counts: torch.Tensor | None
+    open_counts: torch.Tensor
+    matches: list[tuple[int, ComponentMatch]] = field(default_factory=list)
 
 
 class AnomalyEvaluation:
     """Anomaly metrics and segmentation of a test split, under every protocol, from one pass.
 
-    Component metrics and open-mIoU need a threshold that is known after the last image only, and
-    so the maps again: from `reread`, else from a temporary file (3.7 MB for 720x1280). Where that
-    file can't be written these two are None, with the reason as their rule; the rest stands.
+    Exact thresholds, component metrics and open-mIoU need the maps again after the last image:
+    from `reread`, else from a temporary file. It takes at most 4 bytes a pixel for each float32
+    map (3.7 MB for 1280x720), far fewer where `update` gets parts. Where that file can't be
+    written these two are None, with the reason as their rule; the rest stands.
 
     Args:
         num_classes: C, the classes of the confusion matrix.
@@ -77,13 +87,26 @@ class AnomalyEvaluation:
         ignore_classes: class indices whose pixels count as neither normal nor anomalous. They
             stay in the confusion matrix.
         device: where predictions are counted.
+        scores: names of several scores of one model; the first is the headline.
         class_names: for the results; a class without a name goes by its index.
         min_predicted_size, min_true_size: see `match_components`; the defaults are those of
             SegmentMeIfYouCan's anomaly track.
         at_input_size: labels and maps have the size of the network's input, not of the label file;
             for the rules of the protocols.
-        reread: gives the maps of the image of an index once more.
+        reread: gives the maps of the image of an index once more, for a single score.
+        map_of: computes a score's map from its parts, the same bits each time.
         spool_folder: where the temporary file goes; the system's place for such files if None.
+
+    >>> evaluation = AnomalyEvaluation(num_classes=2, anomaly_index=2, min_predicted_size=0)
+    >>> label = np.array([[0, 0, 1, 2]], np.uint8)
+    >>> prediction = np.array([[0, 0, 1, 1]])
+    >>> scores = np.array([[0.1, 0.3, 0.6, 0.5]])
+    >>> evaluation.update(0, "an image", scores, prediction, label)
+    >>> results = evaluation.results()
+    >>> round(results["AUROC"], 2), results["Mean IoU"]
+    (66.67, 1.0)
+    >>> results["protocols"]["open set"]["figures"]["open-mIoU"]
+    0.5
     """
 
     def __init__(
@@ -94,11 +117,13 @@ class AnomalyEvaluation:
         ignore_classes: Sequence[int] = (),
         device: torch.device | str = "cpu",
         *,
+        scores: Sequence[str] = (),
         class_names: Sequence[str] = (),
         min_predicted_size: int = 500,
         min_true_size: int = 100,
         at_input_size: bool = False,
         reread: Callable[[int], Maps] | None = None,
+        map_of: MapOf | None = None,
         spool_folder: Path | None = None,
     ) -> None:
         self.num_classes = num_classes
@@ -111,47 +136,70 @@ class AnomalyEvaluation:
         self._is_valid = (labels != ignore_index) & ~np.isin(labels, ignore_classes)
         self._is_anomaly = (labels >= anomaly_index) & self._is_valid
         self.confusion = ConfusionMatrix(num_classes, device)
-        self.pooled: PooledCounts = PooledCounts()
-        self.records: list[ImageRecord] = []
-        self._reread = reread
+        self._has_names = bool(scores)
+        self.scores = tuple(scores) or (ONLY_SCORE,)
+        self.counts: dict[str, BinnedScores] = {name: PooledCounts() for name in self.scores}
+        self.records_of: dict[str, list[ImageRecord]] = {name: [] for name in self.scores}
+        self._has_prediction: list[bool] = []
+        self._reread, self._map_of = reread, map_of
         self._spool = None if reread else Spool(spool_folder)
         self._spool_errors: list[str] = []
-        self._second_looks: list[SecondLook] | None = None
+        self._thresholded: dict[str, _Thresholded] | None = None
+
+    @property
+    def headline(self) -> str:
+        """The first score."""
+        return self.scores[0]
+
+    @property
+    def records(self) -> list[ImageRecord]:
+        """The images under the first score; `records_of` has those of each."""
+        return self.records_of[self.headline]
+
+    @property
+    def pooled(self) -> BinnedScores:
+        """The pooled counts of the first score; `counts` has those of each."""
+        return self.counts[self.headline]
 
     def update(
-        self, index: int, name: str, scores: Array, prediction: Array | None, label: Array
+        self,
+        index: int,
+        name: str,
+        scores: Array | Mapping[str, Array],
+        prediction: Array | None,
+        label: Array,
+        parts: Mapping[str, Sequence[torch.Tensor]] | None = None,
     ) -> None:
         """Adds one image.
 
         Args:
             index: its place in the split.
             name: what errors and results call it.
-            scores: (H, W) float, higher = more anomalous.
+            scores: (H, W) floats or integers, higher = more anomalous; of several scores by name.
             prediction: (H, W) class indices in 0..C-1; None where only scores are known.
             label: (H, W) uint8.
+            parts: by score, what `map_of` computes the map from; kept in its place.
 
         Raises:
             InvalidScores: a score that counts is NaN or infinite.
         """
         label = to_numpy(label)
+        maps = scores if isinstance(scores, Mapping) else {ONLY_SCORE: scores}
+        masks = self._masks(label)
         try:
-            kinds = populations(scores, *self._masks(label))
+            kinds = {score: populations(maps[score], *masks) for score in self.scores}
         except InvalidScores as error:
             raise InvalidScores(f"{name}: {error}") from error
-        anomalous, normal = len(kinds[0]), len(kinds[1])
-        metrics = ranking_metrics(*kinds) if anomalous and normal else None
-        base_rate = anomalous / max(anomalous + normal, 1)
-        height, width = label.shape
-        self.records.append(
-            ImageRecord(index, name, metrics, base_rate, _is_constant(kinds), (height, width))
-        )
-        self.pooled.update(*kinds)
+        for score, own in kinds.items():
+            self.records_of[score].append(_record(index, name, own, label))
+            self.counts[score].update(*own)
+        self._has_prediction.append(prediction is not None)
         if prediction is not None:
             device = self.confusion.matrix.device
             self.confusion.update(
                 torch.as_tensor(prediction).to(device), torch.from_numpy(label).to(device)
             )
-        self._keep(scores, label, prediction)
+        self._keep(maps, label, prediction, parts or {})
 
     def all_reduce(self, group: Any = None) -> None:
         """Brings together the images of all processes; afterwards each holds all of them.
@@ -159,34 +207,46 @@ class AnomalyEvaluation:
         Every process calls it, once, after its last image. Counts are added up and images put in
         the order of their index, so the number of processes changes no bit of the results.
         """
-        self.pooled.all_reduce(group)
+        for counts in self.counts.values():
+            counts.all_reduce(group)
         self.confusion.all_reduce(group)
         self._spool_errors = all_gather(self._spool_errors, group)
-        self._refine_pooled(group)
-        self._second_looks = all_gather(self._look_again(), group)
-        self.records = all_gather(self.records, group)
+        self._look_again(group)
+        self._has_prediction = all_gather(self._has_prediction, group)
+        for score, records in self.records_of.items():
+            self.records_of[score] = all_gather(records, group)
 
     def results(self) -> dict[str, Any]:
-        """All figures: AUROC, AUPR and FPR95 in percent, segmentation scores as fractions.
+        """All metrics: AUROC, AUPR and FPR95 in percent, segmentation scores as fractions.
 
-        The headline is the mean over images; "protocols" holds every protocol's figures with
-        their unit and rule. What can't be measured is None (NaN in the segmentation scores).
+        The headline is the mean over images; "protocols" holds every protocol's metrics with
+        their unit and rule. What can't be measured is None (NaN in the segmentation scores). Of
+        several scores these are the headline's; "score" names it, and "scores" holds each one's:
+
+        {"score": name, "scores": {name: {"AUROC", "AUPR", "FPR95", "protocols", ...}}, ...}
 
         Raises:
             ValueError: an index was given twice.
         """
-        if self._second_looks is None:
-            self._refine_pooled()
-            self._second_looks = self._look_again()
-        records = sorted(self.records, key=lambda record: record.index)
-        if len({record.index for record in records}) < len(records):
+        if self._thresholded is None:
+            self._look_again()
+        if len({record.index for record in self.records}) < len(self.records):
             raise ValueError("an image was counted twice: every index may come once")
+        found = {score: self._results_of(score) for score in self.scores}
+        results = found[self.headline]
+        if not self._has_names:
+            return results
+        own = {score: {key: one[key] for key in _OF_A_SCORE} for score, one in found.items()}
+        return {**results, "score": self.headline, "scores": own}
+
+    def _results_of(self, score: str) -> dict[str, Any]:
+        records = sorted(self.records_of[score], key=lambda record: record.index)
         scored = [record for record in records if record.metrics is not None]
         base_rate = protocols.mean([record.base_rate for record in scored])
         size = protocols.measured_size({record.size for record in records}, self.at_input_size)
         all_protocols = {
             name: replace(protocol, rule=f"{protocol.rule}; measured at {size}")
-            for name, protocol in self._protocols(records, base_rate).items()
+            for name, protocol in self._protocols(score, records, base_rate).items()
         }
         headline = all_protocols["per image"]
         ignored = ", ".join(self.ignored_classes) or "none"
@@ -197,7 +257,7 @@ class AnomalyEvaluation:
             "images_scored": len(scored),
             "images_skipped": len(records) - len(scored),
             "anomaly_base_rate": base_rate,
-            "anomaly_base_rate_pooled": self.pooled.base_rate,
+            "anomaly_base_rate_pooled": self.counts[score].base_rate,
             "measured_at": size,
             "constant_score_maps": [record.name for record in records if record.is_constant],
             "protocol": f"per image: {headline.rule}; ignored classes: {ignored}",
@@ -205,95 +265,162 @@ class AnomalyEvaluation:
         }
 
     def _protocols(
-        self, records: Sequence[ImageRecord], base_rate: float | None
+        self, score: str, records: Sequence[ImageRecord], base_rate: float | None
     ) -> dict[str, protocols.Protocol]:
-        ignored, pooled = self.ignored_classes, self.pooled.metrics()
-        looks = sorted(self._second_looks or [], key=lambda look: look.index)
-        counts = [look.open_counts for look in looks if look.open_counts is not None]
-        has_open_set = looks and len(counts) == len(records)
+        assert self._thresholded is not None
+        ignored, counts = self.ignored_classes, self.counts[score]
+        pooled, thresholded = counts.metrics(), self._thresholded.get(score)
+        matches = sorted(thresholded.matches, key=lambda pair: pair[0]) if thresholded else []
+        has_open_set = thresholded and all(self._has_prediction)
         return {
             "per image": protocols.per_image(
                 [record.metrics for record in records if record.metrics], base_rate, ignored
             ),
-            "pooled": protocols.pooled(pooled, self.pooled.base_rate, ignored),
+            "pooled": protocols.pooled(pooled, counts.base_rate, ignored),
             "components": protocols.components(
-                [look.components for look in looks],
-                pooled.best_f1_threshold if pooled else None,
+                [match for _, match in matches],
+                pooled,
                 self.min_sizes,
                 ignored,
                 self._spool_errors,
             ),
             "segmentation": protocols.segmentation(segmentation_scores(self.confusion.matrix)),
             "open set": protocols.open_set(
-                open_mean_iou(torch.stack(counts).sum(0)) if has_open_set else math.nan,
-                pooled.recall_95_threshold if pooled else None,
+                thresholded.open_counts if thresholded and has_open_set else None,
+                pooled,
                 self._spool_errors,
             ),
         }
 
-    def _keep(self, scores: Array, label: np.ndarray, prediction: Array | None) -> None:
-        """Puts the maps aside for the second look."""
+    def _keep(
+        self,
+        maps: Mapping[str, Array],
+        label: np.ndarray,
+        prediction: Array | None,
+        parts: Mapping[str, Sequence[torch.Tensor]],
+    ) -> None:
+        """Puts aside what the maps can be had from again."""
         if self._spool is None:
             return
-        maps = [to_numpy(torch.as_tensor(scores).float()), label]
+        group: dict[str, list[np.ndarray]] = {"label": [label], "prediction": []}
         if prediction is not None:
-            maps.append(to_numpy(prediction).astype(np.uint8))
+            group["prediction"].append(to_numpy(prediction).astype(np.uint8))
+        for score in self.scores:
+            if score in parts:
+                group[f"parts of {score}"] = [to_numpy(part) for part in parts[score]]
+            else:
+                group[f"map of {score}"] = [_in_own_type(maps[score])]
         try:
-            self._spool.append(*maps)
+            self._spool.append(group)
         except OSError as error:
             self._spool = None
             self._spool_errors.append(f"the maps could not be kept for a second look: {error}")
 
-    def _maps(self, number: int, index: int) -> Maps:
-        if self._spool is None:
-            assert self._reread is not None
-            return self._reread(index)
-        scores, label, *predictions = self._spool[number]
-        return scores, label, predictions[0] if predictions else None
+    def _kept(self, scores: Sequence[str]) -> Iterator[_Kept]:
+        """(index, maps of these scores, label, prediction) of this process's images, once more."""
+        for number, record in enumerate(self.records):
+            if self._spool is None:
+                assert self._reread is not None
+                score_map, label, prediction = self._reread(record.index)
+                yield record.index, {ONLY_SCORE: score_map}, label, prediction
+                continue
+            (label,), predictions = (
+                self._spool.read(number, name) for name in ("label", "prediction")
+            )
+            maps = {score: self._map(number, score, label.shape) for score in scores}
+            yield record.index, maps, label, predictions[0] if predictions else None
 
-    def _refine_pooled(self, group: Any = None) -> None:
-        """Counts all maps once more where the pooled figures' bounds are too wide."""
-        pooled = self.pooled.metrics()
-        if pooled is None or pooled.largest_bound <= LARGEST_ERROR or self._spool_errors:
+    def _map(self, number: int, score: str, size: tuple[int, ...]) -> Array:
+        assert self._spool is not None
+        parts = self._spool.read(number, f"parts of {score}")
+        if not parts:
+            return self._spool.read(number, f"map of {score}")[0]
+        assert self._map_of is not None
+        return self._map_of(score, [torch.from_numpy(part) for part in parts], size)
+
+    def _look_again(self, group: Any = None) -> None:
+        """All that needs the maps once more, when the counts of all processes are complete."""
+        self._thresholded = {}
+        if self._spool_errors:
             return
-        refined = self.pooled.refined()
-        for number, record in enumerate(self.records):
-            scores, label, _ = self._maps(number, record.index)
-            refined.update(*populations(scores, *self._masks(label)))
-        refined.all_reduce(group)
-        self.pooled = refined
+        for score in self.scores:
+            look_again = partial(self._populations_again, score)
+            self.counts[score] = sharpened(self.counts[score], look_again, group)
+        all_metrics = {score: counts.metrics() for score, counts in self.counts.items()}
+        thresholds = {score: metrics for score, metrics in all_metrics.items() if metrics}
+        classes = self.num_classes + 1
+        for score in thresholds:
+            self._thresholded[score] = _Thresholded(torch.zeros(classes, classes, dtype=torch.long))
+        if thresholds:
+            for index, maps, label, prediction in self._kept(self.scores):
+                self._look_at(index, maps, label, prediction, thresholds)
+        for found in self._thresholded.values():
+            found.open_counts = all_reduce(found.open_counts, "SUM", group)
+            found.matches = all_gather(found.matches, group)
 
-    def _masks(self, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(is_anomaly, valid), both (H, W) bool."""
-        return self._is_anomaly.take(label), self._is_valid.take(label)
+    def _populations_again(self, score: str) -> Iterator[tuple[Array, Array]]:
+        for _, maps, label, _ in self._kept([score]):
+            yield populations(maps[score], *self._masks(label))
 
-    def _look_again(self) -> list[SecondLook]:
-        """The second look at the images of this process, once the pooled counts are complete."""
-        pooled = self.pooled.metrics()
-        if pooled is None or self._spool_errors:
-            return []
-        looks = []
-        for number, record in enumerate(self.records):
-            scores, label, prediction = self._maps(number, record.index)
-            scores = scores.astype(np.float32, copy=False)
-            components = match_components(
-                scores >= pooled.best_f1_threshold,
-                *self._masks(label),
+    def _look_at(
+        self,
+        index: int,
+        maps: Mapping[str, Array],
+        label: np.ndarray,
+        prediction: np.ndarray | None,
+        thresholds: Mapping[str, PooledMetrics],
+    ) -> None:
+        """Components and open-set counts of one image."""
+        assert self._thresholded is not None
+        is_anomaly, valid = self._masks(label)
+        true_components = connected_components(is_anomaly)
+        for score, metrics in thresholds.items():
+            found, scores = self._thresholded[score], with_all_digits(maps[score])
+            match = match_components(
+                scores > metrics.best_f1_threshold,
+                is_anomaly,
+                valid,
                 min_predicted_size=self.min_sizes[0],
                 min_true_size=self.min_sizes[1],
+                true_components=true_components,
             )
-            open_counts = None
+            found.matches.append((index, match))
             if prediction is not None:
-                open_counts = open_set_counts(
+                found.open_counts += open_set_counts(
                     torch.from_numpy(prediction),
                     torch.from_numpy(label),
-                    torch.from_numpy(scores >= pooled.recall_95_threshold),
+                    torch.from_numpy(scores >= metrics.recall_95_threshold),
                     self.num_classes,
                     self.anomaly_index,
                     self.ignore_index,
                 )
-            looks.append(SecondLook(record.index, components, open_counts))
-        return looks
+
+    def _masks(self, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(is_anomaly, valid), both (H, W) bool; anomalous pixels are valid."""
+        return _of_labels(self._is_anomaly, label), _of_labels(self._is_valid, label)
+
+
+def _record(index: int, name: str, kinds: tuple[Array, Array], label: np.ndarray) -> ImageRecord:
+    """Of an image's (anomalous, normal) scores."""
+    anomalous, normal = (len(kind) for kind in kinds)
+    metrics = ranking_metrics(*kinds) if anomalous and normal else None
+    base_rate, (height, width) = anomalous / max(anomalous + normal, 1), label.shape
+    return ImageRecord(index, name, metrics, base_rate, _is_constant(kinds), (height, width))
+
+
+def _of_labels(facts: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """(256,) bool of each label -> bool in the shape of the labels."""
+    if label.dtype != np.uint8:
+        return facts.take(label)
+    content = label.tobytes().translate(facts.tobytes())  # five times as fast as take
+    return np.frombuffer(content, bool).reshape(label.shape)
+
+
+def _in_own_type(scores: Array) -> np.ndarray:
+    """As an array; of bfloat16, which NumPy has not, as float32."""
+    if isinstance(scores, torch.Tensor) and scores.dtype == torch.bfloat16:
+        scores = scores.float()
+    return to_numpy(scores)
 
 
 def _is_constant(kinds: Sequence[Array]) -> bool:

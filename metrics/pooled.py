@@ -8,78 +8,30 @@ scores within one octave, say [0.25, 0.5), are told apart to 1e-6 of their value
 
 The counts depend on the scores alone, not on their order nor on the number of processes. Scores in
 one bin count as tied. That is the only error, and `PooledMetrics` bounds it for the data at hand.
-Where the bound is too wide, `PooledCounts.refined` lays out the bins anew for a second pass.
+Where a bound is too wide, `sharpened` counts once more with the bins in question cut into pieces,
+in the scores' own precision.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from metrics.anomaly import Array, to_numpy
+from metrics.anomaly import Array, with_all_digits
+from metrics.curve import LARGEST_ERROR, BinCurve, PooledMetrics, ThresholdCurve
+from metrics.float_keys import KEY_OF_LARGEST, lowest_scores, ordered_keys
 from metrics.reduction import all_reduce
 
 _PAGE_BITS = 16
 _PAGES = 1 << 16
-_BITS_OF_HALF, _BITS_OF_ONE = 0x3F000000, 0x3F800000
-_BITS_OF_LEAST_GAP = 0x33000000  # 2^-25: half the least distance of a float32 below 1 from 1
-_KEY_OF_ONE = 2 * _BITS_OF_HALF - _BITS_OF_LEAST_GAP
-_LARGEST = np.float32(2.0**100)
-_KEY_OF_LARGEST = _KEY_OF_ONE + int(_LARGEST.view(np.int32)) - _BITS_OF_ONE
 _BLOCK = 1 << 16  # pixels that are worked on while they are in the cache
-
-
-@dataclass(frozen=True)
-class PooledMetrics:
-    """Pooled metrics as fractions; a `_bound` is the most by which its figure can be off.
-
-    fpr95: at the recall nearest 0.95, the rule of `image_anomaly_metrics`.
-    fpr_at_recall_95: at the highest threshold whose recall is at least 0.95.
-    recall_95_threshold: that threshold; best_f1_threshold: the one of the best pixel F1. A pixel
-        is called anomalous where score >= threshold.
-    """
-
-    auroc: float
-    aupr: float
-    fpr95: float
-    fpr_at_recall_95: float
-    auroc_bound: float
-    aupr_bound: float
-    fpr95_bound: float
-    recall_95_threshold: float
-    best_f1_threshold: float
-
-    @property
-    def largest_bound(self) -> float:
-        """The largest of the three bounds."""
-        return max(self.auroc_bound, self.aupr_bound, self.fpr95_bound)
-
-
-@dataclass(frozen=True)
-class ThresholdCurve:
-    """The pixels called anomalous at falling thresholds, at most as many as were asked for.
-
-    true_positives, false_positives: (K,) int64, rising; the last are all pixels of their kind.
-    """
-
-    true_positives: np.ndarray
-    false_positives: np.ndarray
-
-    @property
-    def recall(self) -> np.ndarray:
-        """(K,) share of the anomalous pixels that are found; the true positive rate."""
-        return self.true_positives / self.true_positives[-1]
-
-    @property
-    def precision(self) -> np.ndarray:
-        """(K,) share of anomalous pixels among those called so."""
-        return self.true_positives / (self.true_positives + self.false_positives)
-
-    @property
-    def false_positive_rate(self) -> np.ndarray:
-        """(K,) share of the normal pixels that are called anomalous."""
-        return self.false_positives / self.false_positives[-1]
+_MOST_PIECES = 1 << 19  # of all bins that are cut, in one further pass
+_FURTHER_PASSES = 3
+_ALL_BUT_SIGN = np.int64(2**63 - 1)
 
 
 @dataclass(frozen=True)
@@ -94,92 +46,81 @@ class ScoreHistogram:
     anomalous: np.ndarray
 
 
-class PooledCounts:
-    """Streaming counts of normal and anomalous scores, merged over processes by `all_reduce`.
+class BinnedScores(ABC):
+    """Counts of normal and anomalous scores in bins, and what follows from them.
 
-    Args:
-        max_bins: bins for each of the two kinds, at least 65,536. The default takes 21 MB, and
-            under 100 MB with what `all_reduce` and `metrics` need for a moment.
+    Bins are numbered by rising score, from 0.
     """
 
-    def __init__(self, max_bins: int = 5 << 18) -> None:
-        self._counts = np.zeros((2, max_bins), np.int64)
-        self._pages = np.zeros(0, np.int64)  # in the order in which their bins lie
-        self._first_bin = np.full(_PAGES, -1, np.int64)
-        self._bits = _PAGE_BITS  # a page has 2^bits bins
-        self._key_bits = 0  # the OR of all keys: which bits the scores make use of
+    has_wide_integers: bool
+    """Whether there are integers that float64 can't tell apart; then scores are int64."""
+
+    @abstractmethod
+    def update(self, anomalous: Array, normal: Array) -> None:
+        """Counts finite scores of both kinds, 1-D, as `populations` returns them."""
+
+    @abstractmethod
+    def all_reduce(self, group: Any = None) -> None:
+        """Adds up the counts of all processes. Every process calls it, once, after its updates."""
+
+    @abstractmethod
+    def counts(self) -> np.ndarray:
+        """(2, bins) normal and anomalous pixels."""
+
+    @abstractmethod
+    def intervals(self, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The least and the greatest score that each bin can hold: float64, or int64."""
+
+    @abstractmethod
+    def is_exact(self, bins: np.ndarray) -> np.ndarray:
+        """Whether each bin is known to hold one score only."""
+
+    @abstractmethod
+    def locate(self, scores: np.ndarray) -> np.ndarray:
+        """The bin of each score, once all scores were counted."""
+
+    @abstractmethod
+    def next_above(self, score: float) -> float:
+        """The least score above `score` in the precision of the scores."""
 
     @property
     def normal(self) -> int:
         """How many normal pixels were counted."""
-        return int(self._counts[0].sum())
+        return int(self.counts()[0].sum())
 
     @property
     def anomalous(self) -> int:
         """How many anomalous pixels were counted."""
-        return int(self._counts[1].sum())
+        return int(self.counts()[1].sum())
 
     @property
     def base_rate(self) -> float | None:
         """The share of anomalous pixels, which is the AUPR of chance; None before any pixel."""
-        total = self.anomalous + self.normal
-        return self.anomalous / total if total else None
-
-    def update(self, anomalous: Array, normal: Array) -> None:
-        """Counts finite scores of both kinds, 1-D, as `populations` returns them.
-
-        They are rounded to float32; those above 2^100 share a bin. The work is done on the CPU.
-        """
-        for row, scores in enumerate((to_numpy(normal), to_numpy(anomalous))):
-            for start in range(0, len(scores), _BLOCK):
-                keys = _ordered_keys(scores[start : start + _BLOCK])
-                bins = self._bins(keys)  # may move the counts, so it comes first
-                np.add.at(self._counts[row], bins, 1)
-
-    def all_reduce(self, group: Any = None) -> None:
-        """Adds up the counts of all processes. Every process calls it, once, after its updates.
-
-        One small all_reduce says which pages are in use, so that the bins lie alike everywhere;
-        one adds the counts.
-        """
-        key_bits = self._key_bits >> np.arange(_PAGE_BITS) & 1
-        flags = torch.from_numpy(np.concatenate([self._first_bin >= 0, key_bits]).astype(np.int32))
-        flags = all_reduce(flags, "MAX", group)
-        self._add_pages(flags[:_PAGES].numpy().nonzero()[0])
-        self._key_bits = int(flags[_PAGES:].numpy() @ (1 << np.arange(_PAGE_BITS)))
-        self._sort_pages()
-        self._counts = all_reduce(torch.from_numpy(self._counts), "SUM", group).numpy()
+        normal, anomalous = self.counts().sum(axis=1).tolist()
+        return anomalous / (anomalous + normal) if anomalous + normal else None
 
     def metrics(self) -> PooledMetrics | None:
         """The metrics of all that was counted; None until both kinds of pixel were."""
-        if not self.anomalous or not self.normal:
+        bins, curve = self._curve()
+        if curve is None:
             return None
-        normal, anomalous = self._falling_counts()
-        # The curve changes only at bins that hold an anomalous score.
-        held = anomalous.nonzero()[0]
-        bins = normal.size - 1 - held
-        curve = _Curve(
-            step=anomalous[held],
-            tied=normal[held],
-            true_positives=anomalous[held].cumsum(),
-            false_positives=normal.cumsum()[held],
-            negatives=self.normal,
-            is_exact=self._is_exact(bins),
-        )
-        at_recall_95, at_best_f1 = curve.first_at_recall_95(), curve.best_f1()
-        lowest_keys = self._first_keys(bins[[at_recall_95, at_best_f1]])
-        recall_95_threshold, best_f1_threshold = map(_lowest_score, lowest_keys.tolist())
-        auroc_bound, aupr_bound, fpr95_bound = curve.bounds()
+        at_recall_95 = curve.first_at_recall_95
+        recall_95 = [value.item() for value in self._interval(bins[[at_recall_95]])]
+        best_f1 = self._interval(bins[[curve.best_f1()]])[0].item()
+        lowest, highest = self._interval(bins[curve.best_f1_candidates()])
         return PooledMetrics(
             auroc=curve.auroc(),
             aupr=curve.aupr(),
             fpr95=curve.fpr95(),
-            fpr_at_recall_95=float(curve.false_positives[at_recall_95] / curve.negatives),
-            auroc_bound=auroc_bound,
-            aupr_bound=aupr_bound,
-            fpr95_bound=fpr95_bound,
-            recall_95_threshold=recall_95_threshold,
-            best_f1_threshold=best_f1_threshold,
+            fpr_at_recall_95=curve.fpr_at_recall_95(),
+            auroc_bound=curve.auroc_bound(),
+            aupr_bound=curve.aupr_bound(),
+            fpr95_bound=curve.fpr95_bound(),
+            fpr_at_recall_95_bound=curve.fpr_at_recall_95_bound(),
+            recall_95_threshold=recall_95[0],
+            best_f1_threshold=best_f1,
+            recall_95_threshold_bound=recall_95[1] - recall_95[0],
+            best_f1_threshold_bound=max(highest.item() - best_f1, best_f1 - lowest.item()),
         )
 
     def threshold_at_fpr(self, fpr: float) -> float | None:
@@ -188,31 +129,47 @@ class PooledCounts:
         Its own share falls short of `fpr` by no more than the pixels tied, in one bin, below it.
         None before any normal pixel.
         """
-        if not self.normal:
+        held, included = self._bins_within(fpr)
+        if not len(held):
             return None
-        reached = self._falling_counts()[0].cumsum()
-        bins = int(np.searchsorted(reached, fpr * self.normal, side="right"))
-        key = int(self._first_keys(np.array([len(reached) - max(bins, 1)]))[0])
-        return _lowest_score(key if bins else key + (1 << (_PAGE_BITS - self._bits)))
+        below, above = held[included : included + 1], held[included - 1 : included]
+        lowest: list[float] = [self.intervals(above)[0].item()] if included else []
+        if len(below) and not (included and self.is_exact(above)[0]):
+            lowest.append(self.next_above(self.intervals(below)[1].item()))
+        return max(lowest)
 
-    def refined(self) -> "RefinedCounts":
-        """Empty counts for a second pass over the same scores, with bins where the pixels are.
+    def refined(self, fpr: float | None = None) -> "RefinedCounts":
+        """Empty counts for a further pass over the same scores, with the unsure bins in pieces.
 
-        Call it after `all_reduce`, on every process: the bins follow from the counts.
+        Call it after `all_reduce`, on every process: the pieces follow from the counts.
+
+        Args:
+            fpr: sharpen `threshold_at_fpr` for this rate, and not the metrics.
         """
-        counts = self._rising_counts()
-        normal, anomalous = np.add.reduceat(counts, self._first_bin[self._pages], axis=1)
-        share = normal / max(self.normal, 1) + anomalous / max(self.anomalous, 1)
-        return RefinedCounts(self._pages, share / 2, self._counts.shape[1])
+        pieces = np.ones(self.counts().shape[1], np.int64)
+        if fpr is not None:
+            pieces[self._unsure_at_fpr(fpr)] = _PAGES
+            return RefinedCounts(self, pieces)
+        bins, curve = self._curve()
+        if curve is not None:
+            pieces[bins] = curve.pieces(_MOST_PIECES)
+        return RefinedCounts(self, pieces)
+
+    def is_sharp(self, fpr: float | None = None) -> bool:
+        """Whether no further pass is needed; `fpr` as for `refined`."""
+        if fpr is not None:
+            return not len(self._unsure_at_fpr(fpr))
+        metrics = self.metrics()
+        return metrics is None or metrics.is_sharp
 
     def curve(self, points: int = 1000) -> ThresholdCurve | None:
         """The curve of precision, recall and false positive rate; None as for `metrics`.
 
         Of the thresholds those are kept that lie evenly on recall + false positive rate.
         """
-        if not self.anomalous or not self.normal:
+        false_positives, true_positives = (kind[::-1].cumsum() for kind in self.counts())
+        if not false_positives[-1:].any() or not true_positives[-1:].any():
             return None
-        false_positives, true_positives = (kind.cumsum() for kind in self._falling_counts())
         way = true_positives / true_positives[-1] + false_positives / false_positives[-1]
         kept = np.unique(np.searchsorted(way, np.linspace(way[way > 0][0], way[-1], points)))
         return ThresholdCurve(true_positives[kept], false_positives[kept])
@@ -223,28 +180,168 @@ class PooledCounts:
         A thousandth of either kind at either end may lie beyond, so that one far score does not
         squeeze all others into one bucket.
         """
-        if not self.anomalous or not self.normal:
+        counts = self.counts()
+        if not self.normal or not self.anomalous:
             return None
-        below = [np.append(0, counts.cumsum()) for counts in self._rising_counts()]
+        held = counts.sum(axis=0).nonzero()[0]
+        below = [np.append(0, kind[held].cumsum()) for kind in counts]
         outer = [np.searchsorted(kind[1:], kind[-1] * np.array([0.001, 0.999])) for kind in below]
-        ends = np.array([np.min(outer, axis=0)[0], np.max(outer, axis=0)[1]])
-        first, last = map(_lowest_score, self._first_keys(ends).tolist())
+        lowest = self.intervals(held)[0].astype(np.float64)
+        first, last = lowest[np.min(outer, axis=0)[0]], lowest[np.max(outer, axis=0)[1]]
         if first == last:
             first, last = first - 0.5, last + 0.5
         edges = np.linspace(first, last, buckets + 1)
-        keys = _ordered_keys(edges[1:-1])
-        cuts = np.searchsorted(self._first_keys(np.arange(below[0].size - 1)), keys)
+        cuts = np.searchsorted(lowest, edges[1:-1])
         normal, anomalous = (np.diff(kind[np.r_[0, cuts, -1]]) for kind in below)
         return ScoreHistogram(edges, normal, anomalous)
 
-    def _rising_counts(self) -> np.ndarray:
-        """(2, bins) pixels of both kinds, by rising score."""
+    def _curve(self) -> tuple[np.ndarray, BinCurve | None]:
+        """The bins with anomalous scores, by falling score, and the curve at them."""
+        counts = self.counts()
+        normal, anomalous = counts[:, ::-1]
+        held = anomalous.nonzero()[0]
+        bins = counts.shape[1] - 1 - held
+        negatives = int(normal.sum())
+        if not len(held) or not negatives:
+            return bins, None
+        return bins, BinCurve(
+            step=anomalous[held],
+            tied=normal[held],
+            true_positives=anomalous[held].cumsum(),
+            false_positives=normal.cumsum()[held],
+            negatives=negatives,
+            is_exact=self.is_exact(bins),
+        )
+
+    def _interval(self, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The least and the greatest score of all the bins."""
+        lowest, highest = self.intervals(bins)
+        return lowest.min(), highest.max()
+
+    def _bins_within(self, fpr: float) -> tuple[np.ndarray, int]:
+        """The bins with normal scores, by falling score, and how many a share `fpr` takes."""
+        normal = self.counts()[0]
+        held = normal.nonzero()[0][::-1]
+        reached = normal[held].cumsum()
+        return held, int(np.searchsorted(reached, fpr * normal.sum(), side="right"))
+
+    def _unsure_at_fpr(self, fpr: float) -> np.ndarray:
+        """The bin, if any, in which `threshold_at_fpr` could still be lower by much."""
+        held, included = self._bins_within(fpr)
+        bins = held[included : included + 1]
+        normal = self.counts()[0]
+        return bins[~self.is_exact(bins) & (normal[bins] > LARGEST_ERROR * normal.sum())]
+
+
+class PooledCounts(BinnedScores):
+    """Streaming counts of normal and anomalous scores, merged over processes by `all_reduce`.
+
+    Args:
+        max_bins: bins for each of the two kinds, at least 65,536. The default takes 21 MB, and
+            under 100 MB with what `all_reduce` and `metrics` need for a moment.
+
+    >>> counts = PooledCounts()
+    >>> counts.update(np.array([90, 80, 40], np.uint8), np.array([80, 10], np.uint8))
+    >>> counts.update(np.zeros(0), np.array([80], np.uint8))
+    >>> metrics = counts.metrics()
+    >>> round(metrics.auroc, 4), round(metrics.aupr, 4), round(metrics.fpr95, 4)
+    (0.6667, 0.7, 0.6667)
+    >>> metrics.best_f1_threshold, metrics.largest_bound
+    (40.0, 0.0)
+    """
+
+    def __init__(self, max_bins: int = 5 << 18) -> None:
+        self._counts = np.zeros((2, max_bins), np.int64)
+        self._pages = np.zeros(0, np.int64)  # in the order in which their bins lie
+        self._first_bin = np.full(_PAGES, -1, np.int64)
+        self._bits = _PAGE_BITS  # a page has 2^bits bins
+        self._key_bits = 0  # the OR of all keys: which bits the scores make use of
+        self._is_float32 = True  # whether each score is a float32
+        self.has_wide_integers = False
+
+    def update(self, anomalous: Array, normal: Array) -> None:
+        """Counts finite scores of both kinds, 1-D, as `populations` returns them.
+
+        Any floats or integers. Those of one float32 share a bin, and so do those above 2^100. The
+        work is done on the CPU.
+        """
+        for row, scores in _blocks(anomalous, normal):
+            keys = self._keys(scores)
+            bins = self._bins(keys)  # may move the counts, so it comes first
+            np.add.at(self._counts[row], bins, 1)
+
+    def all_reduce(self, group: Any = None) -> None:
+        """Adds up the counts of all processes. Every process calls it, once, after its updates.
+
+        One small all_reduce says which pages are in use, so that the bins lie alike everywhere;
+        one adds the counts.
+        """
+        key_bits = self._key_bits >> np.arange(_PAGE_BITS) & 1
+        facts = np.array([not self._is_float32, self.has_wide_integers])
+        flags = np.concatenate([self._first_bin >= 0, key_bits, facts]).astype(np.int32)
+        flags = all_reduce(torch.from_numpy(flags), "MAX", group).numpy()
+        self._add_pages(flags[:_PAGES].nonzero()[0])
+        self._key_bits = int(flags[_PAGES:-2] @ (1 << np.arange(_PAGE_BITS)))
+        self._is_float32, self.has_wide_integers = not flags[-2], bool(flags[-1])
+        self._sort_pages()
+        self._counts = all_reduce(torch.from_numpy(self._counts), "SUM", group).numpy()
+
+    def counts(self) -> np.ndarray:
+        """(2, bins) normal and anomalous pixels."""
         self._sort_pages()
         return self._counts[:, : len(self._pages) << self._bits]
 
-    def _falling_counts(self) -> np.ndarray:
-        """(2, bins) pixels of both kinds, by falling score."""
-        return self._rising_counts()[:, ::-1]
+    def intervals(self, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The least and the greatest score that each bin can hold: float64, or int64."""
+        first = self._first_keys(bins)
+        last = first + (self._key_bits & (self._width - 1))
+        lowest, next_lowest = lowest_scores(first), lowest_scores(last + 1)
+        below, highest = (_next_below(scores) for scores in (lowest, next_lowest))
+        if not self._is_float32:  # all that is rounded to these
+            lowest, highest = (below + lowest) / 2, (highest + next_lowest) / 2
+        highest = np.where(highest == -np.inf, next_lowest, highest)
+        highest[last >= KEY_OF_LARGEST] = np.inf
+        largest = np.finfo(np.float64).max
+        ends = lowest.astype(np.float64).clip(-largest), highest.clip(max=largest)
+        return (_integers(ends[0]), _integers(ends[1])) if self.has_wide_integers else ends
+
+    def is_exact(self, bins: np.ndarray) -> np.ndarray:
+        """Whether each bin is known to hold one score only.
+
+        It does where all scores leave the bits below a bin unused: then a tie is a tie.
+        """
+        is_exact = self._is_float32 and not self._key_bits & (self._width - 1)
+        return is_exact & (self._first_keys(bins) < KEY_OF_LARGEST)
+
+    def locate(self, scores: np.ndarray) -> np.ndarray:
+        """The bin of each score, once all scores were counted."""
+        keys = ordered_keys(_rounded(scores))
+        bins = self._first_bin.take((keys >> _PAGE_BITS) + _PAGES // 2)
+        if bins.size and bins.min() < 0:
+            raise ValueError("a score came that the first pass did not count")
+        bins += (keys & (_PAGES - 1)) >> (_PAGE_BITS - self._bits)
+        return bins
+
+    def next_above(self, score: float) -> float:
+        """The least score above `score` in the precision of the scores."""
+        if self.has_wide_integers:
+            return score + 1
+        kind = np.float32 if self._is_float32 else np.float64
+        return float(np.nextafter(kind(score), kind(np.inf)))
+
+    @property
+    def _width(self) -> int:
+        """The keys of a bin."""
+        return 1 << (_PAGE_BITS - self._bits)
+
+    def _keys(self, scores: np.ndarray) -> np.ndarray:
+        rounded = _rounded(scores)
+        if scores.dtype != np.float32:
+            self._is_float32 &= bool((rounded == scores).all())
+            self.has_wide_integers |= scores.dtype == np.int64
+        keys = ordered_keys(rounded)
+        self._key_bits |= int(np.bitwise_or.reduce(keys)) & (_PAGES - 1)
+        return keys
 
     def _first_keys(self, bins: np.ndarray) -> np.ndarray:
         """The lowest key of each bin, once the bins are in order."""
@@ -252,17 +349,8 @@ class PooledCounts:
         within = bins & ((1 << self._bits) - 1)
         return (pages << _PAGE_BITS) + (within << (_PAGE_BITS - self._bits))
 
-    def _is_exact(self, bins: np.ndarray) -> np.ndarray:
-        """Whether each bin holds one score only.
-
-        It does where all scores leave the bits below a bin unused: then a tie is a tie.
-        """
-        is_exact = not self._key_bits & ((1 << (_PAGE_BITS - self._bits)) - 1)
-        return is_exact & (self._first_keys(bins) < _KEY_OF_LARGEST)
-
     def _bins(self, keys: np.ndarray) -> np.ndarray:
         """The bin of each key; pages seen for the first time get theirs."""
-        self._key_bits |= int(np.bitwise_or.reduce(keys)) & (_PAGES - 1)
         pages = keys >> _PAGE_BITS
         pages += _PAGES // 2
         bins = self._first_bin.take(pages)
@@ -289,6 +377,8 @@ class PooledCounts:
     def _sort_pages(self) -> None:
         """Brings the bins into the order of the scores."""
         order = self._pages.argsort()
+        if (np.diff(order) == 1).all():
+            return
         used = len(order) << self._bits
         for counts in self._counts:
             counts[:used] = counts[:used].reshape(-1, 1 << self._bits)[order].ravel()
@@ -299,196 +389,194 @@ class PooledCounts:
         self._first_bin[self._pages] = np.arange(len(self._pages)) << self._bits
 
 
-class RefinedCounts(PooledCounts):
-    """Counts whose bins were laid out for scores that were counted once already.
+class RefinedCounts(BinnedScores):
+    """Counts of the same scores once more, with some bins cut into even pieces.
 
-    A page with many pixels has more bins than one with few; those with the most pixels have a bin
-    for each float32. Each bin keeps its least and its greatest score, so that ties are known.
+    Each piece keeps its least and its greatest score, so that ties are known; a piece of several
+    scores can be cut again. Scores in whole bins are not counted again.
 
     Args:
-        pages: (K,) int64, rising: the pages of all the scores that will come.
-        share: (K,) float64, each page's share of the pixels.
-        max_bins: as for `PooledCounts`.
+        coarse: complete counts of the same scores.
+        pieces: (bins of `coarse`,) int64, into how many to cut each bin.
     """
 
-    def __init__(self, pages: np.ndarray, share: np.ndarray, max_bins: int) -> None:
-        page_bits = _bits_by_share(share, max_bins)
-        sizes = 1 << page_bits
-        super().__init__(int(sizes.sum()))
-        self._pages = pages
-        self._first_bin[pages] = sizes.cumsum() - sizes
-        self._least = np.full(sizes.sum(), _PAGES, np.int32)
-        self._greatest = np.full(sizes.sum(), -1, np.int32)
-        self._shift = np.zeros(_PAGES, np.int32)
-        self._shift[pages] = _PAGE_BITS - page_bits
+    def __init__(self, coarse: BinnedScores, pieces: np.ndarray) -> None:
+        self.has_wide_integers = coarse.has_wide_integers
+        self._coarse = coarse
+        self._is_cut = pieces > 1
+        self._first = pieces.cumsum() - pieces  # of the pieces of each bin of `coarse`
+        self._size = int(pieces.sum())
+        cut = self._is_cut.nonzero()[0]
+        self._number = np.full(len(pieces), -1, np.int32)
+        self._number[cut] = np.arange(len(cut))
+        self._sizes = pieces[cut]
+        self._starts = self._sizes.cumsum() - self._sizes
+        self._lowest, self._highest = coarse.intervals(cut)
+        self._low = self._ranks(self._lowest)
+        self._scale = self._sizes / (self._ranks(self._highest) - self._low + 1.0)
+        self._counts = np.zeros((2, int(self._sizes.sum())), np.int64)
+        limits = np.iinfo(np.int64)
+        self._least = np.full(self._counts.shape[1], limits.max)
+        self._greatest = np.full(self._counts.shape[1], limits.min)
+
+    def update(self, anomalous: Array, normal: Array) -> None:
+        """Counts the scores of bins that are cut; the same scores as the first pass, once each."""
+        if not len(self._sizes):
+            return
+        lowest, highest = self._lowest.min(), self._highest.max()
+        for row, scores in _blocks(anomalous, normal):
+            inside = scores[(scores >= lowest) & (scores <= highest)]
+            numbers = self._number.take(self._coarse.locate(inside))
+            is_cut = numbers >= 0
+            inside, numbers = inside[is_cut], numbers[is_cut]
+            ranks = self._ranks(inside)
+            pieces = self._pieces(ranks, numbers)
+            np.add.at(self._counts[row], pieces, 1)
+            np.minimum.at(self._least, pieces, ranks)
+            np.maximum.at(self._greatest, pieces, ranks)
 
     def all_reduce(self, group: Any = None) -> None:
-        """Adds up the counts of all processes. Every process calls it, once, after its updates."""
+        """Adds up the counts of all processes. Every process calls it, once, after its updates.
+
+        Raises:
+            ValueError: the scores were not those of the first pass.
+        """
         self._counts = all_reduce(torch.from_numpy(self._counts), "SUM", group).numpy()
         self._least = all_reduce(torch.from_numpy(self._least), "MIN", group).numpy()
         self._greatest = all_reduce(torch.from_numpy(self._greatest), "MAX", group).numpy()
+        counted = np.add.reduceat(self._counts, self._starts, axis=1) if len(self._sizes) else 0
+        if not np.array_equal(counted + 0 * self._sizes, self._coarse.counts()[:, self._is_cut]):
+            raise ValueError("other scores came than those that the first pass counted")
 
-    def _rising_counts(self) -> np.ndarray:
-        return self._counts
+    def counts(self) -> np.ndarray:
+        """(2, bins) normal and anomalous pixels."""
+        return self._all_counts
 
-    def _first_keys(self, bins: np.ndarray) -> np.ndarray:
-        first_bins = self._first_bin[self._pages]
-        numbers = np.searchsorted(first_bins, bins, side="right") - 1
-        pages = self._pages[numbers]
-        within = (bins - first_bins[numbers]) << self._shift[pages]
-        return ((pages - _PAGES // 2) << _PAGE_BITS) + within
+    @cached_property
+    def _all_counts(self) -> np.ndarray:
+        """(2, bins), once all pixels were counted."""
+        is_piece = np.repeat(self._is_cut, np.diff(np.append(self._first, self._size)))
+        counts = np.empty((2, self._size), np.int64)
+        counts[:, is_piece] = self._counts
+        counts[:, ~is_piece] = self._coarse.counts()[:, ~self._is_cut]
+        return counts
 
-    def _is_exact(self, bins: np.ndarray) -> np.ndarray:
-        is_one_score = self._least[bins] == self._greatest[bins]
-        return is_one_score & (self._first_keys(bins) < _KEY_OF_LARGEST)
+    def intervals(self, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The least and the greatest score of each bin: float64, or int64."""
+        owners, pieces = self._owners_and_pieces(bins)
+        lowest, highest = self._coarse.intervals(owners)
+        is_piece = pieces >= 0
+        lowest[is_piece] = self._scores(self._least[pieces[is_piece]])
+        highest[is_piece] = self._scores(self._greatest[pieces[is_piece]])
+        return lowest, highest
 
-    def _bins(self, keys: np.ndarray) -> np.ndarray:
-        pages = (keys >> _PAGE_BITS) + _PAGES // 2
-        bins = self._first_bin.take(pages)
-        if bins.size and bins.min() < 0:
-            raise ValueError("a score came that the first pass did not count")
-        within_page = keys & (_PAGES - 1)
-        bins += within_page >> self._shift.take(pages)
-        np.minimum.at(self._least, bins, within_page)
-        np.maximum.at(self._greatest, bins, within_page)
+    def is_exact(self, bins: np.ndarray) -> np.ndarray:
+        """Whether each bin is known to hold one score only."""
+        owners, pieces = self._owners_and_pieces(bins)
+        is_exact = self._coarse.is_exact(owners)
+        is_piece = pieces >= 0
+        pieces = pieces[is_piece]
+        is_exact[is_piece] = self._least[pieces] == self._greatest[pieces]
+        return is_exact
+
+    def locate(self, scores: np.ndarray) -> np.ndarray:
+        """The bin of each score."""
+        owners = self._coarse.locate(scores)
+        bins = self._first.take(owners)
+        numbers = self._number.take(owners)
+        is_cut = numbers >= 0
+        numbers = numbers[is_cut]
+        bins[is_cut] += self._pieces(self._ranks(scores[is_cut]), numbers) - self._starts[numbers]
         return bins
 
+    def next_above(self, score: float) -> float:
+        """The least score above `score` in the precision of the scores."""
+        return self._coarse.next_above(score)
 
-def _bits_by_share(share: np.ndarray, max_bins: int) -> np.ndarray:
-    """(K,) int64: page k gets 2^bits bins, about in proportion to its share, as many as fit."""
-    scale = float(max_bins << _PAGE_BITS)
-    while True:
-        bits = np.log2(np.maximum(share * scale, 1)).astype(np.int64).clip(0, _PAGE_BITS)
-        if (1 << bits).sum() <= max_bins:
-            return bits
-        scale /= 2
+    def _ranks(self, scores: np.ndarray) -> np.ndarray:
+        """int64 in the order of the scores, one for each: of a float64 its bit pattern.
 
-
-@dataclass(frozen=True)
-class _Curve:
-    """The threshold curve at every bin that holds an anomalous score, from the highest down.
-
-    step, tied: anomalous and normal pixels in the bin. true_positives, false_positives: those at
-    or above it. negatives: all normal pixels. is_exact: whether the bin holds one score only.
-    """
-
-    step: np.ndarray
-    tied: np.ndarray
-    true_positives: np.ndarray
-    false_positives: np.ndarray
-    negatives: int
-    is_exact: np.ndarray
-
-    @property
-    def positives(self) -> int:
-        return int(self.true_positives[-1])
-
-    def auroc(self) -> float:
-        lost = self.step.astype(float) @ (2 * self.false_positives - self.tied)
-        return float(1 - lost / (2 * self.positives * self.negatives))
-
-    def aupr(self) -> float:
-        return self._weighted(self._precision(self.true_positives, self.false_positives))
-
-    def first_at_recall_95(self) -> int:
-        """The highest bin whose recall is at least 0.95."""
-        return int(np.searchsorted(20 * self.true_positives, 19 * self.positives))
-
-    def best_f1(self) -> int:
-        """The bin of the best F1, 2 TP / (P + TP + FP); the highest of equals."""
-        called = self.true_positives + self.false_positives
-        return int((self.true_positives / (self.positives + called)).argmax())
-
-    def nearest_recall_95(self) -> int:
-        """The bin whose recall is nearest 0.95, the higher recall of two."""
-        after = self.first_at_recall_95()
-        return min(
-            (index for index in (after, after - 1) if index >= 0),
-            key=lambda index: abs(self.true_positives[index] / self.positives - 0.95),
-        )
-
-    def fpr95(self) -> float:
-        """The false positive rate at the recall nearest 0.95, as for one image."""
-        nearest, last = self.nearest_recall_95(), len(self.step) - 1
-        if nearest == last:
-            return float(self.false_positives[last] / self.negatives)
-        lower = nearest + 1
-        return float((self.false_positives[lower] - self.tied[lower]) / self.negatives)
-
-    def bounds(self) -> tuple[float, float, float]:
-        """The largest errors of (auroc, aupr, fpr95) over all orders of the pixels in each bin.
-
-        A bin with one score adds none. AUROC: a tied pair counts 1/2 and should count 0 or 1.
-        AUPR: an anomalous pixel's precision is at most that of the whole bin without its normal
-        pixels. With all of them above it, the k-th has (T + k) / (T + k + F), concave in k, so the
-        mean is not below the chord's middle.
+        Their differences within a bin do not overflow: only that of 0 holds both signs.
         """
-        unsure = np.where(self.is_exact, 0, self.tied)
-        auroc = self.step.astype(float) @ unsure / (2 * self.positives * self.negatives)
-        aupr = self.aupr()
-        highest = self._weighted(
-            self._precision(self.true_positives, self.false_positives - unsure)
-        )
-        before = np.where(self.is_exact, 0, self.step - 1)
-        first = self._precision(self.true_positives - before, self.false_positives)
-        lowest = (self._weighted(first) + aupr) / 2
-        return float(auroc), max(highest - aupr, aupr - lowest), self._fpr95_bound()
+        if self.has_wide_integers:
+            ranks = scores.astype(np.int64)
+            if not np.array_equal(ranks, scores):
+                raise ValueError(
+                    "integer scores beyond 2^53 and fractions can't be ranked together"
+                )
+            return ranks
+        bits = (scores.astype(np.float64) + 0.0).view(np.int64)  # + 0.0: one zero alone
+        return bits ^ (bits >> 63 & _ALL_BUT_SIGN)
 
-    def _fpr95_bound(self) -> float:
-        """How far the exact FPR95 can be off.
+    def _scores(self, ranks: np.ndarray) -> np.ndarray:
+        """The scores of these ranks."""
+        if self.has_wide_integers:
+            return ranks
+        return (ranks ^ (ranks >> 63 & _ALL_BUT_SIGN)).view(np.float64)
 
-        Where the bin that reaches recall 0.95 has no recall inside, the exact recall is known, and
-        so the bin of the threshold: the next one with an anomalous pixel, if there is one. Else
-        the threshold lies in the bin that reaches recall 0.95 or in the next one.
-        """
-        first, last = self.first_at_recall_95(), len(self.step) - 1
-        lowest = min(first + 1, last)
-        if self.is_exact[first] or self.step[first] == 1:
-            first = lowest = min(self.nearest_recall_95() + 1, last)
-            if self.is_exact[first]:
-                return 0.0
-        fewest = (self.false_positives[first] - self.tied[first]) / self.negatives
-        most = self.false_positives[lowest] / self.negatives
-        return float(max(self.fpr95() - fewest, most - self.fpr95()))
+    def _pieces(self, ranks: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """The piece, of all pieces, of each score of the bin that was cut as this number."""
+        steps = ((ranks - self._low[numbers]) * self._scale[numbers]).astype(np.int64)
+        return np.clip(steps, 0, self._sizes[numbers] - 1) + self._starts[numbers]
 
-    def _weighted(self, precision: np.ndarray) -> float:
-        return float(self.step @ precision / self.positives)
-
-    @staticmethod
-    def _precision(true_positives: np.ndarray, false_positives: np.ndarray) -> np.ndarray:
-        return true_positives / (true_positives + false_positives)
+    def _owners_and_pieces(self, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The bin of `coarse` that each was part of, and its number among all pieces, or -1."""
+        owners = np.searchsorted(self._first, bins, side="right") - 1
+        numbers = self._number[owners]
+        pieces = np.full(len(bins), -1)
+        is_cut = numbers >= 0
+        first = self._starts[numbers[is_cut]]
+        pieces[is_cut] = first + bins[is_cut] - self._first[owners[is_cut]]
+        return owners, pieces
 
 
-def _ordered_keys(scores: np.ndarray) -> np.ndarray:
-    """int32 keys in the order of the float32 scores, one for each distinct score up to 2^100.
+def sharpened(
+    counts: BinnedScores,
+    look_again: Callable[[], Iterable[tuple[Array, Array]]],
+    group: Any = None,
+    *,
+    fpr: float | None = None,
+) -> BinnedScores:
+    """`counts` with better bins: looks at the same scores again while a bound is too wide.
 
-    Up to 0.5 the key is the bit pattern (its negative for negative scores), which is fine near 0.
-    Scores that are probabilities crowd at 1 too, where floats are even; so between 0.5 and 1 the
-    key grows as the bit pattern of the distance from 1 falls, and beyond 1 as that of the score.
+    Every process calls it, after `all_reduce`; all of them look equally often.
+
+    Args:
+        look_again: gives this process's (anomalous, normal) scores once more, image by image.
+        fpr: as for `PooledCounts.refined`.
     """
+    for _ in range(_FURTHER_PASSES):
+        if counts.is_sharp(fpr):
+            break
+        refined = counts.refined(fpr)
+        for anomalous, normal in look_again():
+            refined.update(anomalous, normal)
+        refined.all_reduce(group)
+        counts = refined
+    return counts
+
+
+def _blocks(anomalous: Array, normal: Array) -> Iterator[tuple[int, np.ndarray]]:
+    """(0, normal scores) and (1, anomalous ones) in parts that fit into the cache."""
+    for row, scores in enumerate((normal, anomalous)):
+        scores = with_all_digits(scores)
+        for start in range(0, len(scores), _BLOCK):
+            yield row, scores[start : start + _BLOCK]
+
+
+def _rounded(scores: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        scores = np.ascontiguousarray(scores, dtype=np.float32)
-    keys = np.minimum(scores, np.float32(0.5)).view(np.int32)
-    sign = keys >> 31  # a sum of pieces without a branch is five times as fast as np.where
-    keys &= 0x7FFFFFFF
-    keys ^= sign
-    keys -= sign
-    gaps = 1 - scores.clip(0.5, 1)
-    keys += _BITS_OF_HALF - np.maximum(gaps.view(np.int32), _BITS_OF_LEAST_GAP)
-    keys += scores.clip(1, _LARGEST).view(np.int32) - _BITS_OF_ONE
-    return keys
+        return np.ascontiguousarray(scores, dtype=np.float32)
 
 
-def _lowest_score(key: int) -> float:
-    """The lowest float32 score whose key is at least `key`."""
-    if key <= _BITS_OF_HALF:
-        return float(np.copysign(_float_of_bits(abs(key)), key))
-    if key > _KEY_OF_ONE:
-        return _float_of_bits(key - _KEY_OF_ONE + _BITS_OF_ONE)
-    exact = 1 - _float_of_bits(2 * _BITS_OF_HALF - key)
-    rounded = np.float32(exact)
-    return float(rounded if float(rounded) >= exact else np.nextafter(rounded, np.float32(1)))
+def _next_below(scores: np.ndarray) -> np.ndarray:
+    """float64: the next float32 below each."""
+    with np.errstate(over="ignore"):
+        return np.nextafter(scores, np.float32(-np.inf)).astype(np.float64)
 
 
-def _float_of_bits(bits: int) -> float:
-    return float(np.int32(bits).view(np.float32))
+def _integers(scores: np.ndarray) -> np.ndarray:
+    """int64 of float64 values, cut off at its ends."""
+    largest = np.iinfo(np.int64).max
+    inside = np.where(scores < 2.0**63, scores, 0).clip(-(2.0**63)).astype(np.int64)
+    return np.where(scores < 2.0**63, inside, largest)

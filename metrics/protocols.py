@@ -5,13 +5,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from statistics import stdev
 
+from torch import Tensor
+
 from metrics.anomaly import AnomalyMetrics
 from metrics.components import F1_LEVELS, ComponentMatch, component_scores
-from metrics.pooled import PooledMetrics
-from metrics.segmentation import SegmentationScores
+from metrics.curve import PooledMetrics
+from metrics.segmentation import SegmentationScores, open_mean_iou
 
 Figures = dict[str, float | None]
 
+ABSENT_TOO = "Mean IoU, absent classes too"
 NEAREST_RECALL = "FPR95 at the recall nearest 0.95"
 
 
@@ -25,6 +28,7 @@ class Protocol:
     ignored_classes: names of the classes whose pixels are left out.
     standard_error: of the mean over images. chance: what random scores would give.
     largest_error: the most that a figure can be off, where it isn't exact.
+    threshold: of the scores, where the protocol has one; threshold_largest_error: as for figures.
     """
 
     figures: Figures
@@ -34,6 +38,8 @@ class Protocol:
     standard_error: Figures = field(default_factory=dict)
     chance: Figures = field(default_factory=dict)
     largest_error: Figures = field(default_factory=dict)
+    threshold: float | None = None
+    threshold_largest_error: float = 0.0
 
 
 def per_image(
@@ -61,13 +67,14 @@ def pooled(
     metrics: PooledMetrics | None, base_rate: float | None, ignored_classes: Sequence[str]
 ) -> Protocol:
     """All pixels of all images as one set."""
-    figures: Figures = dict.fromkeys(("AUROC", "AUPR", "FPR95", "FPR at recall >= 0.95"))
+    names = "AUROC", "AUPR", "FPR95", "FPR at recall >= 0.95"
+    fields = "auroc", "aupr", "fpr95", "fpr_at_recall_95"
+    figures: Figures = dict.fromkeys(names)
     largest_error: Figures = {}
     if metrics is not None:
-        values = metrics.auroc, metrics.aupr, metrics.fpr95, metrics.fpr_at_recall_95
-        figures = {name: 100 * value for name, value in zip(figures, values, strict=True)}
-        bounds = metrics.auroc_bound, metrics.aupr_bound, metrics.fpr95_bound
-        largest_error = {name: 100 * bound for name, bound in zip(figures, bounds, strict=False)}
+        for name, key in zip(names, fields, strict=True):
+            figures[name] = 100 * getattr(metrics, key)
+            largest_error[name] = 100 * getattr(metrics, f"{key}_bound")
     return Protocol(
         figures,
         "percent",
@@ -81,7 +88,7 @@ def pooled(
 
 def components(
     matches: Sequence[ComponentMatch],
-    threshold: float | None,
+    metrics: PooledMetrics | None,
     sizes: tuple[int, int],
     ignored_classes: Sequence[str],
     errors: Sequence[str] = (),
@@ -92,15 +99,20 @@ def components(
     """
     scores = component_scores(matches)
     figures = {"sIoU": scores.siou, "PPV": scores.ppv, "mean F1": scores.f1}
+    threshold, bound = (
+        (metrics.best_f1_threshold, metrics.best_f1_threshold_bound) if metrics else (None, 0)
+    )
     return Protocol(
         {name: None if value is None else 100 * value for name, value in figures.items()},
         "percent",
         "; ".join(errors)
-        or "SegmentMeIfYouCan, on 8-connected components of scores >= "
-        f"{_number(threshold)}, the threshold of the best pooled pixel F1; predicted components "
-        f"under {sizes[0]} pixels are dropped, true ones under {sizes[1]} ignored; F1 is the mean "
-        f"over {len(F1_LEVELS)} levels, {F1_LEVELS[0]} to {F1_LEVELS[-1]}",
+        or f"SegmentMeIfYouCan, on 8-connected components of scores > {_number(threshold, bound)}, "
+        f"the threshold of the best pooled pixel F1; predicted components under {sizes[0]} pixels "
+        f"are dropped, true ones under {sizes[1]} ignored; F1 is the mean over {len(F1_LEVELS)} "
+        f"levels, {F1_LEVELS[0]} to {F1_LEVELS[-1]}",
         ignored_classes,
+        threshold=threshold,
+        threshold_largest_error=bound,
     )
 
 
@@ -109,25 +121,38 @@ def segmentation(scores: SegmentationScores) -> Protocol:
     return Protocol(
         {
             "Mean IoU": _none_if_nan(scores["Mean IoU"]),
+            ABSENT_TOO: _none_if_nan(scores["Mean IoU, absent classes too"]),
             "Overall Acc": _none_if_nan(scores["Overall Acc"]),
             "Mean Acc": _none_if_nan(scores["Mean Acc"]),
             "FreqW Acc": _none_if_nan(scores["FreqW Acc"]),
         },
         "fraction",
         "one confusion matrix of all images, without anomalous and ignored pixels; means over the "
-        f"{scores['Classes present']} classes that the ground truth holds",
+        f"{scores['Classes present']} classes that the ground truth holds; with absent classes "
+        "too, IoU is 0 for a class that is predicted and absent",
     )
 
 
-def open_set(mean_iou: float, threshold: float | None, errors: Sequence[str] = ()) -> Protocol:
-    """open-mIoU of DenseHybrid; `errors` as for `components`."""
+def open_set(
+    counts: Tensor | None, metrics: PooledMetrics | None, errors: Sequence[str] = ()
+) -> Protocol:
+    """open-mIoU of DenseHybrid, of `open_set_counts`; `errors` as for `components`."""
+    threshold, bound = (
+        (metrics.recall_95_threshold, metrics.recall_95_threshold_bound) if metrics else (None, 0)
+    )
+    figures: Figures = dict.fromkeys(("open-mIoU", "open-mIoU, absent classes too"))
+    if counts is not None:
+        found = open_mean_iou(counts), open_mean_iou(counts, absent_classes_too=True)
+        figures = dict(zip(figures, map(_none_if_nan, found), strict=True))
     return Protocol(
-        {"open-mIoU": _none_if_nan(mean_iou)},
+        figures,
         "fraction",
         "; ".join(errors)
-        or f"DenseHybrid, if every image has a prediction: scores >= {_number(threshold)}, the "
-        "threshold of pooled recall 0.95, reject a pixel; IoU counts rejected pixels as missed and "
-        "anomalous ones called a class as false",
+        or f"DenseHybrid, if every image has a prediction: scores >= {_number(threshold, bound)}, "
+        "the threshold of pooled recall 0.95, reject a pixel; IoU counts rejected pixels as missed "
+        "and anomalous ones called a class as false",
+        threshold=threshold,
+        threshold_largest_error=bound,
     )
 
 
@@ -163,5 +188,7 @@ def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _number(threshold: float | None) -> str:
-    return "(none)" if threshold is None else f"{threshold:.6g}"
+def _number(threshold: float | None, bound: float) -> str:
+    if threshold is None:
+        return "(none)"
+    return f"{threshold:.6g}{f' (known to {bound:.1g})' if bound else ''}"

@@ -5,17 +5,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from utils.distributed import host_group
+
 
 def all_reduce(tensor: torch.Tensor, operation: str = "SUM", group: Any = None) -> torch.Tensor:
-    """`tensor` reduced over all processes ("SUM", "MAX", ...), on its own device.
+    """`tensor` reduced in place over all processes ("SUM", "MAX", ...).
 
-    May work in place. NCCL takes CUDA tensors only, so a CPU tensor travels through the GPU.
+    Without a group, tensors of the CPU go over that of the CPUs: NCCL takes CUDA tensors only.
     """
     if not _is_distributed():
         return tensor
-    travelling = tensor.cuda() if dist.get_backend(group) == "nccl" else tensor
-    dist.all_reduce(travelling, op=getattr(dist.ReduceOp, operation), group=group)
-    return travelling.to(tensor.device)
+    if group is None and not tensor.is_cuda:
+        group = host_group()
+    dist.all_reduce(tensor, op=getattr(dist.ReduceOp, operation), group=group)
+    return tensor
 
 
 def all_gather(values: list[Any], group: Any = None) -> list[Any]:
@@ -23,7 +26,7 @@ def all_gather(values: list[Any], group: Any = None) -> list[Any]:
     if not _is_distributed():
         return values
     gathered: list[list[Any]] = [[] for _ in range(dist.get_world_size(group))]
-    dist.all_gather_object(gathered, values, group=group)
+    dist.all_gather_object(gathered, values, group=host_group() if group is None else group)
     return [value for part in gathered for value in part]
 
 

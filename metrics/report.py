@@ -13,6 +13,7 @@ from typing import Any
 
 from metrics.protocols import mean, standard_error
 from utils.errors import PansError, exit_code
+from utils.files import write_text
 from utils.reading import Unreadable, read_text
 
 Results = Mapping[str, Any]
@@ -27,13 +28,26 @@ class UnreadableResults(PansError):
     """A file that is no results.json."""
 
 
+class ResultsNotWritten(PansError):
+    """The disk does not take the results."""
+
+
 class RunsDiffer(PansError):
     """Runs that were not measured alike, and so have no mean."""
 
 
 def write_results(path: Path, results: Results) -> None:
-    """Writes results.json; NaN, which JSON has not, becomes null."""
-    path.write_text(json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n")
+    """Writes results.json; NaN, which JSON has not, becomes null.
+
+    Raises:
+        ResultsNotWritten: the folder cannot be written to, or the disk is full.
+    """
+    try:
+        write_text(path, json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise ResultsNotWritten(
+            f"{path} could not be written ({error.strerror}); what it held before is still there"
+        ) from error
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ SegmentationScores = TypedDict(
         "Mean Acc": float,
         "FreqW Acc": float,
         "Mean IoU": float,
+        "Mean IoU, absent classes too": float,
         "Classes present": int,
         "Class IoU": dict[int, float],
     },
@@ -26,6 +27,12 @@ class ConfusionMatrix:
         num_classes: C. Pixels whose true class is not in 0..C-1 (ignored ones, anomalies) are
             outside the matrix.
         device: where the labels are and the counts stay.
+
+    >>> confusion = ConfusionMatrix(2)
+    >>> confusion.update(prediction=torch.tensor([0, 1, 1]), label=torch.tensor([0, 0, 255]))
+    >>> confusion.matrix
+    tensor([[1, 1],
+            [0, 0]])
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -50,18 +57,28 @@ def segmentation_scores(matrix: torch.Tensor) -> SegmentationScores:
     """Accuracies and IoUs, as fractions, of a (C, C) matrix: rows truth, columns prediction.
 
     A class is present when its row is not empty. "Mean Acc" and "Mean IoU" are means over the
-    "Classes present" classes; "Class IoU" is NaN for the others. "FreqW Acc" is the mean of the
-    IoUs weighted with the classes' true pixels. All are NaN for an empty matrix.
+    "Classes present" classes; "Class IoU" is NaN for the others. "Mean IoU, absent classes too"
+    is the mean over the classes that are present or predicted: one that is predicted and absent
+    has IoU 0. "FreqW Acc" is the mean of the IoUs weighted with the classes' true pixels. All are
+    NaN for an empty matrix.
+
+    >>> scores = segmentation_scores(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
+    >>> scores["Mean IoU"], scores["Classes present"]
+    (0.775, 2)
+    >>> scores = segmentation_scores(torch.tensor([[3, 0, 1], [0, 4, 0], [0, 0, 0]]))
+    >>> scores["Mean IoU"], round(scores["Mean IoU, absent classes too"], 4)
+    (0.875, 0.5833)
     """
     counts = matrix.double().cpu()
     truth, correct = counts.sum(1), counts.diagonal()
-    present = truth > 0
-    iou = torch.where(present, correct / (truth + counts.sum(0) - correct), torch.nan)
+    present, union = truth > 0, truth + counts.sum(0) - correct
+    iou = torch.where(present, correct / union, torch.nan)
     return {
         "Overall Acc": float(correct.sum() / truth.sum()),
         "Mean Acc": float((correct / truth)[present].mean()),
         "FreqW Acc": float((truth * iou)[present].sum() / truth.sum()),
         "Mean IoU": float(iou[present].mean()),
+        "Mean IoU, absent classes too": float((correct / union)[union > 0].mean()),
         "Classes present": int(present.sum()),
         "Class IoU": dict(enumerate(iou.tolist())),
     }
@@ -79,17 +96,27 @@ def open_set_counts(
 
     Args:
         prediction: integers in 0..C-1, any shape.
-        label: integers of that shape; anomalies are anomaly_index <= label < ignore_index.
+        label: integers from 0 of that shape; anomalies are anomaly_index <= label < ignore_index.
         is_rejected: bool of that shape, True where the pixel is called an anomaly.
+
+    >>> prediction, label = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2])
+    >>> open_set_counts(prediction, label, torch.tensor([False, True, False]), 2, 2)
+    tensor([[1, 0, 0],
+            [0, 0, 1],
+            [0, 1, 0]])
     """
-    label = label.long()
-    is_anomaly = (label >= anomaly_index) & (label < ignore_index)
-    rows = torch.where(is_anomaly, num_classes, torch.where(label < num_classes, label, -1))
-    columns = torch.where(is_rejected, num_classes, prediction.long())
-    return _cross_count(rows, columns, num_classes + 1, num_classes + 1)
+    size = num_classes + 1
+    fits = num_classes <= torch.iinfo(prediction.dtype).max
+    columns = (prediction if fits else prediction.int()).masked_fill(is_rejected, num_classes)
+    # Counted by label, and then the labels put together: several times as fast.
+    labels = max(ignore_index, int(label.max())) + 1 if label.numel() else ignore_index + 1
+    pairs = (label.int() * size).add_(columns)
+    counts = torch.bincount(pairs.flatten(), minlength=labels * size).reshape(labels, size)
+    anomalies = counts[anomaly_index:ignore_index].sum(0, keepdim=True)
+    return torch.cat([counts[:num_classes], anomalies])
 
 
-def open_mean_iou(matrix: torch.Tensor) -> float:
+def open_mean_iou(matrix: torch.Tensor, absent_classes_too: bool = False) -> float:
     """open-mIoU of a (C+1, C+1) matrix as `open_set_counts` makes it; NaN without known pixels.
 
     IoU of class k = TP / (TP + FP + FN), where FP takes in the anomalies that were called k, and
@@ -97,11 +124,19 @@ def open_mean_iou(matrix: torch.Tensor) -> float:
     perfect anomaly detector it equals the closed-set mean IoU.
 
     Source: Grcic, Bevandic and Segvic, DenseHybrid, ECCV 2022, section on open-set metrics.
+
+    Args:
+        absent_classes_too: also count IoU 0 for classes that are predicted and absent, as their
+            code does.
+
+    >>> open_mean_iou(torch.tensor([[3, 0, 1], [0, 4, 0], [1, 0, 7]]))
+    0.8
     """
     counts = matrix.double().cpu()
     truth, called, correct = counts.sum(1)[:-1], counts.sum(0)[:-1], counts.diagonal()[:-1]
-    present = truth > 0
-    return float((correct / (truth + called - correct))[present].mean())
+    union = truth + called - correct
+    counted = (union if absent_classes_too else truth) > 0
+    return float((correct / union)[counted].mean())
 
 
 def _cross_count(

@@ -2,46 +2,97 @@
 
 import tempfile
 import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+_STEPS = np.float32(2**24)
+
 
 class Spool:
     """Keeps groups of arrays in one nameless file, which goes when the process does.
 
-    An image of 720x1280 takes 3.7 MB: its float32 scores as they are (they barely compress) and a
-    few KB for labels and predictions (uint8), compressed.
+    Nothing is lost. uint8 (labels, predictions) is compressed, to a few KB for an image of
+    1280x720. float32 in steps of 2^-24 below 1, as 1 - probability is, takes 3 bytes; all else is
+    kept as it is, for it barely compresses.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._groups: list[list[tuple[int, int, np.dtype, tuple[int, ...]]]] = []
+        self._groups: list[dict[str, list[_Place]]] = []
 
     @cached_property
     def _file(self) -> IO[bytes]:
         """Made for the first group, and open for as long as this object lives."""
         return tempfile.TemporaryFile(dir=self._folder)
 
-    def append(self, *arrays: np.ndarray) -> None:
-        """Adds a group. Raises OSError where the file can't be made or the disk is full."""
-        group = []
-        for array in arrays:
-            content = array.tobytes()
-            content = zlib.compress(content, 1) if array.dtype == np.uint8 else content
-            group.append((self._file.tell(), len(content), array.dtype, array.shape))
-            self._file.write(content)
-        self._file.flush()
-        self._groups.append(group)
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return self._file.tell()
 
-    def __getitem__(self, number: int) -> list[np.ndarray]:
-        """The arrays of the group that was added as this number, from 0."""
+    def append(self, group: Mapping[str, Sequence[np.ndarray]]) -> None:
+        """Adds a group of named arrays.
+
+        Raises:
+            OSError: the file can't be made or the disk is full.
+        """
+        places = {name: [self._write(array) for array in group[name]] for name in group}
+        self._file.flush()
+        self._groups.append(places)
+
+    def read(self, number: int, name: str) -> list[np.ndarray]:
+        """The arrays of this name in the group that was added as this number, from 0."""
         arrays = []
-        for start, length, dtype, shape in self._groups[number]:
-            self._file.seek(start)
-            content = self._file.read(length)
-            content = zlib.decompress(content) if dtype == np.uint8 else content
-            arrays.append(np.frombuffer(bytearray(content), dtype).reshape(shape))
+        for place in self._groups[number].get(name, ()):
+            self._file.seek(place.start)
+            arrays.append(place.decoded(self._file.read(place.length)))
         return arrays
+
+    def _write(self, array: np.ndarray) -> "_Place":
+        start = self._file.seek(0, 2)
+        packing, content = "", array.tobytes()
+        if array.dtype == np.uint8:
+            packing, content = "zlib", zlib.compress(content, 1)
+        elif array.dtype == np.float32 and (steps := _steps(array)) is not None:
+            packing, content = "steps", steps
+        self._file.write(content)
+        return _Place(start, len(content), array.dtype, array.shape, packing)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an array is in the file, and how to read it."""
+
+    start: int
+    length: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    packing: str
+
+    def decoded(self, content: bytes) -> np.ndarray:
+        if self.packing == "steps":
+            return _from_steps(content).reshape(self.shape)
+        content = zlib.decompress(content) if self.packing == "zlib" else content
+        return np.frombuffer(bytearray(content), self.dtype).reshape(self.shape)
+
+
+def _steps(array: np.ndarray) -> bytes | None:
+    """Three bytes a value if all of them are multiples of 2^-24 in [0, 1), else None."""
+    if not array.size or not (array.min() >= 0 and array.max() < 1):
+        return None
+    steps = array * _STEPS  # exact, as is all below: a power of two
+    whole = steps.astype(np.int32)
+    if not np.array_equal(whole, steps):
+        return None
+    return np.ascontiguousarray(whole.reshape(-1, 1).view(np.uint8)[:, :3]).tobytes()
+
+
+def _from_steps(content: bytes) -> np.ndarray:
+    whole = np.zeros((len(content) // 3, 4), np.uint8)
+    whole[:, :3] = np.frombuffer(content, np.uint8).reshape(-1, 3)
+    return whole.view(np.int32)[:, 0].astype(np.float32) / _STEPS

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-try:  # a package that was built for another torch fails to import: the fall-back serves then too
+from modules.abn_cuda import IDENTITY_SLOPE, FusedInPlaceABN
+
+try:  # a package that was built for another torch fails to import: torch's kernels serve then
     from inplace_abn.functions import inplace_abn_sync as package_function
 except ImportError:
     package_function = None
@@ -28,8 +30,9 @@ except ImportError:
 EPS = 1e-5
 MOMENTUM = 0.1
 LEAKY_SLOPE = 0.01
-IDENTITY_SLOPE = 1.0
 CHANNELS_AT_A_TIME = 256
+PACKAGE_DTYPES = (torch.float32, torch.float64, torch.float16)
+"""What the inplace-abn package computes in."""
 NORMS = ("iabn_sync", "iabn", "abn", "std")
 
 
@@ -43,6 +46,7 @@ class ActivatedNorm(nn.BatchNorm2d):
     def __init__(self, channels: int, slope: float) -> None:
         super().__init__(channels, eps=EPS, momentum=MOMENTUM)
         self.slope = slope
+        self.counted_together = False  # the network adds 1 to the counts of all its norms at once
 
     def effective_weight(self) -> Tensor:
         """The (C,) scale of xhat."""
@@ -52,7 +56,7 @@ class ActivatedNorm(nn.BatchNorm2d):
         """Mean and variance to read or to update in this pass: the running ones, or copies."""
         if self.training and not self.track_running_stats:
             return self.running_mean.clone(), self.running_var.clone()
-        if self.training:
+        if self.training and not self.counted_together:
             self.num_batches_tracked.add_(1)
         return self.running_mean, self.running_var
 
@@ -70,7 +74,7 @@ def _gather_statistics(
     """
     # Float64 keeps E[x^2] - E[x]^2 exact enough; the vector is short, so it costs nothing.
     mean64, var64 = mean.double(), var.double()
-    count = mean64.new_tensor([values])
+    count = mean64.new_full((1,), values)
     sums = torch.cat([mean64 * count, (var64 + mean64.square()) * count, count])
     dist.all_reduce(sums, group=group)
     total, channels = sums[-1], mean.numel()
@@ -79,16 +83,20 @@ def _gather_statistics(
     return mean64.to(mean.dtype), var64.to(var.dtype), total
 
 
-def _batch_statistics(
-    x: Tensor, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor, Tensor | float]:
-    """(C,) mean and biased variance of the group's batches, and their values a channel."""
+def _require_two_values(x: Tensor, group: dist.ProcessGroup | None) -> None:
     values = x.numel() // x.shape[1]
     if values * (1 if group is None else dist.get_world_size(group)) < 2:
         raise ValueError(
             f"batch statistics need more than one value a channel, got a {tuple(x.shape)} input: "
             "use a larger batch, or model.eval()"
         )
+
+
+def _batch_statistics(
+    x: Tensor, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """(C,) mean and biased variance of the group's batches, and their values a channel."""
+    values = x.numel() // x.shape[1]
     # Given float32 statistics to leave as they are, the kernel does not round its own to bf16.
     zeros = x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
     mean, var = torch.ops.aten.batch_norm_update_stats(x, zeros, zeros.clone(), 0.0)
@@ -215,14 +223,24 @@ def inplace_abn(
     Raises:
         ValueError: training with a single value a channel.
     """
-    if package_function is not None and x.is_cuda:
+    arguments = (x, weight, bias, running_mean, running_var, training, momentum, eps)
+    if x.is_cuda and package_function is not None and _package_serves(x, weight, training):
         # inplace_abn_sync without `group` silently does not synchronise: pass it always.
         activation = "identity" if slope == IDENTITY_SLOPE else "leaky_relu"
-        arguments = (x, weight, bias, running_mean, running_var, training, momentum, eps)
         return package_function(*arguments, activation, slope, group)
-    return _InPlaceABN.apply(
-        x, weight, bias, running_mean, running_var, training, momentum, eps, slope, group
-    )
+    if training:
+        _require_two_values(x, group)
+    function = FusedInPlaceABN if x.is_cuda else _InPlaceABN
+    return function.apply(*arguments, slope, group)
+
+
+def _package_serves(x: Tensor, weight: Tensor, training: bool) -> bool:
+    """Whether the package computes this without an error and without waiting for the GPU."""
+    # Its backward flips the sign of some weights' gradients by a mask, which the host waits for.
+    learns = weight.requires_grad and torch.is_grad_enabled()
+    # It wants two values a channel of each process, where the group's together would do.
+    enough = not training or x.numel() > x.shape[1]
+    return x.dtype == weight.dtype and x.dtype in PACKAGE_DTYPES and enough and not learns
 
 
 class InPlaceABN(ActivatedNorm):
@@ -318,10 +336,21 @@ def norm_factory(norm_act: str, group: dist.ProcessGroup | None = None) -> NormF
     raise ValueError(f"norm_act must be one of {', '.join(NORMS)}, got {norm_act!r}")
 
 
-def describe_norm(norm_act: str, device: torch.device) -> str:
-    """One line for start-up: which implementation of the norm runs on `device`."""
+def describe_norm(norm_act: str, device: torch.device, precision: str, learns: bool) -> str:
+    """For start-up: which implementation of the norm runs on `device`, and why.
+
+    Args:
+        precision: of the data, "fp32" or "bf16".
+        learns: whether the norms' weights are trained.
+    """
     if norm_act not in ("iabn_sync", "iabn"):
-        return f"{norm_act}: torch BatchNorm2d and leaky ReLU"
-    if package_function is not None and device.type == "cuda":
-        return f"{norm_act}: kernels of the inplace-abn package"
-    return f"{norm_act}: in-place autograd function in plain PyTorch"
+        return f"{norm_act} (torch's BatchNorm2d and leaky ReLU)"
+    if device.type != "cuda":
+        return f"{norm_act} (in place, torch's kernels)"
+    if package_function is None:
+        return f"{norm_act} (in place, torch's fused kernels)"
+    if precision == "bf16":
+        return f"{norm_act} (in place, torch's fused kernels: inplace-abn has no bf16)"
+    if learns:
+        return f"{norm_act} (in place, torch's fused kernels: inplace-abn would wait for the GPU)"
+    return f"{norm_act} (in place, kernels of the inplace-abn package)"

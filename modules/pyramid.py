@@ -1,5 +1,7 @@
 """The pyramid pooling head, its last convolution computed without ever building its input."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +31,21 @@ def shifted_taps(matrix: Tensor) -> Tensor:
     return torch.stack([padded[tap : tap + size] for tap in range(3)], dim=1)
 
 
+def _taps(cells: int, size: int, like: Tensor) -> Tensor:
+    """(size, 3 cells): `shifted_taps` of the upsampling matrix, the taps of a row side by side."""
+    if like.is_cuda:
+        return _kept_taps(cells, size, like.dtype, like.device)
+    return shifted_taps(upsampling_matrix(cells, size, like)).flatten(1)
+
+
+@lru_cache(maxsize=256)
+def _kept_taps(cells: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # A training asks for the same ones in every step, at seven launches each.
+    with torch.inference_mode(False), torch.no_grad():
+        like = torch.empty(0, dtype=dtype, device=device)
+        return shifted_taps(upsampling_matrix(cells, size, like)).flatten(1)
+
+
 def convolve_upsampled(grids: list[Tensor], weights: list[Tensor], size: torch.Size) -> Tensor:
     """The 3x3 convolution (zero padding 1) of bilinearly upsampled grids, summed over the grids.
 
@@ -54,11 +71,55 @@ def convolve_upsampled(grids: list[Tensor], weights: list[Tensor], size: torch.S
     for grid, weight in zip(grids, weights, strict=True):
         cells = grid.shape[-1]
         products = torch.einsum("ocab,ncij->noaibj", weight, grid)
-        taps_x = shifted_taps(upsampling_matrix(cells, width, products))
+        taps_x = _taps(cells, width, products)
         # (N, O, 3 k, w): taps and cells of the vertical axis, columns already spread.
-        columns.append((products.flatten(4) @ taps_x.flatten(1).T).flatten(2, 3))
-        rows.append(shifted_taps(upsampling_matrix(cells, height, products)).flatten(1))
+        columns.append((products.flatten(4) @ taps_x.T).flatten(2, 3))
+        rows.append(_taps(cells, height, products))
     return torch.cat(rows, dim=1) @ torch.cat(columns, dim=2)
+
+
+def pooling_matrix(cells: int, size: int, like: Tensor) -> Tensor:
+    """(cells, size) weights of adaptive average pooling along one axis.
+
+    Cell i averages the places from floor(i size / cells) to ceil((i + 1) size / cells) - 1, as
+    torch's AdaptiveAvgPool does. `size` may be symbolic.
+    """
+    cell = torch.arange(cells, device=like.device)[:, None]
+    place = torch.arange(size, device=like.device)
+    start, end = cell * size // cells, -(-(cell + 1) * size // cells)
+    inside = ((place >= start) & (place < end)).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
+class MatrixPooling(nn.Module):
+    """AdaptiveAvgPool2d(cells) as two products.
+
+    For inputs whose size is not known yet: ONNX's exporter would write torch's own layer for the
+    one size that it saw.
+    """
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = pooling_matrix(self.cells, x.shape[2], x)
+        columns = pooling_matrix(self.cells, x.shape[3], x)
+        return rows @ x @ columns.T
+
+
+class GridPooling(nn.AdaptiveAvgPool2d):
+    """(N, C, h, w) -> (N, C, cells, cells), in a fixed order of additions where that is asked."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__(cells)
+        self.by_matrices = MatrixPooling(cells)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (x.is_cuda and torch.are_deterministic_algorithms_enabled()):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):  # averages of float32, as of the layer
+            return self.by_matrices(x.float()).to(x.dtype)
 
 
 class PyramidHead(nn.Module):
@@ -82,7 +143,7 @@ class PyramidHead(nn.Module):
         self.mod5_convolution: nn.Module | None = None
         self.ppm = nn.ModuleList(
             nn.Sequential(
-                nn.AdaptiveAvgPool2d(cells),
+                GridPooling(cells),
                 nn.Conv2d(MOD5_CHANNELS, HEAD_CHANNELS, 1, bias=False),
                 norm(HEAD_CHANNELS),
             )
@@ -113,9 +174,11 @@ class PyramidHead(nn.Module):
             weight, *grid_weights = convolution.weight.split(sections, dim=1)
             if self.mod5_convolution is not None:
                 features = self.mod5_convolution(mod5)
-            else:  # of so many channels a CPU convolves planes a fifth faster than pixels
-                planes = mod5.contiguous(), weight.contiguous()
-                features = F.conv2d(*planes, convolution.bias, padding=1)
+            else:
+                if mod5.device.type == "cpu":
+                    # Of so many channels a CPU convolves planes a fifth faster than pixels.
+                    mod5, weight = mod5.contiguous(), weight.contiguous()
+                features = F.conv2d(mod5, weight, convolution.bias, padding=1)
             features = features + convolve_upsampled(grids, grid_weights, size)
         for layer in norm_and_dropout:
             features = layer(features)

@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from modules.abn import norm_factory
+from modules.abn import ActivatedNorm, norm_factory
 from modules.classifier import Classifier
 from modules.pyramid import HEAD_CHANNELS, PyramidHead
 from modules.resnet import BLOCKS, STRIDES_AND_DILATIONS, ResNet
@@ -29,8 +30,15 @@ class SegmentationModel(nn.Module):
     def __init__(self, body: ResNet, head: PyramidHead, classifier: Classifier) -> None:
         super().__init__()
         self.body, self.head, self.cls = body, head, classifier
+        for norm in self._norms():
+            norm.counted_together = True
+
+    def _norms(self) -> list[ActivatedNorm]:
+        return [module for module in self.modules() if isinstance(module, ActivatedNorm)]
 
     def forward(self, images: Tensor) -> Tensor | TrainingLogits:
+        if self.training:  # one launch on a GPU in the place of one a norm
+            torch._foreach_add_([norm.num_batches_tracked for norm in self._norms()], 1)
         mod4, mod5 = self.body(images)
         logits = self.cls(self.head(mod5))
         if not (self.training or self.head.plain):

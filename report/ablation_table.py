@@ -10,6 +10,8 @@ from statistics import fmean, stdev
 
 from matplotlib.figure import Figure
 
+from utils.files import replacing, write_text
+
 FIGURES = {"AUPR": 1.0, "AUROC": 1.0, "FPR95": 1.0, "Mean IoU": 100.0}
 """Columns, and the factors that make percent of what results.json holds."""
 
@@ -43,14 +45,8 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 
 def write_tables(folder: Path, rows: Sequence[Row]) -> None:
     """Write ablation.md and ablation.csv; either is whole at any time."""
-    _replace(folder / "ablation.md", _markdown(rows))
-    _replace(folder / "ablation.csv", _csv(rows))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_text(folder / "ablation.md", _markdown(rows))
+    write_text(folder / "ablation.csv", _csv(rows))
 
 
 def _markdown(rows: Sequence[Row]) -> str:
@@ -111,7 +107,8 @@ def draw_plot(folder: Path, rows: Sequence[Row]) -> None:
         panel.set_xlim(0, 1.15 * panel.get_xlim()[1])  # room for the numbers
     panels[0].set_yticks(positions, [_title(row) for row in shown])
     panels[0].invert_yaxis()
-    figure.savefig(folder / "ablation.png", dpi=110)
+    with replacing(folder / "ablation.png") as file:
+        figure.savefig(file, dpi=110, format="png")
 
 
 def _title(row: Row) -> str:

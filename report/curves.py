@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from metrics import PooledCounts, PooledMetrics, ScoreHistogram, ThresholdCurve
+from metrics import PooledMetrics, ScoreHistogram, ThresholdCurve
+from metrics.pooled import BinnedScores
 from metrics.report import every_figure, markdown_table
 from report.logger import Logger
 from report.visualize import class_matrix_figure
@@ -21,7 +22,7 @@ _NORMAL, _ANOMALOUS = "tab:blue", "tab:red"
 
 
 def log_anomaly_figures(
-    logger: Logger, tag: str, results: Mapping[str, Any], pooled: PooledCounts, step: int
+    logger: Logger, tag: str, results: Mapping[str, Any], pooled: BinnedScores, step: int
 ) -> None:
     """Every protocol's figures and their table, and the curves and scores of all pixels.
 

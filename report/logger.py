@@ -1,7 +1,11 @@
 """TensorBoard: losses, metrics, pictures and the options of a run, in its log folder."""
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -9,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -16,12 +21,23 @@ from dataset import DatasetInfo
 from metrics import ThresholdCurve
 from report.visualize import Picture, class_iou_figure, confusion_matrix_figure, render
 
+_EVENTS = "events.out.tfevents."
+"""Start of the name of an event file; the second in which it was begun follows."""
+
 _TEST_FILE = ".test"
 """End of the name of the event file that holds the points of a test."""
 
 
+class _Writer(SummaryWriter):
+    def add_summary(self, summary: Any) -> None:
+        """`add_hparams` would put its summaries into a run of their own beside this one."""
+        self._get_file_writer().add_summary(summary)
+
+
 class Logger:
-    """Writes a run's TensorBoard events.
+    """Writes a run's TensorBoard events, into a file that is made for the first of them.
+
+    A disk that takes no more ends the log, with one warning, and nothing else.
 
     Args:
         folder: the run's log folder; without one, as on all processes but the main one, every
@@ -30,24 +46,43 @@ class Logger:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._writer = None if folder is None else SummaryWriter(str(folder))
+        self._writer: _Writer | None = None
+        self._purge_step: int | None = None
+        self._suffix = ""
 
     def start_at(self, step: int) -> None:
         """Hide what earlier runs of this name logged from `step` on, so that no point is doubled.
 
         `step` is where training begins: 0, or the step of the checkpoint that it goes on from.
         """
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = SummaryWriter(str(self._folder), purge_step=step)
+        self._close_file()
+        self._purge_step = step
 
-    def start_test(self) -> None:
-        """Write what follows to a file of its own, in the place of an earlier test's."""
-        if self._writer is not None and self._folder is not None:
-            self._writer.close()
-            for earlier in self._folder.glob(f"*tfevents*{_TEST_FILE}"):
-                earlier.unlink()
-            self._writer = SummaryWriter(str(self._folder), filename_suffix=_TEST_FILE)
+    @contextmanager
+    def replacing_test(self) -> Iterator[None]:
+        """Write what the body logs to a file of its own, which takes an earlier test's place.
+
+        That one goes once the body is through; if it raises, its own file goes.
+        """
+        self._close_file()
+        folder = self._folder
+        if folder is not None:
+            _put_before_now(folder)  # now, or they would change their names in the body
+        earlier = _test_files(folder)
+        self._suffix = _TEST_FILE
+        try:
+            yield
+            self._close_file()
+            stale = set() if self._folder is None else earlier
+        except BaseException:
+            self._close_file()
+            stale = _test_files(folder) - earlier
+            raise
+        finally:
+            self._suffix = ""
+            for path in stale:
+                with suppress(OSError):
+                    path.unlink()
 
     def __enter__(self) -> "Logger":
         return self
@@ -60,27 +95,46 @@ class Logger:
     ) -> None:
         self.close()
 
+    def _write(self, method: str, *values: Any, **named: Any) -> None:
+        """Call a method of the writer's, which is made for the first call."""
+        if self._folder is None:
+            return
+        try:
+            if self._writer is None:
+                self._writer = _new_writer(self._folder, self._purge_step, self._suffix)
+                self._purge_step = None
+            getattr(self._writer, method)(*values, **named)
+        except OSError as error:
+            self._end(error)
+
+    def _end(self, error: OSError) -> None:
+        print(
+            f"WARNING: {self._folder} takes no more ({error.strerror or error}): nothing else is "
+            "logged for TensorBoard, and the run goes on",
+            file=sys.stderr,
+        )
+        self._folder = self._writer = None
+
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point for each tag, such as "train/loss"."""
-        if self._writer is not None:
-            for tag, value in values.items():
-                self._writer.add_scalar(tag, value, step)
+        for tag, value in values.items():
+            self._write("add_scalar", tag, value, step)
 
     def image(self, tag: str, picture: Picture, step: int) -> None:
         """A picture, (H, W, 3) uint8."""
-        if self._writer is not None:
-            self._writer.add_image(tag, picture, step, dataformats="HWC")
+        if self._folder is not None:
+            self._write("add_image", tag, picture, step, dataformats="HWC")
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """A matplotlib figure, as a picture."""
-        if self._writer is not None:
+        if self._folder is not None:
             self.image(tag, render(figure), step)
 
     def class_iou(
         self, tag: str, class_iou: Mapping[int, float], info: DatasetInfo, step: int
     ) -> None:
         """IoU of every class: a curve each, and all of them as bars."""
-        if self._writer is not None:
+        if self._folder is not None:
             present = {i: value for i, value in class_iou.items() if math.isfinite(value)}
             names = info.class_names
             self.scalars({f"{tag}/{names[i]}": value for i, value in present.items()}, step)
@@ -90,7 +144,7 @@ class Logger:
         self, tag: str, matrix: NDArray[np.integer], names: Sequence[str], step: int
     ) -> None:
         """Pixel counts (C, C), rows truth and columns prediction, drawn as shares of the rows."""
-        if self._writer is not None:
+        if self._folder is not None:
             self.figure(tag, confusion_matrix_figure(matrix, names), step)
 
     def pr_curve(self, tag: str, curve: ThresholdCurve, step: int) -> None:
@@ -98,10 +152,11 @@ class Logger:
 
         The tab shows a point's place in the curve, from 0 to 1, where it says "threshold".
         """
-        if self._writer is not None:
+        if self._folder is not None:
             # The tab wants the lowest threshold first.
             true, false = curve.true_positives[::-1], curve.false_positives[::-1]
-            self._writer.add_pr_curve_raw(
+            self._write(
+                "add_pr_curve_raw",
                 tag,
                 true,
                 false,
@@ -121,9 +176,10 @@ class Logger:
         step: int,
     ) -> None:
         """Counts (B,) between edges (B+1,), for the HISTOGRAMS and DISTRIBUTIONS tabs."""
-        if self._writer is not None:
+        if self._folder is not None:
             middles = (edges[:-1] + edges[1:]) / 2
-            self._writer.add_histogram_raw(
+            self._write(
+                "add_histogram_raw",
                 tag,
                 min=edges[0],
                 max=edges[-1],
@@ -137,12 +193,12 @@ class Logger:
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         """Markdown, as the TEXT tab draws it."""
-        if self._writer is not None:
-            self._writer.add_text(tag, markdown, step)
+        if self._folder is not None:
+            self._write("add_text", tag, markdown, step)
 
     def table(self, tag: str, values: Mapping[str, Any], step: int = 0) -> None:
         """Names and values as a table of two columns."""
-        if self._writer is not None:
+        if self._folder is not None:
             rows = "".join(f"| {name} | {_cell(value)} |\n" for name, value in values.items())
             self.text(tag, "| option | value |\n| --- | --- |\n" + rows, step)
 
@@ -151,13 +207,13 @@ class Logger:
 
         `SummaryWriter.add_hparams` would put them into a run of their own beside this one.
         """
-        if self._writer is not None:
+        if self._folder is not None:
             plain = {
                 name: value if type(value) in {int, float} else str(value)
                 for name, value in options.items()
             }
             for summary in hparams(plain, dict(metrics)):
-                self._writer._get_file_writer().add_summary(summary)
+                self._write("add_summary", summary)
             self.scalars(metrics, step)
 
     def layout(self, categories: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
@@ -165,24 +221,75 @@ class Logger:
 
         A tag is a regular expression.
         """
-        if self._writer is not None:
-            self._writer.add_custom_scalars(
+        if self._folder is not None:
+            self._write(
+                "add_custom_scalars",
                 {
                     category: {title: ["Multiline", list(tags)] for title, tags in charts.items()}
                     for category, charts in categories.items()
-                }
+                },
             )
 
     def flush(self) -> None:
         """Put everything logged so far on the disk."""
         if self._writer is not None:
-            self._writer.flush()
+            self._write("flush")
 
     def close(self) -> None:
         """Flush, and end the file; calls after this one do nothing."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        self._close_file()
+        self._folder = None
+
+    def _close_file(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                writer.close()
+            except OSError as error:
+                self._end(error)
+
+
+def _test_files(folder: Path | None) -> set[Path]:
+    return set() if folder is None else set(folder.glob(f"{_EVENTS}*{_TEST_FILE}"))
+
+
+def _new_writer(folder: Path, purge_step: int | None, suffix: str) -> _Writer:
+    _put_before_now(folder)
+    _silence_writing_threads()
+    return _Writer(str(folder), purge_step=purge_step, filename_suffix=suffix)
+
+
+def _put_before_now(folder: Path) -> None:
+    """Rename event files that would come after a new one: TensorBoard reads them by their names.
+
+    They carry the second in which they were begun, and the clock may have been set back since.
+    """
+    files = sorted(folder.glob(f"{_EVENTS}*"))
+    times = [file.name.removeprefix(_EVENTS).partition(".")[0] for file in files]
+    now = int(time.time())
+    if not times or not times[-1].isdecimal() or int(times[-1]) < now:
+        return
+    for number, (file, begun) in enumerate(zip(files, times, strict=True)):
+        rest = file.name.removeprefix(f"{_EVENTS}{begun}")
+        with suppress(OSError):
+            file.rename(file.with_name(f"{_EVENTS}{now - len(files) + number:010d}{rest}"))
+
+
+def _silence_writing_threads() -> None:
+    """A writer's error comes up in the next call for it too, where it is told as one line."""
+    hook = threading.excepthook
+    if hook is not _without_writers:
+        global _other_threads
+        _other_threads = hook
+        threading.excepthook = _without_writers
+
+
+_other_threads = threading.excepthook
+
+
+def _without_writers(failure: threading.ExceptHookArgs) -> None:
+    if not isinstance(failure.thread, _AsyncWriterThread):
+        _other_threads(failure)
 
 
 def _cell(value: Any) -> str:

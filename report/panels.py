@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dataset import DatasetInfo, EvaluationSample
 from report.logger import Logger
-from report.visualize import Picture, sample_panel
+from report.visualize import Picture, sample_panel, save_picture
 from utils.distributed import gather_objects
 
 
@@ -48,7 +48,7 @@ class Panels:
         )
         if self._folder is not None:
             stem = Path(sample.name).stem
-            Image.fromarray(panel).save(self._folder / f"{sample.index:04d}_{stem}.png")
+            save_picture(Image.fromarray(panel), self._folder / f"{sample.index:04d}_{stem}.png")
         if sample.index in self._shown:
             self._panels.append((sample.index, panel))
 

@@ -1,6 +1,7 @@
 """What a validation or a test found: to TensorBoard, results.json and the terminal."""
 
 import csv
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from metrics.evaluation import ImageRecord
 from metrics.report import write_results
 from report.logger import Logger
 from report.summary import PERCENT, is_known, per_image_rows, summary, warnings
+from utils.files import write_text
 
 CHARTS = {
     "training": {
@@ -75,9 +77,15 @@ def report_results(
         records: {score: its images}.
         matrix: (C, C) confusion matrix.
     """
+    # First of all what a full disk cannot take away.
+    for line in summary(results, info.name, folder):
+        print(line)
+    for warning in warnings(results):
+        print(f"WARNING: {warning}", file=sys.stderr)
     write_results(folder / "results.json", results)
-    with (folder / "per_image.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(per_image_rows(records))
+    table = io.StringIO()
+    csv.writer(table).writerows(per_image_rows(records))
+    write_text(folder / "per_image.csv", table.getvalue())
     metrics = {name: results[name] for name in (*PERCENT, *_FRACTIONS)}
     found = {f"test/{name}": value for name, value in metrics.items() if is_known(value)}
     log_segmentation(logger, "test", results, matrix, info, step)
@@ -86,7 +94,3 @@ def report_results(
         logger.scalars({tag: value for tag, value in values.items() if value is not None}, step)
     logger.hparams(results["options"], found, step)
     logger.flush()
-    for line in summary(results, info.name, folder):
-        print(line)
-    for warning in warnings(results):
-        print(f"WARNING: {warning}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -9,8 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
+from PIL import Image
 
 from dataset import DatasetInfo
+from utils.files import replacing
 
 Picture = NDArray[np.uint8]
 
@@ -21,6 +24,12 @@ _LEGEND_HEIGHT_INCHES = 0.45
 _LEGEND_LINE_INCHES = 0.25
 _LEGEND_COLUMNS = 14  # of a row of four pictures
 _TITLE_HEIGHT_INCHES = 0.35
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a PNG file, whole at any time; folders that are missing are made."""
+    with replacing(path) as file:
+        image.save(file, format="PNG")
 
 
 def colorize(label: NDArray[np.integer], info: DatasetInfo) -> Picture:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import run as program
-from ablate import GridError, as_words, expand, find_results, is_trained, read_grid, words_of
-from argparser import parse_options
+from ablate import GridError, expand, find_results, is_trained, read_grid, words_of
+from argparser import as_words, parse_options
 from dataset.demo.writer import write_demo
 from report.ablation_table import Row, draw_plot, mean_and_deviation, write_tables
 

@@ -9,7 +9,7 @@ REPOSITORY = Path(__file__).parents[1]
 DOCUMENT = (REPOSITORY / "docs/architecture.md").read_text()
 # From the ground up; three rooms of the first floor know nothing of each other.
 ROOMS = ["utils", "metrics", "modules", "dataset", "report", "argparser", "resume"]
-ROOMS += ["build", "evaluate", "train", "predict", "ablate", "run"]
+ROOMS += ["build", "evaluate", "train", "predict", "hubconf", "ablate", "run"]
 STRANGERS = {"metrics", "modules", "dataset"}
 
 

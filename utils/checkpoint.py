@@ -1,26 +1,38 @@
 """Checkpoints on disk: written whole or not at all, sealed with their checksum."""
 
-import contextlib
-import os
-from collections.abc import Iterable, Mapping
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from utils.files import replacing, same_file
 from utils.seal import seal
-from utils.weight_files import CheckpointError, DamagedCheckpoint, load_checkpoint, model_state
+from utils.weight_files import (
+    CheckpointError,
+    DamagedCheckpoint,
+    load_checkpoint,
+    model_state,
+    peek,
+    refuse_no_file,
+)
 
 __all__ = [
     "CheckpointError",
     "DamagedCheckpoint",
     "checkpoint_places",
     "find_checkpoint",
+    "link_checkpoint",
     "load_checkpoint",
     "load_model_state",
     "model_state",
+    "peek",
     "previous_path",
+    "refuse_no_file",
+    "require_room",
     "save_checkpoint",
 ]
 
@@ -63,10 +75,9 @@ def find_checkpoint(given: str, folder: Path) -> Path:
 def save_checkpoint(
     path: Path | str, state: Mapping[str, Any], *, keep_previous: bool = False
 ) -> None:
-    """Write `state` to `path`: whatever happens meanwhile, `path` holds the old or the new state.
+    """Write `state` with its checksum to `path`, as `utils.files.replacing`.
 
-    The state goes to a temporary file in the same folder, gets its checksum, is synced to the disk
-    and then renamed.
+    Whatever happens meanwhile, `path` holds the old or the new state.
 
     Args:
         keep_previous: leave what `path` held as `previous_path(path)`.
@@ -75,50 +86,77 @@ def save_checkpoint(
         CheckpointError: the folder cannot be written to, or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w+b") as file:
+        with replacing(path) as file:
             torch.save(dict(state), file)
             seal(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_previous and path.exists():
-            _keep(path)
-        temporary.replace(path)
-        _sync_folder(path.parent)
+            if keep_previous and path.exists():
+                same_file(path, previous_path(path))
     except (OSError, RuntimeError) as error:
         # torch's writer covers a full disk with a RuntimeError about file positions.
         fault = error if isinstance(error, OSError) else error.__context__
         if not isinstance(fault, OSError):
             raise
+        raise _not_written(path, fault) from error
+
+
+def link_checkpoint(source: Path, path: Path, *, keep_previous: bool = False) -> None:
+    """Have `path` hold the checkpoint `source` too, taking no room where the disk can do that.
+
+    Args, Raises:
+        As `save_checkpoint`.
+    """
+    try:
+        if keep_previous and path.exists():
+            same_file(path, previous_path(path))
+        same_file(source, path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def require_room(paths: Sequence[Path], size: int) -> str:
+    """Whether the disk has room for checkpoints and for a temporary one while one is written.
+
+    Args:
+        paths: of checkpoints in one folder, which may exist already.
+        size: bytes of one of them.
+
+    Returns:
+        What they will take, in words.
+
+    Raises:
+        CheckpointError: they do not fit, or the folder cannot be written to.
+    """
+    folder = paths[0].parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        disk = shutil.disk_usage(folder)
+        found = [path.stat() for path in paths if path.exists()]
+    except OSError as error:
+        raise _not_written(paths[0], error) from error
+    there = {(one.st_dev, one.st_ino): one.st_size for one in found}  # some are links to others
+    needed, kept = (len(paths) + 1) * size, sum(there.values())
+    words = f"checkpoints: {_gigabytes(needed)} in {folder}"
+    if disk.total and disk.free + kept < needed:  # some network disks tell no sizes
         raise CheckpointError(
-            f"the checkpoint {path} could not be written: {fault.strerror}; "
-            f"{path.parent} should be a folder with space that may be written to"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+            f"{words}, {len(paths)} of {_gigabytes(size)} and one while it is written, do not fit: "
+            f"{_gigabytes(disk.free)} are free and {_gigabytes(kept)} are theirs already; make "
+            "room, or name another folder by --checkpoints"
+        )
+    return f"{words} at most, {_gigabytes(disk.free)} are free"
 
 
-def _keep(path: Path) -> None:
-    """Give `path` its second name, `previous_path`, without a moment in which it has none."""
-    link = path.with_name(f".{path.name}.link")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # a file system without hard links: the newer file is whole and comes next
-        path.replace(previous_path(path))
-    else:
-        link.replace(previous_path(path))
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _not_written(path: Path, fault: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {path} could not be written: {fault.strerror}; "
+        f"{path.parent} should be a folder with space that may be written to"
+    )
 
 
 def load_model_state(
@@ -133,7 +171,8 @@ def load_model_state(
         may_lack: weights whose names hold this are left as they are where `state` has none.
 
     Raises:
-        CheckpointError: names or shapes differ; nothing was copied then.
+        CheckpointError: names or shapes differ, or not all values are finite; nothing was copied
+            then.
     """
     own = {name: value.shape for name, value in model.state_dict().items()}
     given = {name: value.shape for name, value in state.items()}
@@ -152,7 +191,17 @@ def load_model_state(
             + "; ".join(_shortened(kind, names) for kind, names in differences if names)
             + _likely_cause(set(missing), set(unexpected), set(other_shape))
         )
+    broken = [name for name in own if name in state and not _is_finite(state[name])]
+    if broken:
+        raise CheckpointError(
+            f"{source} holds values that are not finite, NaN or infinity: "
+            f"{_shortened('tensors', broken)}; its training had failed, use an earlier checkpoint"
+        )
     model.load_state_dict(dict(state), strict=False)
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool((value.float() if value.is_floating_point() else value).isfinite().all())
 
 
 def _shortened(kind: str, names: list[str]) -> str:

@@ -8,8 +8,8 @@ import torch
 def make_deterministic() -> None:
     """Have torch choose deterministic algorithms; call it before the first use of a GPU.
 
-    Where torch has none for an operation of a GPU it warns, naming the operation, instead of
-    ending the run.
+    The network and its loss use none of which torch has no such form. If one comes in, torch warns,
+    naming the operation, instead of ending the run.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -8,15 +8,17 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import tempfile
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -29,20 +31,28 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import USER_ERROR, PansError
-from utils.faults import known_fault, message_of, signal_and_cause
+from utils.faults import known_fault, signal_and_cause
+from utils.gpu import refuse_old_gpu, usable_gpus
 from utils.interruption import (
     COMMAND_VARIABLE,
+    SAVING_SIGNAL,
     SIGNAL_BASE,
     Interrupted,
+    handling,
+    heeded_signals,
     stop_at_once,
     typed_command,
 )
+from utils.parent import as_parent, children, end_with_starter
 from utils.progress import end_line_of_bars
 
 DEFAULT_TIMEOUT = 600.0
 """Seconds that processes wait for each other."""
 
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+_host_group: Any = None
+"""Joins the CPUs of all processes, for objects that no GPU should wait for; see `start_process`."""
 
 _CLAIM = "reported-"
 """Start of the name of the file by which a process claims to be the first to report."""
@@ -52,6 +62,10 @@ T = TypeVar("T")
 
 class LaunchError(PansError):
     """The launcher's environment, the machine's GPUs and the number of processes do not fit."""
+
+
+class FailedElsewhere(PansError):
+    """The main process's error, on another process."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +94,12 @@ def launched() -> bool:
 
 
 def default_nproc() -> int:
-    """One process per visible GPU, one on a machine without."""
-    return torch.cuda.device_count() or 1
+    """One process per visible GPU, one on a machine without.
+
+    Raises:
+        UnusableGpu: torch cannot compute on the GPUs that are here.
+    """
+    return usable_gpus() or 1
 
 
 def _read_number(environment: Mapping[str, str], name: str) -> int:
@@ -134,6 +152,7 @@ def start_process(
 
     Raises:
         LaunchError: the environment is incomplete, or there are fewer GPUs than processes.
+        UnusableGpu: torch cannot compute on this process's GPU.
     """
     if launched():
         rank, local_rank, world_size = _read_ranks(os.environ, local_rank)
@@ -141,23 +160,54 @@ def start_process(
     else:
         rank, local_rank, world_size = 0, local_rank or 0, 1
     device = torch.device("cpu")
-    if torch.cuda.is_available():
+    if usable_gpus():
         _refuse_missing_gpu(local_rank + 1)
         device = torch.device("cuda", local_rank)
+        refuse_old_gpu(device)
         torch.cuda.set_device(device)
-    host_group: Any = None
+    global _host_group
     if world_size > 1:
-        on_gpu, timeout = device.type == "cuda", timedelta(seconds=timeout_seconds)
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            store=_fresh_store(rank, world_size, timeout),
-            rank=rank,
-            world_size=world_size,
-            timeout=timeout,
-            device_id=device if on_gpu else None,
+        for number in heeded_signals():
+            # Or one that waits for a peer, deep inside gloo, would not end.
+            signal.signal(number, signal.SIG_DFL)
+        _host_group = _join(rank, world_size, device, timedelta(seconds=timeout_seconds))
+    return Process(rank, local_rank, world_size, device, _host_group)
+
+
+def _join(rank: int, world_size: int, device: torch.device, timeout: timedelta) -> Any:
+    """Make the group of all processes; returns the one of their CPUs."""
+    on_gpu = device.type == "cuda"
+    try:
+        store = _fresh_store(rank, world_size, timeout)
+    except dist.DistError as error:
+        reason = _why_not_met(str(error))
+        if reason is None:
+            raise
+        raise LaunchError(reason) from error
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=device if on_gpu else None,
+    )
+    return dist.new_group(backend="gloo", timeout=timeout)
+
+
+def _why_not_met(message: str) -> str | None:
+    """What torch's message comes to, where the processes have not found each other."""
+    host, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    if "EADDRINUSE" in message:
+        return (
+            f"port {port} (MASTER_PORT) is taken by another program, or by a run that has not "
+            "ended; choose another one for all processes"
         )
-        host_group = dist.new_group(backend="gloo", timeout=timeout)
-    return Process(rank, local_rank, world_size, device, host_group)
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        return f"the host {host} (MASTER_ADDR) is unknown here: {error.strerror}; give its address"
+    return None
 
 
 def _refuse_stale_addresses(environment: Mapping[str, str]) -> None:
@@ -186,6 +236,8 @@ def _fresh_store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
 
 def end_process() -> None:
     """Leave the other processes; call it only where all of them do."""
+    global _host_group
+    _host_group = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -214,16 +266,36 @@ def gather_objects(value: T) -> list[T]:
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_host_group)
     return values
 
 
+def host_group() -> Any:
+    """The group of all processes' CPUs, beside that of their GPUs; None if that is the only one."""
+    return _host_group
+
+
 def from_main(process: Process, compute: Callable[[], T]) -> T:
-    """What `compute` returns on the main process, on all of them; only the main one calls it."""
-    values = [compute() if process.is_main else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(values, group=process.host_group)
-    return values[0]  # type: ignore[return-value]
+    """What `compute` returns on the main process, on all of them; only the main one calls it.
+
+    Raises:
+        PansError: the main process's; the others raise `FailedElsewhere` in its place.
+    """
+    if not dist.is_initialized():
+        return compute()
+    outcome: list[Any] = [None, None]
+    error = None
+    if process.is_main:
+        try:
+            outcome[0] = compute()
+        except PansError as raised:
+            error, outcome[1] = raised, str(raised)
+    dist.broadcast_object_list(outcome, group=process.host_group)
+    if error is not None:
+        raise error
+    if outcome[1] is not None:
+        raise FailedElsewhere(outcome[1])
+    return outcome[0]
 
 
 def wait_for_all(process: Process) -> None:
@@ -252,23 +324,30 @@ def _is_first_to_fail() -> bool:
     return True
 
 
-def run_reporting(work: Callable[[], None]) -> int:
+def run_reporting(work: Callable[[], int | None]) -> int:
     """Run this process's work and return its exit code.
 
-    It is 0, 1 for a bug or a fault of the machine, 2 for a user's error, 128 + n after signal n.
+    It is what `work` returns, 0 for None; or 1 for a bug or a fault of the machine, 2 for a user's
+    error, 128 + n after signal n.
     Of several processes that fail, the first one prints: a `PansError` or a known fault as one
     line, anything else as its traceback. A process that fails among others leaves at once instead
     of returning.
     """
+    end_with_starter()
+    # Whoever asks for a checkpoint where there is none to be written shall not end the process.
+    signal.signal(SAVING_SIGNAL, signal.SIG_IGN)
     try:
-        # A launcher's SIGTERM must end a process at once that waits for a peer, deep inside gloo.
-        with nullcontext() if launched() else stop_at_once():
-            work()
+        with stop_at_once():
+            exit_code = work() or 0
     except (Interrupted, KeyboardInterrupt) as error:
         stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
         return _fail(stop.exit_code, f"error: {stop}")
+    except FailedElsewhere as error:
+        # Under torchrun whoever is first tells it; under srun nobody knows who is.
+        is_told = "TORCHELASTIC_ERROR_FILE" not in os.environ
+        return _fail(USER_ERROR, "" if is_told else f"error: {error}")
     except PansError as error:
-        return _fail(USER_ERROR, f"error: {message_of(error)}")
+        return _fail(USER_ERROR, f"error: {error}")
     except Exception as error:
         line = known_fault(error)
         if line is not None:
@@ -277,7 +356,7 @@ def run_reporting(work: Callable[[], None]) -> int:
             error.add_note(f"in process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}")
         return _fail(1, traceback.format_exc())
     _kill_loader_processes()
-    return 0
+    return exit_code
 
 
 def _kill_loader_processes() -> None:
@@ -293,7 +372,7 @@ def _kill_loader_processes() -> None:
 
 def _fail(exit_code: int, report: str) -> int:
     _kill_loader_processes()
-    if _is_first_to_fail():
+    if report and _is_first_to_fail():
         end_line_of_bars()
         print(report.rstrip(), file=sys.stderr)
     if dist.is_initialized():
@@ -328,13 +407,14 @@ def launch(command: Sequence[str], nproc: int) -> int:
 
     Raises:
         LaunchError: there are GPUs, but fewer than processes.
+        UnusableGpu: torch cannot compute on the GPUs that are here.
     """
-    if torch.cuda.is_available():
+    if usable_gpus():
         _refuse_missing_gpu(nproc)
-    os.environ[COMMAND_VARIABLE] = typed_command(list(command))
     # torch's launcher would give every process all cores, and torchrun a single one.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // nproc)))
-    with tempfile.TemporaryDirectory(prefix="pans_") as folder:
+    os.environ[COMMAND_VARIABLE] = typed_command(list(command))
+    with as_parent(), tempfile.TemporaryDirectory(prefix="pans_") as folder:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -345,15 +425,23 @@ def launch(command: Sequence[str], nproc: int) -> int:
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
             max_restarts=0,
+            signals_to_handle=",".join(one.name for one in heeded_signals()),
         )
         return _run_to_end(config, command, Path(folder))
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    for child in children():
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
 
 
 def _run_to_end(config: LaunchConfig, command: Sequence[str], folder: Path) -> int:
     # The launcher's own log would wrap one line about a missing file into a page about ranks.
     logging.disable(logging.CRITICAL)
     try:
-        elastic_launch(config, sys.executable)(*command)
+        with handling({SAVING_SIGNAL: _pass_on}):
+            elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         exit_code, report = _outcome(error)
         if report is not None:

@@ -1,13 +1,15 @@
 """Known ways in which machine and processes fail, each in one line with its remedy."""
 
 import errno
+import os
 import re
 import signal
+import threading
 
 import torch
 import torch.distributed as dist
 
-from utils.errors import PansError
+from utils.errors import one_line
 
 _SMALLER = "lower --batch_size or --crop_size"
 # How torch's allocator for CPUs says it, in a RuntimeError.
@@ -36,14 +38,26 @@ _LOADER_FAULTS = {
         "some; raise the limit (ulimit -n 4096), or lower --num_workers"
     ),
 }
+_WAITED = (
+    "a process has waited in vain for another one, which hangs or is far slower; look at the "
+    "machines and their network, or raise --timeout"
+)
 _PROCESS_FAULTS = {
-    r"(?i)timed ?out|timeout": (
-        "a process has waited in vain for another one, which hangs or is far slower; look at the "
-        "machines and their network, or raise --timeout"
-    ),
+    r"(?i)timed ?out|timeout": _WAITED,
     r"(?i)closed|reset|refused|broken pipe|unreachable|aborted": (
         "a process has lost its connection to another one, whose end is the cause"
     ),
+}
+
+
+_FILES_TRIED = 4
+"""A library that needs several files at once may fail where one could still be opened."""
+
+_AGAIN = "mend it and run the same command again, without --restart"
+_SHORTAGES = {
+    errno.EMFILE: "this process may not open more files; raise the limit (ulimit -n 4096)",
+    errno.ENFILE: "this machine may not open more files; end some programs",
+    errno.EAGAIN: "no more processes or threads may be started; raise the limit (ulimit -u)",
 }
 
 
@@ -53,8 +67,11 @@ def known_fault(error: BaseException) -> str | None:
         return f"the GPU has too little memory; {_SMALLER}, or choose --precision bf16"
     if isinstance(error, MemoryError) or _CPU_WITHOUT_MEMORY in str(error):
         return f"this machine has too little memory; {_SMALLER} or --num_workers"
-    if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
-        return f"{error}; mend it and run the same command again, without --restart"
+    shortage = _shortage(error)
+    if shortage is not None:
+        return f"{shortage}; or lower --num_workers"
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        return f"{one_line(str(error))}; {_AGAIN}"
     if not isinstance(error, RuntimeError):
         return None
     among_processes = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
@@ -66,14 +83,37 @@ def known_fault(error: BaseException) -> str | None:
     return None
 
 
-def message_of(error: PansError) -> str:
-    """Its one line, also where a loader process has wrapped it into its traceback."""
-    last = str(error).rstrip().splitlines()[-1]
-    return last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+def _shortage(error: BaseException) -> str | None:
+    """What the process has none left of, if that is what `error` comes from.
+
+    Libraries tell that in many words, or in none: what the system says now is the answer.
+    """
+    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+        return _SHORTAGES[error.errno]
+    if not isinstance(error, OSError | RuntimeError):
+        return None
+    opened = []
+    try:
+        for _ in range(_FILES_TRIED):
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+    except OSError as refusal:
+        return _SHORTAGES.get(refusal.errno or 0)
+    except RuntimeError:  # can't start new thread
+        return _SHORTAGES[errno.EAGAIN]
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return None
 
 
 def signal_and_cause(number: int) -> str:
     """A signal's name, with what it most likely means."""
     name = signal.Signals(number).name
-    # The kernel's way of ending the process that takes most memory.
-    return f"{name}, most likely for want of memory" if number == signal.SIGKILL else name
+    if number == signal.SIGKILL:  # the kernel's way of ending the process that takes most memory
+        return f"{name}, most likely for want of memory"
+    if number == signal.SIGABRT:  # NCCL's way of ending one that has waited beyond --timeout
+        return f"{name}; on GPUs that most likely means: {_WAITED}"
+    return name

@@ -1,8 +1,9 @@
 """Stopping in good order: signals and the clock are answered between two steps.
 
-A process that is told to end by SIGTERM or SIGINT finishes its step, saves and leaves. Saving takes
-all processes, so that they must answer at the same step: they agree by an all-reduce of three
-numbers between CPUs, about once a second. Neither the device nor the steps in between wait for it.
+A process that is told to end finishes its step, saves and leaves; one that is only warned, by
+SIGUSR1, saves and goes on. Saving takes all processes, so that they must answer at the same step:
+they agree by an all-reduce of three numbers between CPUs, about once a second. Neither the device
+nor the steps in between wait for it.
 """
 
 import os
@@ -10,8 +11,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,8 +25,20 @@ COMMAND_VARIABLE = "PANS_COMMAND"
 SIGNAL_BASE = 128
 """Shells report a process that a signal ended as this number plus the signal's."""
 
+ENDING_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGXCPU,
+    signal.SIGUSR2,
+)
+"""Those after which a run saves and leaves."""
+
+SAVING_SIGNAL = signal.SIGUSR1
+"""That after which it saves and goes on."""
+
 STDERR = 2
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SECONDS_BETWEEN_CHECKS = 1.0
 _MOST_STEPS_BETWEEN_CHECKS = 100
 
@@ -67,18 +80,31 @@ T = TypeVar("T")
 _NOTHING = Demand(save=False, stop=0)
 
 
+def heeded_signals() -> list[signal.Signals]:
+    """`ENDING_SIGNALS`, but for the SIGHUP that nohup has turned off."""
+    is_off = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [one for one in ENDING_SIGNALS if one != signal.SIGHUP or not is_off]
+
+
 @contextmanager
-def stop_at_once() -> Iterator[None]:
-    """Let SIGTERM raise `Interrupted` wherever the program is, as SIGINT raises an exception."""
+def handling(handlers: Mapping[int, Any]) -> Iterator[None]:
+    """Handle signals by these handlers inside the body alone."""
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_at_once() -> AbstractContextManager[None]:
+    """Let the ending signals raise `Interrupted` wherever the program is, as SIGINT does."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
 
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    ending = [number for number in heeded_signals() if number != signal.SIGINT]
+    return handling(dict.fromkeys(ending, leave))
 
 
 class Interruption:
@@ -93,14 +119,17 @@ class Interruption:
         self._seconds_between_saves = 60 * checkpoint_minutes
         self._group = group
         self._signal = 0
+        self._save_is_asked = False
+        self._handling: AbstractContextManager[None] = nullcontext()
         self._may_break_off = False
-        self._handlers: dict[int, Any] = {}
         self._saved_at = self._checked_at = time.monotonic()
         self._steps_left = self._steps_between = 1
 
     def __enter__(self) -> "Interruption":
         self.saved()
-        self._handlers = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+        numbers = [*heeded_signals(), SAVING_SIGNAL]
+        self._handling = handling(dict.fromkeys(numbers, self._remember))
+        self._handling.__enter__()
         return self
 
     def __exit__(
@@ -109,19 +138,22 @@ class Interruption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._handling.__exit__(kind, error, trace)
         if error is None and self._signal:
             raise Interrupted(self._signal)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self._signal and number == signal.SIGINT:
             signal.default_int_handler(number, frame)  # whoever asks twice does not want to wait
-        self._signal = self._signal or number
-        # Not print: the signal may have come in the middle of one.
+        if number == SAVING_SIGNAL:
+            self._save_is_asked = True
+        else:
+            self._signal = self._signal or number
         name = signal.Signals(number).name
-        os.write(STDERR, f"\n{name}: saving after this step\n".encode())
-        if self._may_break_off:
+        with suppress(OSError):  # the terminal may be gone, of which SIGHUP tells
+            # Not print: the signal may have come in the middle of one.
+            os.write(STDERR, f"\n{name}: saving after this step\n".encode())
+        if self._may_break_off and self._signal:
             raise WaitBrokenOff
 
     def breaking_off(self, items: Iterable[T]) -> Iterator[T]:
@@ -146,10 +178,12 @@ class Interruption:
     def saved(self) -> None:
         """A checkpoint was written just now."""
         self._saved_at = time.monotonic()
+        self._save_is_asked = False
 
     def demand(self) -> Demand:
         """What all processes shall do now; each of them calls this equally often."""
         due = time.monotonic() - self._saved_at >= self._seconds_between_saves
+        due = due or self._save_is_asked
         if self._group is None:
             return Demand(bool(due or self._signal), self._signal)
         self._steps_left -= 1

@@ -42,21 +42,7 @@ _SIGNATURES = (
 
 
 class Unreadable(PansError):
-    """A file that cannot be used; one printable line that names it and says why.
-
-    A DataLoader raises a worker's error again with the worker's traceback as its message; only
-    the words after the error's own name, on one line, are for the user.
-    """
-
-    def __init__(self, message: str) -> None:
-        own_words = message.rpartition(f"{type(self).__name__}: ")[2]
-        # Names of files may hold what no terminal should be given.
-        super().__init__(
-            "".join(
-                letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-                for letter in " ".join(own_words.split())
-            )
-        )
+    """A file that cannot be used; the message names it, says why and what to do."""
 
 
 def is_hidden(path: PurePath) -> bool:

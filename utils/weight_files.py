@@ -54,7 +54,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         CheckpointError: no such file, not a checkpoint, damaged, or it wants to run code.
     """
     path = Path(path)
-    if not path.is_file():
+    refuse_no_file(path)
+    if not path.exists():
         raise DamagedCheckpoint(f"there is no checkpoint {path}; check its name, or train first")
     try:
         if seal_is_broken(path):
@@ -70,6 +71,32 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
             f"the checkpoint {path} holds a {type(state).__name__} where a dict was expected"
         )
     return state
+
+
+def peek(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, its tensors unread and nothing checked; empty if it is damaged."""
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # as for `load_checkpoint`
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def refuse_no_file(path: Path) -> None:
+    """Raise where something else than a file has a checkpoint's name.
+
+    Raises:
+        CheckpointError: a folder, a pipe, or a link to what is not there.
+    """
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(
+            f"{path} is a link to {path.readlink()}, which is not there; mount its disk, or "
+            "remove the link"
+        )
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise CheckpointError(f"{path} is {kind} where a checkpoint was expected; rename it")
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
@@ -98,7 +125,7 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     front of the names is taken off, and tensors beside those of the network are left out.
 
     Raises:
-        CheckpointError: there is no state dict in it.
+        CheckpointError: there is no state dict of plain tensors in it.
     """
     wrapped = (checkpoint[key] for key in _MODEL_KEYS if isinstance(checkpoint.get(key), Mapping))
     state = next(wrapped, checkpoint)
@@ -106,6 +133,12 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         raise CheckpointError(
             "the checkpoint holds no network: neither is it a state dict, nor does it hold one as "
             f"{', '.join(_MODEL_KEYS)}; {_SAVE_AGAIN}"
+        )
+    other = next((name for name, value in state.items() if not _is_dense(value)), None)
+    if other is not None:
+        raise CheckpointError(
+            f"the checkpoint's {other} is no plain tensor of real numbers (it is sparse, "
+            "quantized, complex or without values); save it again as one"
         )
     networks: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
@@ -121,3 +154,8 @@ def _split_wrappers(name: str) -> tuple[str, str]:
     parts = name.split(".")
     start = next((i for i, part in enumerate(parts) if part not in _WRAPPERS), 0)
     return ".".join(parts[:start]), ".".join(part for part in parts[start:] if part != "_orig_mod")
+
+
+def _is_dense(value: Tensor) -> bool:
+    is_stored = value.layout == torch.strided and value.device.type != "meta"
+    return is_stored and not (value.is_nested or value.is_quantized or value.is_complex())

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dataset.demo.scene import draw_scene
 from dataset.loaders import worker_count
 from utils.errors import PansError, exit_code
+from utils.files import write_text
 
 FOLDER = "StreetHazards"
 STAMP = "demo.json"
@@ -87,7 +88,7 @@ def write_odgt(path: Path, scenes: list[Scene]) -> None:
         for scene in scenes
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(records) + "\n")
+    write_text(path, json.dumps(records) + "\n")
 
 
 def draw_all(scenes: list[Scene]) -> None:

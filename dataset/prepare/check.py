@@ -1,6 +1,7 @@
 """Every file of a data set read and compared with what is published of it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,32 +125,53 @@ def verify(root: Path, archives: Sequence[Archive], names: Sequence[str] = ()) -
         DatasetNotFound: a list is missing.
     """
     names = names or list(dict.fromkeys(archive.dataset for archive in archives))
-    rows: list[tuple[str, ...]] = []
-    problems: list[str] = []
-    lacking: list[str] = []
+    found = Findings()
     for name in names:
-        known = published(name, root, archives)
-        for split, expected in known.images.items():
-            pictures = open_split(name, root, split, expected)
-            checks = _check_samples(pictures, known.size)
-            found = [check.problem for check in checks if check.problem]
-            rows.append((name, split, *_summary(checks, pictures, known.size), str(len(found))))
-            problems += found
-            if expected is not None and len(pictures) != expected:
-                lacking.append(f"{pictures.source} has {len(pictures)} of {expected} images")
-    table = _table(rows, with_names=len(names) > 1)
-    if problems or lacking:
-        print(*problems, table, sep="\n")
-        again = f"run 'python -m dataset.prepare {' '.join(names)} --root {root}' again"
-        if not {archive.dataset for archive in archives} >= set(names):
-            again = "check again"  # there is nothing to fetch them from
-        if problems:
-            raise BadDataSet(
-                f"{len(problems)} samples under {root} are damaged, the first: {problems[0]}; "
-                f"move the named files away and {again}"
+        try:
+            _verify_one(name, root, published(name, root, archives), found)
+        except (BadDataSet, DatasetNotFound) as error:
+            if len(names) == 1:
+                raise
+            found.wrong.append(str(error))
+    table = _table(found.rows, with_names=len(names) > 1)
+    if not found.problems and not found.wrong:
+        return table
+    print(*found.problems, table, sep="\n")
+    again = f"run 'python -m dataset.prepare {' '.join(names)} --root {root}' again"
+    if not {archive.dataset for archive in archives} >= set(names):
+        again = "check again"  # there is nothing to fetch them from
+    words = [*found.wrong, again]
+    if found.problems:
+        words.insert(
+            0,
+            f"{len(found.problems)} samples under {root} are damaged, the first: "
+            f"{found.problems[0]}; move the named files away",
+        )
+    raise BadDataSet("; ".join(words))
+
+
+@dataclass
+class Findings:
+    """Rows of the table, what is wrong with samples, and what with whole splits."""
+
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+
+def _verify_one(name: str, root: Path, known: Published, found: Findings) -> None:
+    for split, expected in known.images.items():
+        pictures = open_split(name, root, split, expected)
+        checks = _check_samples(pictures, known.size)
+        problems = [check.problem for check in checks if check.problem]
+        found.problems += problems
+        found.rows.append(
+            (name, split, *_summary(checks, pictures, known.size), str(len(problems)))
+        )
+        if expected is not None and len(pictures) != expected:
+            found.wrong.append(
+                f"{pictures.source} has {len(pictures)} images, and {_title(name)} {expected}"
             )
-        raise BadDataSet(f"{'; '.join(lacking)}; add what is missing, and {again}")
-    return table
 
 
 def _table(rows: Sequence[tuple[str, ...]], *, with_names: bool) -> str:

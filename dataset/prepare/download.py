@@ -15,6 +15,8 @@ from utils.errors import PansError
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 60.0
+# Some servers refuse urllib's own name.
+HEADERS = {"User-Agent": "PAnS dataset.prepare"}
 
 
 class ConnectionBroken(Exception):
@@ -27,7 +29,7 @@ class DownloadFailed(PansError):
 
 def size_of(url: str) -> int | None:
     """The bytes of a file on a server; None if it does not tell."""
-    request = urllib.request.Request(url, method="HEAD")
+    request = urllib.request.Request(url, headers=HEADERS, method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
             return int(response.headers["Content-Length"])
@@ -73,7 +75,8 @@ def download(url: str, path: Path, *, attempts: int = 5, wait_seconds: float = 2
 def _download_rest(url: str, part: Path) -> None:
     start = part.stat().st_size
     # Whether the file has changed since is not asked: then it is not the published one anyway.
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    rest = {"Range": f"bytes={start}-"} if start else {}
+    request = urllib.request.Request(url, headers=HEADERS | rest)
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
             _append(response, part, start)

@@ -17,7 +17,8 @@ from dataset.readers.odgt import leaves_folder
 from utils.errors import PansError
 from utils.reading import is_hidden
 
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
+# The last is that of a kind of compression that zipfile does not know.
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
 class BadArchive(PansError):
@@ -96,8 +97,8 @@ def _check_members(path: Path, members: Sequence[_Member]) -> None:
         # Stricter than tarfile's own filter, which would drop a leading slash and allow some links.
         if leaves_folder(member.name) or "\\" in member.name or not member.is_safe:
             raise BadArchive(
-                f"{path} holds {member.name!r}, which is a link, a device or outside the folder; "
-                "nothing of it was unpacked; fetch the published archive"
+                f"{path} holds {member.name!r}, which is a link, a device, encrypted or outside "
+                "the folder; nothing of it was unpacked; fetch the published archive"
             )
 
 

@@ -19,5 +19,5 @@ def evaluation_only(name: str, index_of: Mapping[int, int], label_meaning: str) 
         index_of=index_of,
         label_meaning=label_meaning,
         splits=("test",),
-        remedy="fetch the data set again, as docs/data.md has it",
+        remedy=f"run 'python -m dataset.prepare {name}' to fetch it again",
     )

@@ -5,7 +5,9 @@ ROOT/classes.txt                  a line per class, in the order of the index: N
 ROOT/classes.json                 or this: {"NAME": [R, G, B], ..., "ignore": 11, "anomaly": 12}
 ROOT/images/SPLIT/.../NAME.jpg    .jpeg, .png or .webp; SPLIT is train, validation or test
 ROOT/labels/SPLIT/.../NAME.png    8-bit grey: class index, 255 = ignored, and what else the
-                                  classes file names; anomalies in the test split alone
+                                  classes file names; anomalies in the test split alone. The
+                                  first value above the classes needs no word if the labels of
+                                  the test split hold it and those of training do not
 """
 
 import json
@@ -43,6 +45,15 @@ class Folder(SegmentationDataset):
     @classmethod
     def describe(cls, root: Path) -> DatasetInfo:
         classes = read_class_file(root)
+        first = len(classes.colours)
+        note = ""
+        if first not in classes.words and _test_alone_holds(root, first):
+            classes.words[first] = ANOMALY
+            note = (
+                f"labels of the test split hold {first}, the first value above the classes, and "
+                f"those of training do not: it is the anomaly; '{IGNORE} {first}' in "
+                f"{classes.path} leaves it out"
+            )
         return DatasetInfo(
             name="folder",
             class_colours=classes.colours,
@@ -52,6 +63,7 @@ class Folder(SegmentationDataset):
             f"values, a line '{IGNORE} N' or '{ANOMALY} N' each",
             splits=tuple(split for split in SPLITS if (root / "images" / split).is_dir()),
             remedy="each image needs a label map of its relative name, see docs/data.md",
+            note=note,
         )
 
     def find_files(self, root: Path, split: Split) -> SampleFiles:
@@ -83,6 +95,26 @@ def _label_of(folder: Path, image: Path) -> Path:
     path = folder / image.with_suffix(".png")
     capital = path.with_suffix(".PNG")
     return capital if capital.exists() and not path.exists() else path
+
+
+def _test_alone_holds(root: Path, value: int) -> bool:
+    """Whether a value is in labels of the test split, and in none of training and validation.
+
+    A void label, such as raw CamVid's 11, is in all of them. Some evenly spaced files of each split
+    are looked at; without training labels nothing can be told apart.
+    """
+
+    def holds(split: Split) -> bool | None:
+        paths = [path for path in files_below(root / "labels" / split) if path.suffix == ".png"]
+        counts = []
+        for path in evenly(sorted(paths), LOOKED_AT):
+            # What is wrong with a file is told when it is read as a sample.
+            with suppress(Exception), Image.open(path) as label:
+                if label.mode == "L":
+                    counts.append(label.histogram()[value])
+        return any(counts) if counts else None
+
+    return holds("test") is True and holds("train") is False and not holds("validation")
 
 
 def _refuse_painted(labels: list[Path], info: DatasetInfo) -> None:

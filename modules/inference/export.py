@@ -1,6 +1,5 @@
 """The network as an ONNX file, for any program that runs those."""
 
-import contextlib
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -11,9 +10,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from modules.inference.folding import fold_norms
+from modules.pyramid import MatrixPooling
 from modules.scores import Evidence, Score
 from modules.segmentation import SegmentationModel
 from utils.errors import PansError
+from utils.files import replacing
 
 NEEDED_PACKAGES = ("onnx", "onnxscript")
 SMALLEST_SIDE = 8
@@ -21,35 +22,6 @@ SMALLEST_SIDE = 8
 
 class ExportError(PansError):
     """The packages that write ONNX are missing, or the file cannot be written."""
-
-
-def pooling_matrix(cells: int, size: int, like: Tensor) -> Tensor:
-    """(cells, size) weights of adaptive average pooling along one axis.
-
-    Cell i averages the places from floor(i size / cells) to ceil((i + 1) size / cells) - 1, as
-    torch's AdaptiveAvgPool does. `size` may be symbolic.
-    """
-    cell = torch.arange(cells, device=like.device)[:, None]
-    place = torch.arange(size, device=like.device)
-    start, end = cell * size // cells, -(-(cell + 1) * size // cells)
-    inside = ((place >= start) & (place < end)).to(like.dtype)
-    return inside / inside.sum(dim=1, keepdim=True)
-
-
-class MatrixPooling(nn.Module):
-    """AdaptiveAvgPool2d(cells) as two products, for inputs whose size is not known yet.
-
-    The exporter would write torch's own layer for the one size that it saw.
-    """
-
-    def __init__(self, cells: int) -> None:
-        super().__init__()
-        self.cells = cells
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = pooling_matrix(self.cells, x.shape[2], x)
-        columns = pooling_matrix(self.cells, x.shape[3], x)
-        return rows @ x @ columns.T
 
 
 class ScoredNetwork(nn.Module):
@@ -118,14 +90,10 @@ def export_onnx(
         )
     assert program is not None
     program.model.metadata_props.update(metadata)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        program.save(str(temporary))
-        temporary.replace(path)
+        with replacing(path) as file:
+            program.save(file.name)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise ExportError(
             f"{path} could not be written ({error}); name a file in a folder with space by --out"
         ) from error

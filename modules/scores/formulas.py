@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from modules.classifier import COSINE_SCALE
-from modules.scores.evidence import upsample
+from modules.scores.evidence import mean_over_scales
 from modules.scores.statistics import MaxLogitStatistics
 
 
@@ -22,11 +22,12 @@ def cosine_score(logits_per_scale: Sequence[Tensor], size: Sequence[int]) -> Ten
     maximum is taken before upsampling (Fontanel et al., "Detecting Anomalies in Semantic
     Segmentation with Prototypes", CVPR workshops 2021, section 3.3).
     """
-    nearest = [
-        upsample((logits.amax(dim=1, keepdim=True) + COSINE_SCALE) / (2 * COSINE_SCALE), size)
-        for logits in logits_per_scale
-    ]
-    return 1 - (sum(nearest[1:], nearest[0]) / len(nearest)).squeeze(1)
+    return 1 - mean_over_scales([nearness(logits) for logits in logits_per_scale], size)
+
+
+def nearness(logits: Tensor) -> Tensor:
+    """(max_c logit_c + 10) / 20: the cosine to the nearest prototype, scaled to [0, 1]."""
+    return (logits.amax(dim=1) + COSINE_SCALE) / (2 * COSINE_SCALE)
 
 
 def msp_score(probabilities: Tensor) -> Tensor:

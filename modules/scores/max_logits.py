@@ -12,6 +12,7 @@ import torch
 from modules.inference.network import Inference
 from modules.scores.statistics import MaxLogitStatistics, max_logit_sums, statistics_of
 from utils.distributed import Process, gather_objects
+from utils.files import write_text
 from utils.progress import ProgressBar
 
 
@@ -93,7 +94,7 @@ def _write(path: Path, key: str, statistics: MaxLogitStatistics) -> None:
     }
     # Checkpoints may lie where nothing can be written; the next test takes the pass again then.
     with contextlib.suppress(OSError):
-        path.write_text(json.dumps(content) + "\n")
+        write_text(path, json.dumps(content) + "\n")
 
 
 def _vector(values: list[float]) -> torch.Tensor:

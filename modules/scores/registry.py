@@ -17,16 +17,19 @@ class Score:
     """An anomaly score.
 
     Attributes:
-        map_of: evidence of one image -> (1, H, W), higher = more anomalous.
+        parts_of: evidence of one image -> what its map is computed from: (1, h_s, w_s), one a
+            scale. Where the map needs more than that, the map itself: (1, H, W).
         words: what it is, for the command line's help.
+        from_parts: parts and the size (H, W) -> (1, H, W), higher = more anomalous.
         cosine: it needs the cosine classifier.
         samples: it needs stochastic passes.
         statistics: it needs a pass over the training images.
         crf: it needs the optional package of `dense_crf`.
     """
 
-    map_of: Callable[[Evidence], Tensor]
+    parts_of: Callable[[Evidence], Sequence[Tensor]]
     words: str
+    from_parts: Callable[[Sequence[Tensor], Sequence[int]], Tensor] = mean_over_scales
     cosine: bool = False
     samples: bool = False
     statistics: bool = False
@@ -43,46 +46,56 @@ class Score:
             return "--classifier cosine"
         return CRF_REMEDY if self.crf and not dense_crf.is_installed() else None
 
+    def map_of(self, evidence: Evidence) -> Tensor:
+        """(1, H, W), higher = more anomalous."""
+        return self.from_parts(self.parts_of(evidence), evidence.size)
+
 
 def _of_logits(formula: Callable[[Tensor], Tensor], words: str, cosine: bool = False) -> Score:
     """A score of each scale's logits, upsampled, mean over scales."""
 
-    def map_of(evidence: Evidence) -> Tensor:
-        return mean_over_scales([formula(logits) for logits in evidence.logits], evidence.size)
+    def parts_of(evidence: Evidence) -> Sequence[Tensor]:
+        return [formula(logits) for logits in evidence.logits]
 
-    return Score(map_of, words, cosine)
-
-
-def _prototype(evidence: Evidence) -> Tensor:
-    return formulas.cosine_score(evidence.logits, evidence.size)
+    return Score(parts_of, words, cosine=cosine)
 
 
-def _msp(evidence: Evidence) -> Tensor:
-    return 1 - evidence.confidence
+def _whole(parts: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """The map itself."""
+    return parts[0]
 
 
-def _standardized_max_logit(evidence: Evidence) -> Tensor:
+def _prototype(evidence: Evidence) -> Sequence[Tensor]:
+    return [formulas.nearness(logits) for logits in evidence.logits]
+
+
+def _distance(parts: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    return 1 - mean_over_scales(parts, size)
+
+
+def _msp(evidence: Evidence) -> Sequence[Tensor]:
+    return [1 - evidence.confidence]
+
+
+def _standardized_max_logit(evidence: Evidence) -> Sequence[Tensor]:
     statistics = evidence.statistics
     assert statistics is not None
-    maps = [formulas.standardized_max_logit(logits, statistics) for logits in evidence.logits]
-    return mean_over_scales(maps, evidence.size)
+    return [formulas.standardized_max_logit(logits, statistics) for logits in evidence.logits]
 
 
-def _mc_dropout(evidence: Evidence) -> Tensor:
-    maps = [formulas.mutual_information(samples) for samples in evidence.samples]
-    return mean_over_scales(maps, evidence.size)
+def _mc_dropout(evidence: Evidence) -> Sequence[Tensor]:
+    return [formulas.mutual_information(samples) for samples in evidence.samples]
 
 
-def _msp_crf(evidence: Evidence) -> Tensor:
+def _msp_crf(evidence: Evidence) -> Sequence[Tensor]:
     assert evidence.picture is not None
-    return formulas.msp_score(
-        dense_crf.smoothed_probabilities(evidence.probabilities, evidence.picture)
-    )
+    smoothed = dense_crf.smoothed_probabilities(evidence.probabilities, evidence.picture)
+    return [formulas.msp_score(smoothed)]
 
 
 SCORES = {
-    "prototype": Score(_prototype, "distance from the nearest prototype", cosine=True),
-    "msp": Score(_msp, "1 - largest softmax probability"),
+    "prototype": Score(_prototype, "distance from the nearest prototype", _distance, cosine=True),
+    "msp": Score(_msp, "1 - largest softmax probability", _whole),
     "maxlogit": _of_logits(formulas.max_logit, "minus the largest logit"),
     "entropy": _of_logits(formulas.entropy, "entropy of the softmax"),
     "energy": _of_logits(formulas.energy, "minus the log-sum-exp of the logits"),
@@ -95,7 +108,7 @@ SCORES = {
         formulas.prototype_margin, "how near the second nearest prototype is as well", cosine=True
     ),
     "mc_dropout": Score(_mc_dropout, "disagreement of passes with dropout", samples=True),
-    "msp_crf": Score(_msp_crf, "msp smoothed by a dense CRF", crf=True),
+    "msp_crf": Score(_msp_crf, "msp smoothed by a dense CRF", _whole, crf=True),
 }
 
 

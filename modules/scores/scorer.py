@@ -1,6 +1,6 @@
 """From an image to the maps of all wanted scores, in one forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -59,6 +59,24 @@ class Scorer:
         return Evidence(logits, size, picture, samples, self.statistics)
 
     @torch.inference_mode()
+    def parts(self, evidence: Evidence) -> dict[str, list[Tensor]]:
+        """{name: what `maps_from` computes its map from}, most of it at the logits' resolution."""
+        return {
+            name: [part.contiguous() for part in SCORES[name].parts_of(evidence)]
+            for name in self.names
+        }
+
+    @torch.inference_mode()
+    def maps_from(
+        self, parts: Mapping[str, Sequence[Tensor]], size: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """{name: (H, W), higher = more anomalous}; the same bits for the same parts."""
+        device = self.inference.device
+        return {
+            name: SCORES[name].from_parts([part.to(device) for part in own], size)[0]
+            for name, own in parts.items()
+        }
+
     def maps(self, evidence: Evidence) -> dict[str, Tensor]:
         """{name: (H, W), higher = more anomalous}, in the order of the names."""
-        return {name: SCORES[name].map_of(evidence)[0] for name in self.names}
+        return self.maps_from(self.parts(evidence), evidence.size)

@@ -5,7 +5,6 @@ form that every flag of run.py takes, or with `--published` for the published co
 """
 
 import argparse
-import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from modules.segmentation import build_model
 from modules.weights import torchvision
 from modules.weights.published import to_published
 from utils.checkpoint import DEEP_SUPERVISION
+from utils.files import replacing
 from utils.weight_files import CheckpointError, WeightsError, load_checkpoint, model_state
 
 IMAGENET = "ImageNet weights with in-place ABN"
@@ -260,14 +260,10 @@ def write_weights(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         WeightsError: the folder cannot be written to, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(dict(content), temporary)
-        temporary.replace(path)
+        with replacing(path) as file:
+            torch.save(dict(content), file)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise WeightsError(
             f"{path} could not be written ({error}); name a file in a folder with space by --out"
         ) from error

@@ -434,6 +434,20 @@ def test_a_value_above_the_classes_needs_a_word(tmp_path: Path, split: str) -> N
     )
 
 
+def test_the_first_value_above_the_classes_is_the_anomaly_of_the_test_split(
+    tmp_path: Path,
+) -> None:
+    trees.write_folder(tmp_path)
+    (tmp_path / "classes.txt").write_text(trees.CLASSES.replace("anomaly 3\n", ""))
+    info = describe("folder", tmp_path)
+    assert info.note.startswith("labels of the test split hold 3")
+    assert stripes(open_dataset("folder", tmp_path, "test")[0][1]) == [0, 1, 2, 255, 3]
+    # A void label is in the labels of training too.
+    trees.save(tmp_path / "labels/train/town/0.png", trees.label((0, 1, 2, 3)))
+    assert describe("folder", tmp_path).note == ""
+    assert "holds the value 3" in failure(lambda: open_dataset("folder", tmp_path, "test")[0])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -184,3 +184,10 @@ def test_ignored_pixels_differ_from_every_class() -> None:
     colours = {tuple(colour) for colour in look.colours_of(label, info).reshape(-1, 3)}
     assert len(colours) == 2
     assert not colours & {tuple(colour) for colour in info.palette[:14]}
+
+
+@pytest.mark.parametrize(
+    ("size", "tile"), [((1280, 720), (472, 266)), ((1, 1000), (1, 472)), ((2, 1), (472, 236))]
+)
+def test_tiles_fit_whatever_the_shape(size: tuple[int, int], tile: tuple[int, int]) -> None:
+    assert look._tile_size(Image.new("L", size)) == tile

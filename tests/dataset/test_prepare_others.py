@@ -212,6 +212,18 @@ def test_a_part_of_the_frames_is_no_data_set_to_add_to(
     assert server.requests == []
 
 
+def test_archives_fetched_before_are_taken_and_kept(
+    archives: list[prepare.Archive], server: Server, root: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "downloads"
+    source.mkdir()
+    for name, content in server.files.items():
+        (source / name).write_bytes(content)
+    assert prepare.main([*NAMES, "--root", str(root), "--from", str(source)], archives) == 0
+    assert {path.name for path in source.iterdir()} == set(server.files)
+    assert server.requests == []
+
+
 def unsafe(name: str, attributes: int = 0) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name)
     info.external_attr = attributes << 16
@@ -241,6 +253,29 @@ def test_nothing_is_unpacked_from_an_unsafe_zip_file(
     with pytest.raises(prepare.BadArchive, match=f"^{re.escape(f'{path} holds {bad.filename!r}')}"):
         prepare.unpack(path, root)
     assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (8, 1, "which is a link, a device, encrypted or outside the"),
+        (10, 99, "not a whole zip file"),
+    ],
+    ids=["encrypted", "compression"],
+)
+def test_a_zip_file_of_another_kind_is_a_clear_line(
+    tmp_path: Path, root: Path, place: int, value: int, words: str
+) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/first.png", b"1")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + place] = value  # in the directory at the file's end
+    path.write_bytes(content)
+    root.mkdir()
+    with pytest.raises(prepare.BadArchive, match=words):
+        prepare.unpack(path, root)
+    assert not (root / "a/first.png").exists()
 
 
 def test_a_damaged_zip_file_is_a_clear_line(tmp_path: Path, root: Path) -> None:
@@ -292,9 +327,22 @@ def test_check_tells_how_many_images_are_missing(
     trees.write_track(root, "dataset_AnomalyTrack", ".jpg")
     archives = [replace(archive, images={"test": 10}) for archive in archives]
     assert prepare.main(["road_anomaly_21", "--root", str(root), "--check"], archives) == 2
-    assert f"error: {root}/dataset_AnomalyTrack/labels_masks has 2 of 10 images; add" in (
-        capsys.readouterr().err
+    assert (
+        f"error: {root}/dataset_AnomalyTrack/labels_masks has 2 images, and road_anomaly_21 10; run"
+        in (capsys.readouterr().err)
     )
+
+
+def test_check_of_several_sets_goes_on_after_one_that_is_not_there(
+    archives: list[prepare.Archive], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trees.write_track(root, "dataset_AnomalyTrack", ".jpg")
+    names = ["road_anomaly", "road_anomaly_21"]
+    assert prepare.main([*names, "--root", str(root), "--check"], archives) == 2
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1].split()[:3] == ["road_anomaly_21", "test", "2"]
+    assert "RoadAnomaly_jpg/frame_list.json is missing" in output.err
+    assert output.err.splitlines()[-1].endswith(f"--root {root}' again")
 
 
 def test_a_folder_of_the_users_own_is_checked(
@@ -331,7 +379,7 @@ def test_bdd_anomaly_is_listed_and_checked_where_its_owner_put_it(
     assert replace(known, size=(1280, 720)) == prepare.archives.BDD_ANOMALY
     monkeypatch.setattr(prepare.check, "BDD_ANOMALY", known)
     assert prepare.main(["bdd_anomaly", "--root", str(root)]) == 2
-    assert "bdd100k/train.odgt has 2 of 6280 images" in capsys.readouterr().err
+    assert "bdd100k/train.odgt has 2 images, and bdd_anomaly 6280; " in capsys.readouterr().err
     known = prepare.archives.Published({"train": 2, "validation": 2, "test": 3}, SIZE)
     monkeypatch.setattr(prepare.check, "BDD_ANOMALY", known)
     for name, classes in (("bdd_anomaly", "0..19"), ("bdd_anomaly_16", "0..18")):

@@ -27,7 +27,7 @@ import run
 from ablate import expand, read_grid
 from argparser import parse_options, typed_flags
 from build import model_of
-from dataset import STREETHAZARDS, prepare
+from dataset import DATASETS, STREETHAZARDS, describe, prepare
 from dataset.base import DatasetNotFound
 from dataset.demo.writer import write_demo
 from modules import build_model
@@ -255,6 +255,21 @@ def test_the_classes_in_the_docs_are_those_of_the_code():
     shown = [(int(index), name, tuple(map(int, rgb))) for index, name, *rgb in rows]
     colours = STREETHAZARDS.class_colours.items()
     assert shown == [(index, *pair) for index, pair in enumerate(colours)]
+
+
+def test_every_data_set_has_its_row_in_the_docs():
+    text = (REPOSITORY / "docs/data.md").read_text()
+    described = re.findall(r"^\| `(\w+)` \| (\d+|none|your own) \|", text, re.MULTILINE)
+    assert [name for name, _ in described] == list(DATASETS)
+    for name, count in described:
+        if name != "folder":
+            info = describe(name, REPOSITORY / "data")
+            assert info.has_class_labels == (count != "none")
+            assert not info.has_class_labels or info.num_classes == int(count)
+    fetched = {archive.dataset for archive in prepare.PUBLISHED}
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| .* \| `\S+/` \|$", text, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"\w+", row)}
+    assert named == fetched | {"bdd_anomaly", "bdd_anomaly_16"}
 
 
 def command_with(*parts):

@@ -139,15 +139,14 @@ JSON = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def results():
+def results(tmp_path_factory):
     evaluation = AnomalyEvaluation(2, 2)
     label = np.repeat([[0, 2]], 8, 0).repeat(6, 1).astype(np.uint8)
     evaluation.update(0, "a", SCORES.astype(np.float32), np.zeros_like(label), label)
     found = evaluation.results()
-    path = io.StringIO()
-    path.write_text = path.write
+    path = tmp_path_factory.mktemp("results") / "results.json"
     write_results(path, found | {"scores": {"one": found, "two": found}})
-    return path.getvalue()
+    return path.read_text()
 
 
 @ANYTHING

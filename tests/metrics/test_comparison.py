@@ -2,20 +2,20 @@
 
 import numpy as np
 import pytest
+import torch
 
 from metrics import AnomalyEvaluation
-from metrics.comparison import ScoreComparison
 from metrics.report import main, markdown_run, markdown_scores, markdown_table, write_results
 
 
-def empty():
-    return AnomalyEvaluation(3, 3, min_predicted_size=2, min_true_size=1)
+def empty(**options):
+    return AnomalyEvaluation(3, 3, min_predicted_size=2, min_true_size=1, **options)
 
 
 @pytest.fixture(scope="module")
 def compared():
     rng = np.random.default_rng(0)
-    comparison = ScoreComparison(["good", "bad"], empty)
+    comparison = empty(scores=["good", "bad"])
     alone = {"good": empty(), "bad": empty()}
     for index in range(3):
         label = rng.integers(0, 4, (20, 30)).astype(np.uint8)
@@ -34,10 +34,30 @@ def test_results_are_those_of_each_score_alone(compared):
     assert results["score"] == "good"
     assert list(results["scores"]) == ["good", "bad"]
     assert {key: results[key] for key in alone["good"]} == alone["good"]
+    assert "score" not in alone["good"]
     for name, found in results["scores"].items():
         assert found == {key: alone[name][key] for key in found}
         assert {"AUROC", "AUPR", "FPR95", "protocols"} <= found.keys()
     assert results["scores"]["good"]["AUROC"] > 60 > 40 > results["scores"]["bad"]["AUROC"]
+
+
+def test_a_map_is_computed_again_from_its_parts():
+    """Both ways give the same results, and the parts alone are put aside."""
+    rng = np.random.default_rng(1)
+    evaluations = [
+        empty(scores=["sum", "noise"], map_of=lambda name, parts, size: parts[0] + parts[1])
+        for _ in range(2)
+    ]
+    for index in range(3):
+        label = rng.integers(0, 4, (20, 30)).astype(np.uint8)
+        parts = [torch.from_numpy(rng.normal(size=shape)) for shape in ((20, 30), (1, 1))]
+        maps = {"sum": sum(parts), "noise": rng.normal(size=label.shape)}
+        for evaluation, kept in zip(evaluations, (None, {"sum": parts}), strict=True):
+            evaluation.update(index, str(index), maps, label % 3, label, kept)
+    whole, of_parts = evaluations
+    assert of_parts._spool._groups[0]["parts of sum"][1].length == 8
+    assert whole._spool.size < of_parts._spool.size  # a part here is as large as the map
+    assert whole.results() == of_parts.results()
 
 
 def test_the_table_has_a_row_a_score(compared):

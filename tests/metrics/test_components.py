@@ -87,8 +87,28 @@ def test_worked_by_hand():
     scores = component_scores([match])
     assert scores.siou == pytest.approx((0.25 + 0.25) / 3)
     assert scores.ppv == pytest.approx(0.25)
-    # sIoU 0.25 is not above 0.25: no hit at any level. F1 is 0 throughout.
-    assert scores.f1 == 0
+    # Level 0.25: two are found, for sIoU 0.25 is enough, one is missed, one prediction is false.
+    # Above it none is found, and F1 is 0.
+    assert scores.f1 == pytest.approx(4 / (4 + 1 + 1) / 11)
+
+
+def test_a_score_at_a_level_counts_as_found_and_not_as_false():
+    """SegmentMeIfYouCan's comparisons: sIoU >= t is found, PPV < t is false."""
+    at_each_level = ComponentMatch(np.array([0.5]), np.array([0.5]))
+    # Up to 0.5 found and not false: F1 is 1 on 6 of 11 levels; above it missed and false.
+    assert component_scores([at_each_level]).f1 == pytest.approx(6 / 11)
+
+
+def test_an_object_under_the_least_size_is_as_if_it_were_void():
+    """Objects of 2 and 6 pixels; a prediction of 4 covers the small one and 2 normal pixels."""
+    truth, predicted = np.zeros((2, 2, 9), dtype=bool)
+    truth[0, 0:2] = truth[:, 6:9] = True
+    predicted[0, 0:4] = predicted[0, 6:9] = True
+    match = match_components(predicted, truth, min_predicted_size=3, min_true_size=3)
+    assert match.siou.tolist() == [3 / 6]
+    assert match.ppv.tolist() == [0 / 2, 3 / 3]  # its 2 pixels of the small object are void
+    # Levels up to 0.5: one found, one false; above: one missed, one false.
+    assert component_scores([match]).f1 == pytest.approx(6 / 11 * 2 / 3)
 
 
 def test_f1_is_the_mean_over_its_levels():
@@ -98,7 +118,7 @@ def test_f1_is_the_mean_over_its_levels():
     ]
     levels = np.array([0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75])
     found = np.array([2, 2, 2, 2, 2, 2, 2, 2, 1, 1, 1])
-    false = np.array([0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2])
+    false = np.array([0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2])
     assert len(levels) == 11
     f1 = 2 * found / (2 * found + (3 - found) + false)
     assert component_scores(matches).f1 == pytest.approx(f1.mean())
@@ -110,3 +130,32 @@ def test_without_components_there_is_no_score():
     assert component_scores([]) == scores
     missed = component_scores([match_components(np.zeros((3, 4), bool), np.ones((3, 4), bool))])
     assert (missed.siou, missed.ppv, missed.f1) == (0, None, 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4))
+def test_f1_is_that_of_the_published_rules(seed, images):
+    """From scores to F1, image by image: sets of pixels, and counts at each level."""
+    rng = np.random.default_rng(seed)
+    threshold, sizes = 0.5, tuple(int(size) for size in rng.integers(0, 6, 2))
+    matches, found, missed, false = [], 0, 0, 0
+    for _ in range(images):
+        scores = rng.integers(0, 5, (9, 12)) / 4  # some are the threshold itself
+        is_anomaly, valid = random_mask(rng, scores.shape), rng.random(scores.shape) < 0.9
+        siou, ppv = formula(scores > threshold, is_anomaly, valid, *sizes)
+        levels = np.linspace(0.25, 0.75, 11)
+        found += np.array([sum(value >= level for value in siou) for level in levels])
+        missed += np.array([sum(value < level for value in siou) for level in levels])
+        false += np.array([sum(value < level for value in ppv) for level in levels])
+        matches.append(
+            match_components(
+                scores > threshold,
+                is_anomaly,
+                valid,
+                min_predicted_size=sizes[0],
+                min_true_size=sizes[1],
+            )
+        )
+    if (found + missed + false).all():
+        expected = (2 * found / (2 * found + missed + false)).mean()
+        assert component_scores(matches).f1 == pytest.approx(expected)

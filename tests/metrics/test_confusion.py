@@ -87,3 +87,19 @@ def test_a_perfect_detector_makes_open_equal_closed():
     assert open_mean_iou(matrix) == pytest.approx(closed)
     blind = open_set_counts(prediction, label, torch.zeros_like(is_anomaly), 13, 13)
     assert open_mean_iou(blind) < closed
+
+
+def test_a_class_that_is_predicted_and_absent():
+    """Left out of the published mean; 0 in that of mmsegmentation and torchmetrics."""
+    truth = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    prediction = torch.tensor([0, 0, 0, 2, 1, 1, 1, 1])
+    confusion = ConfusionMatrix(4)  # class 3 is neither present nor predicted
+    confusion.update(prediction, truth)
+    scores = segmentation_scores(confusion.matrix)
+    assert scores["Mean IoU"] == pytest.approx((3 / 4 + 1) / 2)
+    assert scores["Mean IoU, absent classes too"] == pytest.approx((3 / 4 + 1 + 0) / 3)
+    theirs = jaccard_score(truth, prediction, labels=[0, 1, 2], average="macro")
+    assert scores["Mean IoU, absent classes too"] == pytest.approx(theirs)
+    counts = open_set_counts(prediction, truth, torch.zeros(8, dtype=torch.bool), 4, 4)
+    assert open_mean_iou(counts) == scores["Mean IoU"]
+    assert open_mean_iou(counts, absent_classes_too=True) == pytest.approx((3 / 4 + 1 + 0) / 3)

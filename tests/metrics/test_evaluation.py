@@ -88,13 +88,14 @@ def test_pooled_figures_are_those_of_all_pixels_at_once(results, images):
     pooled = figures(results, "pooled")
     assert pooled["AUROC"] == pytest.approx(100 * exact.auroc, abs=0.01)
     assert pooled["AUPR"] == pytest.approx(100 * exact.aupr, abs=0.01)
-    assert pooled["FPR95"] == pytest.approx(100 * exact.fpr95, abs=0.01)
+    assert pooled["FPR95"] == pytest.approx(100 * exact.fpr95, abs=1e-9)
     # The first recall of at least 0.95, by sorting.
     is_anomaly, valid = labels == CLASSES, labels != 255
     ranked = np.sort(scores[is_anomaly & valid])
     threshold = ranked[len(ranked) // 20]
     strict = (scores[~is_anomaly & valid] >= threshold).mean()
-    assert pooled["FPR at recall >= 0.95"] == pytest.approx(100 * strict, abs=0.01)
+    assert pooled["FPR at recall >= 0.95"] == pytest.approx(100 * strict, abs=1e-9)
+    assert results["protocols"]["pooled"]["largest_error"]["FPR at recall >= 0.95"] == 0
     assert results["anomaly_base_rate_pooled"] == pytest.approx(is_anomaly.sum() / valid.sum())
 
 
@@ -109,7 +110,7 @@ def test_components_use_the_threshold_of_the_best_pooled_f1(results, images):
 
     threshold = max(order[::-1], key=f1)
     matches = [
-        match_components(one >= threshold, label == CLASSES, label != 255, **SIZES)
+        match_components(one > threshold, label == CLASSES, label != 255, **SIZES)
         for one, _, label in images
     ]
     expected = component_scores(matches)
@@ -117,18 +118,22 @@ def test_components_use_the_threshold_of_the_best_pooled_f1(results, images):
     assert components["sIoU"] == pytest.approx(100 * expected.siou)
     assert components["PPV"] == pytest.approx(100 * expected.ppv)
     assert components["mean F1"] == pytest.approx(100 * expected.f1)
-    assert f"scores >= {threshold:.4g}"[:-1] in results["protocols"]["components"]["rule"]
+    assert f"scores > {threshold:.6g}," in results["protocols"]["components"]["rule"]
+    assert results["protocols"]["components"]["threshold"] == threshold
+    assert results["protocols"]["components"]["threshold_largest_error"] == 0
 
 
 def test_open_set_rejects_above_the_threshold_of_recall_95(results, images):
     scores, predictions, labels = (np.stack(maps) for maps in zip(*images, strict=True))
     ranked = np.sort(scores[labels == CLASSES])
-    rejected = torch.from_numpy(scores >= ranked[len(ranked) // 20])
+    threshold = ranked[len(ranked) // 20]
+    rejected = torch.from_numpy(scores >= threshold)
     counts = open_set_counts(
         torch.from_numpy(predictions), torch.from_numpy(labels), rejected, CLASSES, CLASSES
     )
     expected = open_mean_iou(counts)
-    assert figures(results, "open set")["open-mIoU"] == pytest.approx(expected, abs=1e-4)
+    assert figures(results, "open set")["open-mIoU"] == pytest.approx(expected, abs=1e-12)
+    assert results["protocols"]["open set"]["threshold"] == threshold
     assert expected < results["Mean IoU"]
 
 
@@ -203,7 +208,7 @@ def test_without_images_or_predictions_there_are_no_such_figures(images):
     for index, (scores, _, label) in enumerate(images):
         evaluation.update(index, str(index), scores, None, label)
     results = evaluation.results()
-    assert figures(results, "open set") == {"open-mIoU": None}
+    assert set(figures(results, "open set").values()) == {None}
     assert set(figures(results, "segmentation").values()) == {None}
     assert figures(results, "components") == figures(evaluate(range(5)).results(), "components")
 
@@ -216,13 +221,15 @@ def test_a_full_disk_costs_only_what_needs_the_maps_again(monkeypatch, results):
     damaged = evaluate(range(5)).results()
     assert figures(damaged, "components") == {"sIoU": None, "PPV": None, "mean F1": None}
     assert "No space left" in damaged["protocols"]["components"]["rule"]
-    assert figures(damaged, "pooled") == figures(results, "pooled")
+    pooled, largest = figures(damaged, "pooled"), damaged["protocols"]["pooled"]["largest_error"]
+    for name, value in figures(results, "pooled").items():
+        assert abs(pooled[name] - value) <= largest[name] + 1e-9
     assert damaged["AUROC"] == results["AUROC"]
 
 
 def test_a_missing_folder_for_the_maps_is_the_reason_given(tmp_path):
     results = evaluate(range(2), spool_folder=tmp_path / "missing").results()
-    assert figures(results, "open set") == {"open-mIoU": None}
+    assert set(figures(results, "open set").values()) == {None}
     assert "missing" in results["protocols"]["open set"]["rule"]
 
 
@@ -241,6 +248,36 @@ def test_tensors_equal_arrays(images, results):
         scores, prediction, label = map(torch.from_numpy, maps)
         evaluation.update(index, f"image {index}", scores, prediction, label)
     assert evaluation.results() == results
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_scores_closer_than_float32_tells_apart_are_told_apart(images, dtype):
+    """Spread as they are, and within a millionth of a float32's step."""
+    evaluations = AnomalyEvaluation(CLASSES, **SIZES), AnomalyEvaluation(CLASSES, **SIZES)
+    for index, (scores, prediction, label) in enumerate(images):
+        whole = np.round(1e3 * scores.astype(float))
+        shift = 2**60 if dtype == np.int64 else 1e9
+        close = whole.astype(dtype) + shift if dtype == np.int64 else shift + whole * 2.0**-23
+        for evaluation, own in zip(evaluations, (whole, close), strict=True):
+            evaluation.update(index, str(index), own, prediction, label)
+    expected, results = (evaluation.results() for evaluation in evaluations)
+    assert results["protocols"]["per image"] == expected["protocols"]["per image"]
+    for protocol in ("pooled", "components", "open set"):
+        assert figures(results, protocol) == pytest.approx(figures(expected, protocol), abs=0.02)
+    for protocol in ("components", "open set"):
+        assert figures(results, protocol) == pytest.approx(figures(expected, protocol))
+        assert results["protocols"][protocol]["threshold_largest_error"] == 0
+
+
+def test_saturated_scores_have_no_component_as_in_the_benchmark(images):
+    """Every score of the best pixel F1 is the highest: none is above it."""
+    evaluation = AnomalyEvaluation(CLASSES, **SIZES)
+    for index, (_, prediction, label) in enumerate(images):
+        evaluation.update(index, str(index), (label == CLASSES).astype(float), prediction, label)
+    results = evaluation.results()
+    assert results["protocols"]["components"]["threshold"] == 1
+    assert figures(results, "components") == {"sIoU": 0, "PPV": None, "mean F1": 0}
+    assert figures(results, "open set")["open-mIoU"] == pytest.approx(results["Mean IoU"])
 
 
 def test_pooled_figures_that_are_too_coarse_are_counted_once_more(images):

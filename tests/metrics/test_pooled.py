@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tracemalloc
+import warnings
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,10 +13,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import precision_recall_curve, roc_curve
+from sklearn.metrics import (
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 
-from metrics import PooledCounts, image_anomaly_metrics, populations
-from metrics.pooled import _lowest_score, _ordered_keys
+from metrics import InvalidScores, PooledCounts, image_anomaly_metrics, populations
+from metrics.float_keys import lowest_scores, ordered_keys
+from metrics.pooled import sharpened
 
 REPOSITORY = Path(__file__).parents[2]
 PIXELS = 400_000
@@ -154,20 +161,127 @@ def test_no_error_beyond_the_bounds_of_either_pass(seed, base_rate, clusters):
         assert all(error <= bound + 1e-12 for error, bound in zip(errors, bounds, strict=True))
 
 
-def test_scores_beyond_2_to_the_100_are_not_called_exact():
+def test_scores_beyond_2_to_the_100_are_not_called_exact_before_a_second_pass():
+    kinds = np.float32([2.0**120, 2.0**101]), np.float32([2.0**110, 2.0**102])
     counts = PooledCounts()
-    counts.update(np.float32([2.0**120, 2.0**101]), np.float32([2.0**110, 2.0**102]))
+    counts.update(*kinds)
     assert (counts.metrics().auroc, counts.metrics().auroc_bound) == (0.5, 0.5)
     refined = counts.refined()
-    refined.update(np.float32([2.0**120, 2.0**101]), np.float32([2.0**110, 2.0**102]))
-    assert refined.metrics() == counts.metrics()
+    refined.update(*kinds)
+    assert (refined.metrics().auroc, refined.metrics().auroc_bound) == (0.5, 0)
+    assert refined.metrics().recall_95_threshold == 2.0**101
 
 
-def test_a_second_pass_takes_the_scores_of_the_first_only():
+@pytest.mark.parametrize("other", [7.0, 0.8])
+def test_a_second_pass_takes_the_scores_of_the_first_only(other):
     counts = PooledCounts()
     counts.update(np.array([0.9, 0.8]), np.array([0.8, 0.1]))
-    with pytest.raises(ValueError, match="first pass"):
-        counts.refined().update(np.array([0.9, 7.0]), np.array([0.1]))
+    refined = counts.refined()
+    with pytest.raises(ValueError, match="first pass"):  # noqa: PT012
+        refined.update(np.array([0.9, other]), np.array([0.8, other]))
+        refined.all_reduce()
+
+
+# From values that are about standard normal: scores that bins of float32 can't tell apart.
+HARD = {
+    "saturated": lambda z: np.minimum(sigmoid(3 * z), 0.9).astype(np.float32),
+    "plateau": lambda z: np.where(np.abs(z) < 0.4, 0.5 + z.round(1) * 2e-7, z).astype(np.float32),
+    "plateau of float64": lambda z: np.where(np.abs(z) < 0.4, 0.5 + 2e-9 * z, z),
+    "close": lambda z: 0.7 + 1e-13 * z,
+    "close and tied": lambda z: 1e6 + z.round(1) * 1e-8,
+    "close below zero": lambda z: -1 - 1e-12 * np.exp(z),
+    "least float64": lambda z: 5e-324 * (20 * z).round(),
+    "greatest float64": lambda z: 1e307 * z,
+    "8 bits": lambda z: (128 + 30 * z).clip(0, 255).astype(np.uint8),
+    "16 bits": lambda z: (5000 * z).clip(-32768, 32767).astype(np.int16),
+    "32 bits": lambda z: (2**31 - 2 - np.abs(40 * z)).astype(np.int32),
+    "64 bits": lambda z: 2**60 + (30 * z).astype(np.int64),
+    "64 bits, all of them": lambda z: (2.0**61 * z.clip(-3.9, 3.9)).astype(np.int64),
+}
+
+
+def exact_metrics(scores, is_anomaly):
+    """scikit-learn's on the raw scores; of 64-bit integers, which it rounds, on their ranks."""
+    values = np.unique(scores)
+    rank = np.searchsorted(values, scores)
+    seen = rank if values.dtype.kind in "iu" or values[-1] - values[0] < 1e-300 else scores
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # it adds up huge scores
+        auroc = roc_auc_score(is_anomaly, seen)
+        aupr = average_precision_score(is_anomaly, seen)
+        false, recall, _ = roc_curve(is_anomaly, rank, drop_intermediate=False)
+    # The thresholds by counting, over the distinct scores from the highest down.
+    falling = values[::-1]
+    hits, all_called = (
+        np.cumsum(np.bincount(ranks, minlength=len(values))[::-1])
+        for ranks in (rank[is_anomaly], rank)
+    )
+    positives = hits[-1]
+    at_95 = np.argmax(20 * hits >= 19 * positives)
+    best_f1 = np.argmax(hits / (positives + all_called))
+    return {
+        "auroc": auroc,
+        "aupr": aupr,
+        "fpr95": image_anomaly_metrics(scores, is_anomaly).fpr95,
+        "fpr_at_recall_95": false[np.argmax(20 * np.round(recall * positives) >= 19 * positives)],
+        "recall_95_threshold": falling[at_95].item(),
+        "best_f1_threshold": falling[best_f1].item(),
+    }
+
+
+def assert_within_bounds(metrics, exact):
+    for name, value in exact.items():
+        error = abs(getattr(metrics, name) - value)
+        assert error <= getattr(metrics, f"{name}_bound") + 1e-12 * ("threshold" not in name), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(HARD)), st.floats(0.01, 0.6))
+def test_every_metric_and_threshold_is_within_its_bound_and_then_sharp(seed, kind, base_rate):
+    rng = np.random.default_rng(seed)
+    is_anomaly = rng.random(2000) < base_rate
+    is_anomaly[:2] = True, False
+    scores = HARD[kind](rng.normal(size=is_anomaly.size) + is_anomaly)
+    exact = exact_metrics(scores, is_anomaly)
+    counts = count(scores, is_anomaly, max_bins=1 << 16)
+    assert_within_bounds(counts.metrics(), exact)
+    kinds = populations(scores, is_anomaly)
+    metrics = sharpened(counts, lambda: [kinds]).metrics()
+    assert_within_bounds(metrics, exact)
+    assert metrics.is_sharp
+    for name in ("fpr95", "fpr_at_recall_95", "recall_95_threshold", "best_f1_threshold"):
+        assert getattr(metrics, name) == exact[name], name
+
+
+def test_a_plateau_of_a_third_of_the_normal_pixels():
+    """All within 2e-7 around the threshold: one pass may be off by half, and says so."""
+    rng = np.random.default_rng(0)
+    plateau = np.float32(0.3) + np.arange(8, dtype=np.float32) * np.float32(3e-8)
+    normal = np.r_[rng.choice(plateau, 100_000), rng.random(200_000) ** 4].astype(np.float32)
+    anomalous = np.r_[rng.choice(plateau, 1000), 0.3 + 0.7 * rng.random(9_000)].astype(np.float32)
+    scores, is_anomaly = np.r_[normal, anomalous], np.arange(310_000) >= 300_000
+    counts = count(scores, is_anomaly, max_bins=1 << 16)
+    exact = exact_metrics(scores, is_anomaly)["fpr_at_recall_95"]
+    first = counts.metrics()
+    assert first.fpr_at_recall_95 - exact > 0.1
+    assert first.fpr_at_recall_95 - exact <= first.fpr_at_recall_95_bound <= first.largest_bound
+    sharp = sharpened(counts, lambda: [(anomalous, normal)]).metrics()
+    assert (sharp.fpr_at_recall_95, sharp.fpr_at_recall_95_bound) == (exact, 0)
+
+
+def test_integers_beyond_2_to_the_53_and_fractions_have_no_common_rank():
+    kinds = [(np.array([2**60]), np.zeros(0)), (0.5 + np.array([1e-9, 3e-9]), np.array([0.5]))]
+    counts = PooledCounts()
+    for anomalous, normal in kinds:
+        counts.update(anomalous, normal)
+    with pytest.raises(ValueError, match="fractions"):
+        sharpened(counts, lambda: kinds)
+
+
+def test_scores_that_no_type_holds_are_refused():
+    for scores, words in ((np.array([2**63], np.uint64), "2\\^63"), (np.ones(1, "g"), "float64")):
+        with pytest.raises(InvalidScores, match=words):
+            PooledCounts().update(scores, scores)
 
 
 @settings(max_examples=150, deadline=None)
@@ -190,14 +304,17 @@ def test_worked_by_hand():
     counts = PooledCounts()
     counts.update(np.array([0.9, 0.8, 0.4]), np.array([0.8, 0.1]))
     counts.update(np.zeros(0), np.array([0.8]))
+    counts = sharpened(counts, lambda: [(np.array([0.9, 0.8, 0.4]), np.array([0.8, 0.1, 0.8]))])
     metrics = counts.metrics()
     assert (counts.anomalous, counts.normal, counts.base_rate) == (3, 3, 0.5)
     assert metrics.auroc == pytest.approx(float(Fraction(3 + 2 + 1, 9)))
     assert metrics.aupr == pytest.approx(float((1 + Fraction(2, 4) + Fraction(3, 5)) / 3))
     assert metrics.fpr95 == pytest.approx(2 / 3)
     assert metrics.fpr_at_recall_95 == pytest.approx(2 / 3)
-    assert metrics.best_f1_threshold == np.float32(0.4)  # F1 is 1/2, 4/7 and 3/4
-    assert metrics.recall_95_threshold == np.float32(0.4)
+    assert metrics.best_f1_threshold == 0.4  # F1 is 1/2, 4/7 and 3/4
+    assert metrics.recall_95_threshold == 0.4
+    assert metrics.is_sharp
+    assert metrics.largest_bound == 0
 
 
 def test_the_two_fpr_rules_differ_where_recall_jumps():
@@ -231,21 +348,21 @@ def test_the_order_of_the_images_changes_nothing():
 @given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=2, max_size=60))
 def test_keys_have_the_order_of_the_scores_and_lead_back(scores):
     scores = np.unique(np.array(scores, np.float32) + np.float32(0))
-    keys = _ordered_keys(scores)
-    assert (np.diff(keys.astype(np.int64)) > 0).all()
-    assert [_lowest_score(int(key)) for key in keys] == scores.tolist()
+    keys = ordered_keys(scores).astype(np.int64)
+    assert (np.diff(keys) > 0).all()
+    assert lowest_scores(keys).tolist() == scores.tolist()
 
 
 def test_keys_at_the_joints():
     joints = np.array([-1, -(2.0**-149), 0, 2.0**-149, 0.5, 1], np.float32)
     scores = np.unique([np.nextafter(joints, np.float32(way)) for way in (-9, 9)] + [joints])
-    assert (np.diff(_ordered_keys(scores)) > 0).all()
-    assert _ordered_keys(np.array([-0.0]))[0] == _ordered_keys(np.array([0.0]))[0]
-    for key in np.linspace(-(2**31) + 2**24, 0x7D000000, 9999).astype(int):
-        score = np.float32(_lowest_score(int(key)))
-        below = np.nextafter(score, np.float32(-np.inf))
-        lower, upper = _ordered_keys(np.array([below, score]))
-        assert lower < key <= upper
+    assert (np.diff(ordered_keys(scores)) > 0).all()
+    assert ordered_keys(np.float32([-0.0])) == ordered_keys(np.float32([0.0]))
+    keys = np.linspace(-(2**31) + 2**24, 0x7D000000, 9999).astype(int)
+    lowest = lowest_scores(keys)
+    below = np.nextafter(lowest, np.float32(-np.inf))
+    assert (ordered_keys(below) < keys).all()
+    assert (ordered_keys(lowest) >= keys).all()
 
 
 def test_memory_stays_under_100_mb():
@@ -289,7 +406,7 @@ for images in (2, 8):
     counts.metrics()
     after.append(peak() - start)
 refined = counts.refined()
-for seed in range(2):
+for seed in (0, 1, *range(8)):
     refined.update(*image(seed))
 refined.all_reduce()
 refined.metrics()
@@ -403,6 +520,21 @@ def test_threshold_at_a_false_positive_rate_is_the_quantile(fpr, decimals):
     assert (scores >= np.float32(threshold)).mean() <= fpr
     below = scores[scores < np.float32(threshold)].max()
     assert (scores >= below).mean() > fpr - 1e-3  # a bin holds a few scores
+
+
+def test_threshold_at_a_false_positive_rate_within_a_plateau():
+    """A third of the pixels within 2e-7: one pass must leave all of them out."""
+    rng = np.random.default_rng(0)
+    plateau = np.float32(0.9) + np.arange(4, dtype=np.float32) * np.float32(6e-8)
+    scores = np.r_[rng.choice(plateau, 1000), rng.random(2000).astype(np.float32)]
+    counts = PooledCounts(max_bins=1 << 16)
+    counts.update(scores[:0], scores)
+    assert (scores >= np.float32(counts.threshold_at_fpr(0.2))).mean() < 0.1
+    counts = sharpened(counts, lambda: [(scores[:0], scores)], fpr=0.2)
+    threshold = counts.threshold_at_fpr(0.2)
+    values, pixels = np.unique(scores, return_counts=True)
+    reached = pixels[::-1].cumsum()[::-1]
+    assert threshold == values[np.argmax(reached <= 0.2 * scores.size)]
 
 
 def test_threshold_of_a_score_that_too_many_share_lies_above_it():

@@ -98,6 +98,13 @@ def runs(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     return Runs(tmp_path, data)
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No launcher's variables, so that run.main starts by itself."""
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Runs:
     """What a run that nothing stops ends with."""

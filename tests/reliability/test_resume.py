@@ -285,9 +285,9 @@ def test_the_best_checkpoint_does_not_put_off_the_next_one(runs: Any) -> None:
     trainer = runs.trainer("--ckpt_minutes", "10")
     trainer._prepare_training()
     trainer.interruption._saved_at -= 601
-    trainer._save(trainer.options.best_checkpoint_path)
+    trainer._save(newest=False, best=True)
     assert trainer.interruption.demand().save
-    trainer._save(trainer.options.checkpoint_path)
+    trainer._save()
     assert not trainer.interruption.demand().save
 
 

@@ -31,12 +31,6 @@ def points(runs: Any) -> dict[str, list[int]]:
     return {tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.mark.usefixtures("alone")
 def test_a_test_that_is_run_again_takes_the_place_of_the_first(runs: Any) -> None:
     assert run.main([*runs.flags, "--nproc", "1"]) == 0
@@ -63,6 +57,7 @@ def test_the_last_weights_are_tested_unless_others_are_asked_for(
 ) -> None:
     runs.fit()
     # Weights that differ from one another, whichever epoch was the best.
+    (runs.checkpoints / "x_best.pth").unlink()  # one file with the checkpoint of its epoch
     shutil.copy(runs.checkpoints / "x_previous.pth", runs.checkpoints / "x_best.pth")
     other = runs.folder / "other.pth"
     torch.save({"model_state": tiny_state(3)}, other)

@@ -68,6 +68,8 @@ def work():
         raise RuntimeError("a bug")
     if mode == "kill" and process.rank == 1:
         os.kill(os.getpid(), 9)
+    if mode == "abort" and process.rank == 1:
+        os.abort()  # as NCCL's watchdog does after --timeout
     print("waiting\\n", end="", flush=True)  # in one piece, whoever prints at the same time
     if mode != "wait":
         sum_over_processes(torch.ones(1))
@@ -137,6 +139,16 @@ def test_killed_process_ends_all_and_is_named(program: Path) -> None:
     assert ended.returncode == 1
     assert ended.stderr.endswith(
         "error: process 1 was ended by SIGKILL, most likely for want of memory\n"
+    )
+
+
+def test_a_process_that_nccl_aborts_is_told_with_the_remedy(program: Path) -> None:
+    ended = run(program, str(program), "abort", "2")
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        "error: process 1 was ended by SIGABRT; on GPUs that most likely means: a process has "
+        "waited in vain for another one, which hangs or is far slower; look at the machines and "
+        "their network, or raise --timeout"
     )
 
 
@@ -251,6 +263,7 @@ def test_fewer_gpus_than_processes_are_refused(variables: pytest.MonkeyPatch) ->
 
 
 def test_default_is_one_process_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert default_nproc() == 8
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)

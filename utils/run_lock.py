@@ -1,0 +1,241 @@
+"""One run a name: places that a run writes to are its own while it lasts, on shared disks too.
+
+A place is held by a lock of the kernel's on a file in it, which ends with the process, however that
+ends. Disks of which machines do not see each other's locks are covered by the file's time, which
+its holder renews.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from utils.errors import PansError
+
+HELD_VARIABLE = "PANS_HELD"
+"""Where a process leaves the places that it holds to those that it starts."""
+
+_RENEWED_SECONDS = 10.0
+_STALE_SECONDS = 60.0
+_SETTLED_SECONDS = 0.3
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+_descriptors: set[int] = set()
+"""Of the files that this process holds; a fork of it, such as a loader process, holds none."""
+
+
+class PlaceTaken(PansError):
+    """Another run writes to the same place."""
+
+
+def lock_file(place: Path) -> Path:
+    """Where the lock of a file or folder that is written to lies: beside it, hidden."""
+    return place.with_name(f".{place.name}.lock")
+
+
+@contextmanager
+def holding(lock_files: Iterable[Path], what: str) -> Iterator[None]:
+    """Hold places for the time of the body; those that this process's parent holds are given.
+
+    Args:
+        lock_files: one a place, in a fixed order, so that two runs never wait for each other.
+        what: what is held, for the message, such as "run x".
+
+    Raises:
+        PlaceTaken: another process holds one of them; told at once.
+        PansError: a place cannot be written to.
+    """
+    paths = list(dict.fromkeys(Path(os.path.realpath(path)) for path in lock_files))
+    given = os.environ.get(HELD_VARIABLE, "").split(os.pathsep)
+    with ExitStack() as held:
+        for path in paths:
+            if str(path) not in given:
+                held.enter_context(_held(path, what))
+        before = os.environ.get(HELD_VARIABLE)
+        os.environ[HELD_VARIABLE] = os.pathsep.join([*filter(None, given), *map(str, paths)])
+        try:
+            yield
+        finally:
+            os.environ.pop(HELD_VARIABLE)
+            if before is not None:
+                os.environ[HELD_VARIABLE] = before
+
+
+@contextmanager
+def _held(path: Path, what: str) -> Iterator[None]:
+    descriptor = _taken(path, what)
+    _descriptors.add(descriptor)
+    done = threading.Event()
+    renewer = threading.Thread(target=_renew, args=(descriptor, done), daemon=True)
+    renewer.start()
+    try:
+        yield
+    finally:
+        done.set()
+        renewer.join()
+        if _is_at(descriptor, path):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        _descriptors.discard(descriptor)
+        os.close(descriptor)
+
+
+def _let_go_in_a_fork() -> None:
+    for descriptor in _descriptors:
+        os.close(descriptor)
+    _descriptors.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_a_fork)
+
+
+def _taken(path: Path, what: str) -> int:
+    """Open and lock the file, and write down who holds it now."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                kernel_locks = _lock(descriptor)
+                _refuse_living(descriptor, path, kernel_locks)
+                # Whoever held it may have removed the file between opening and locking.
+                if _is_at(descriptor, path):
+                    _sign(descriptor, kernel_locks)
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+    except _Held as held:
+        raise PlaceTaken(
+            f"{what} is running already: {held} ({path}); wait for its end, stop it, or give this "
+            "one another --name"
+        ) from None
+    except OSError as error:
+        raise PansError(
+            f"{path.parent} cannot be written to ({error.strerror}); name a folder with space and "
+            "rights by --checkpoints, --logdir or --out"
+        ) from error
+
+
+class _Held(Exception):
+    """Who holds a place."""
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether the kernel has given its lock; False where the disk knows none."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _Held(_described(_read(descriptor))) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+def _sign(descriptor: int, kernel_locks: bool) -> None:
+    """Write down who holds the file now."""
+    text = json.dumps(_owner()).encode()
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, text, 0)
+    if not kernel_locks:  # of two that came at once, the one that wrote last stays
+        time.sleep(_SETTLED_SECONDS)
+        if os.pread(descriptor, 4096, 0) != text:
+            raise _Held(_described(_read(descriptor)))
+
+
+def _refuse_living(descriptor: int, path: Path, kernel_locks: bool) -> None:
+    """Raise if another machine's process, or any where there are no locks, shows signs of life."""
+    owner = _read(descriptor)
+    own = _owner()
+    if not owner or (kernel_locks and owner.get("machine") == own["machine"]):
+        return
+    if own["job"] is not None and owner.get("job") == own["job"] and _is_started_again():
+        return  # a launcher's, elsewhere
+    age = _now_on_the_disk_of(path) - os.fstat(descriptor).st_mtime
+    if age < _STALE_SECONDS:
+        raise _Held(
+            f"{_described(owner)}, last heard of {max(age, 0):.0f} s ago; it counts as ended after "
+            f"{_STALE_SECONDS:.0f} s"
+        )
+
+
+def _now_on_the_disk_of(path: Path) -> float:
+    """The time by the clock that gives the folder's files theirs."""
+    probe = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        with probe.open("x"):
+            return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _renew(descriptor: int, done: threading.Event) -> None:
+    while not done.wait(_RENEWED_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether `path` still leads to the open file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    own = os.fstat(descriptor)
+    return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
+
+
+def _owner() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "machine": _machine(),
+        "job": _job(),
+    }
+
+
+def _job() -> str | None:
+    """What torchrun's starts of one run share, and all starts of a job that SLURM requeues."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # "none" is torchrun's for any run
+    if run != "none":
+        return run
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def _is_started_again() -> bool:
+    slurm_restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return "TORCHELASTIC_RUN_ID" in os.environ or slurm_restarts != "0"
+
+
+def _machine() -> str:
+    """The same for all containers on one kernel, which share its locks."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _read(descriptor: int) -> Mapping[str, Any]:
+    try:
+        owner = json.loads(os.pread(descriptor, 4096, 0))
+    except (OSError, ValueError):
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _described(owner: Mapping[str, Any]) -> str:
+    host, pid, since = (owner.get(name, "unknown") for name in ("host", "pid", "since"))
+    return f"process {pid} on {host} since {since}"
