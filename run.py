@@ -7,11 +7,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from argparser import Options, check_words, parse_options, typed_flags
+
+if __name__ == "__main__":
+    check_words(sys.argv[1:])  # help and slips of the keyboard do not wait for torch
+
 from ablate import GridError, ablate
-from argparser import Options, parse_options, typed_flags
 from predict import export, predict, stored_flags
 from report.logger import Logger
-from report.results import log_start
 from train import Trainer
 from utils.checkpoint import find_checkpoint
 from utils.determinism import make_deterministic
@@ -95,8 +98,6 @@ def _train_and_test(options: Options, process: Process) -> None:
         if not options.test:
             trainer.fit()
         with logger.replacing_test():
-            if options.test:
-                log_start(logger, options.to_dict())
             trainer.test()
         for line in trainer.skipped.report():
             if process.is_main:

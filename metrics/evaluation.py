@@ -413,7 +413,7 @@ def _of_labels(facts: np.ndarray, label: np.ndarray) -> np.ndarray:
     if label.dtype != np.uint8:
         return facts.take(label)
     content = label.tobytes().translate(facts.tobytes())  # five times as fast as take
-    return np.frombuffer(content, bool).reshape(label.shape)
+    return np.frombuffer(bytearray(content), bool).reshape(label.shape)
 
 
 def _in_own_type(scores: Array) -> np.ndarray:

@@ -1,4 +1,5 @@
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from utils.errors import PansError, exit_code
 
@@ -27,6 +28,34 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
 ) -> None:
     assert exit_code(lambda: fail(error)) == 2
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nb.png is bad", r"a\nb.png is bad"),
+        ("a\u2028b\x85c\x1b[2Jd", r"a\u2028b\x85c\x1b[2Jd"),
+        ("undecodable \udcff", r"undecodable \udcff"),
+        ("für 東京", "für 東京"),
+    ],
+)
+def test_what_an_error_quotes_breaks_no_line(text: str, shown: str) -> None:
+    assert str(PansError(text)) == shown
+
+
+class Named(Dataset[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise PansError("a\nb.png is bad; look")
+
+
+def test_an_error_of_a_loader_process_is_its_one_line() -> None:
+    with pytest.raises(PansError) as caught:
+        next(iter(DataLoader(Named(), num_workers=1)))
+    assert "Original Traceback" in caught.value.args[0]
+    assert str(caught.value) == r"a\nb.png is bad; look"
 
 
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:

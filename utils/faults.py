@@ -76,8 +76,9 @@ def known_fault(error: BaseException) -> str | None:
         return None
     among_processes = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
     faults = _LOADER_FAULTS | (_PROCESS_FAULTS if among_processes else {})
+    words = f"{error} {error.__cause__}"  # the signal that ended a loader process may stand there
     for pattern, line in faults.items():
-        found = re.search(pattern, str(error))
+        found = re.search(pattern, words)
         if found:
             return line.format(*found.groups())
     return None

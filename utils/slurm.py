@@ -46,9 +46,7 @@ def ranks_of_step(environment: Mapping[str, str]) -> dict[str, str]:
 
 def first_host(nodes: str) -> str:
     """The first of a list of nodes such as gpu[007-009,12],login1."""
-    found = re.match(r"([^\[,]*)(?:\[([^\],-]*)[^\]]*\])?([^\[,]*)", nodes)
-    assert found is not None
-    return "".join(part or "" for part in found.groups())
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", nodes).partition(",")[0]
 
 
 def _tasks_here(environment: Mapping[str, str], tasks: str) -> str:

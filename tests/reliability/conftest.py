@@ -2,7 +2,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,20 @@ class Runs:
         return [(event.step, event.value) for event in events.Reload().Scalars(tag)]
 
     def start(
-        self, *flags: str, launcher: tuple[str, ...] = (), program: str = ""
+        self,
+        *flags: str,
+        launcher: tuple[str, ...] = (),
+        program: str = "",
+        environment: Mapping[str, str] | None = None,
+        preexec_fn: Callable[[], object] | None = None,
     ) -> subprocess.Popen[str]:
         """The same in a process of its own, as a user starts it; `program` in tiny.py's place."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            **(environment or {}),
+        }
         path = TINY
         if program:
             path = self.folder / "program.py"
@@ -86,6 +96,7 @@ class Runs:
         return subprocess.Popen(
             [sys.executable, *launcher, str(path), *self.flags, *flags],
             env=environment,
+            preexec_fn=preexec_fn,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -23,6 +23,13 @@ def without(name: str) -> Any:
     return lambda state: {key: value for key, value in state.items() if key != name}
 
 
+def with_weights(weights: torch.Tensor) -> Any:
+    return lambda state: {
+        **state,
+        "model_state": {**state["model_state"], "cls.cls.weight": weights},
+    }
+
+
 BAD_STATES = {
     "epoch is a word": (changed(epoch="two"), "a whole number as epoch, got 'two'"),
     "epoch is negative": (changed(epoch=-1), "a whole number as epoch, got -1"),
@@ -41,6 +48,52 @@ BAD_STATES = {
     "momentum of another network": (
         changed(optimizer_state={"state": {0: {"momentum_buffer": torch.ones(1)}}}),
         "a state of training that does not fit",
+    ),
+    "momentum is not finite": (
+        lambda state: {
+            **state,
+            "optimizer_state": {
+                "state": {
+                    number: {
+                        "momentum_buffer": torch.full_like(value["momentum_buffer"], torch.nan)
+                    }
+                    for number, value in state["optimizer_state"]["state"].items()
+                }
+            },
+        },
+        "a state of training that does not fit",
+    ),
+    "weights are not finite": (
+        with_weights(torch.full((13, 8, 1, 1), torch.nan)),
+        "values that are not finite, NaN or infinity: tensors (1): cls.cls.weight",
+    ),
+    "weights have no values": (
+        with_weights(torch.empty(13, 8, 1, 1, device="meta")),
+        "the checkpoint's cls.cls.weight is no plain tensor of real numbers",
+    ),
+    "weights are sparse": (
+        with_weights(torch.ones(13, 8, 1, 1).to_sparse()),
+        "the checkpoint's cls.cls.weight is no plain tensor of real numbers",
+    ),
+    "weights are complex": (
+        with_weights(torch.ones(13, 8, 1, 1, dtype=torch.complex64)),
+        "the checkpoint's cls.cls.weight is no plain tensor of real numbers",
+    ),
+    "momentum is sparse": (
+        lambda state: {
+            **state,
+            "optimizer_state": {
+                "state": {
+                    number: {"momentum_buffer": value["momentum_buffer"].to_sparse()}
+                    for number, value in state["optimizer_state"]["state"].items()
+                }
+            },
+        },
+        "a state of training that does not fit",
+    ),
+    "a list of data of another form": (
+        changed(data={"train": torch.zeros(3, dtype=torch.uint8)}),
+        "the list of train images cannot be read there",
     ),
     "no best score": (without("best_score"), "a state of training that does not fit"),
     "best score is a word": (changed(best_score="high"), "a state of training that does not fit"),

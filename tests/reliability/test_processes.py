@@ -2,7 +2,9 @@
 
 import os
 import re
+import resource
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -107,3 +109,120 @@ def test_a_killed_loader_process_is_named(runs: Any) -> None:
 
 def is_loader(pid: int) -> bool:
     return b"tiny.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"  # which nobody has collected yet
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    end = time.monotonic() + 30
+    while any(map(is_alive, pids)) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert [pid for pid in pids if is_alive(pid)] == []
+
+
+def test_nobody_outlives_a_killed_launcher(runs: Any) -> None:
+    """Two processes, each with a loader process, one of which is stopped."""
+    flags = (*LONG, "--nproc", "2", "--batch_size", "1", "--num_workers", "1")
+    process = runs.start(*flags)
+    wait_for((runs.checkpoints / "x.pth").exists, process)
+    workers = children(process.pid)
+    assert len(workers) == 2
+    loaders = [child for worker in workers for child in children(worker)]
+    os.kill(loaders[0] if loaders else workers[0], signal.SIGSTOP)
+    # To another launcher that comes meanwhile the run is taken, and that is one line.
+    second = runs.start(*flags)
+    code, lines = end(second)
+    assert code == 2
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: run x is running already: process {process.pid} on ")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    wait_until_gone([*workers, *loaders])
+    third = runs.start(*flags)  # whose place is free again
+    wait_for(lambda: runs.state()["iteration"] >= 40, third)
+    third.kill()
+    third.communicate()
+
+
+def test_two_processes_answer_a_warning_and_a_hang_up(runs: Any) -> None:
+    flags = (*LONG, "--ckpt_interval", "60", "--nproc", "2", "--batch_size", "1")
+    process = runs.start(*flags)
+    logs = runs.folder / "logs/streethazards/x"
+    wait_for(lambda: list(logs.glob("*tfevents*")), process)
+    process.send_signal(signal.SIGUSR1)
+    wait_for((runs.checkpoints / "x.pth").exists, process)
+    assert 0 < runs.state()["iteration"] < 240
+    process.send_signal(signal.SIGHUP)
+    code, lines = end(process)
+    assert code == 128 + signal.SIGHUP
+    assert any(line.startswith("error: stopped by SIGHUP: step ") for line in lines)
+    assert 0 < runs.state()["iteration"] < 240
+
+
+def tasks(runs: Any, count: int, **variables: str) -> list[subprocess.Popen[str]]:
+    """What srun starts: the same command so many times."""
+    step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": str(count), "SLURM_NNODES": "1"}
+    step |= {"SLURM_NODELIST": "node1", "SLURM_NODEID": "0", **variables}
+    return [
+        runs.start("--epochs", "1", "--batch_size", "1", environment={
+            **step, "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)
+        })
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def test_tasks_of_srun_are_the_processes_of_one_run(runs: Any) -> None:
+    for process in tasks(runs, 2, SLURM_STEP_ID="0"):
+        code, lines = end(process)
+        assert code == 0, lines
+    assert runs.state()["world_size"] == 2
+    assert runs.state()["iteration"] == 4
+
+
+def test_tasks_that_nobody_tells_apart_train_nothing(runs: Any) -> None:
+    for process in tasks(runs, 2):
+        code, lines = end(process)
+        assert code == 2
+        assert len(lines) == 1
+        assert "SLURM gives this job 2 tasks" in lines[0]
+    assert not runs.checkpoints.exists()
+
+
+def meet(runs: Any, **variables: str) -> tuple[int, list[str]]:
+    """What the first of two processes says that does not find the other."""
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}
+    return end(runs.start("--timeout", "2", environment={**environment, **variables}))
+
+
+def test_a_taken_port_is_one_line(runs: Any) -> None:
+    with socket.create_server(("", 0)) as server:
+        port = str(server.getsockname()[1])
+        code, lines = meet(runs, MASTER_PORT=port)
+    assert code == 2
+    assert lines[-1].startswith(f"error: port {port} (MASTER_PORT) is taken by another program")
+    assert not [line for line in lines if "Traceback" in line]
+
+
+def test_a_host_that_nobody_knows_is_one_line(runs: Any) -> None:
+    code, lines = meet(runs, MASTER_ADDR="no.such.host.invalid", MASTER_PORT="29999")
+    assert code == 2
+    assert lines[-1].startswith("error: the host no.such.host.invalid (MASTER_ADDR) is unknown")
+    assert not [line for line in lines if "Traceback" in line]
+
+
+def test_a_shell_that_allows_few_files_is_told_at_the_start(runs: Any) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    process = runs.start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30)))
+    code, lines = end(process)
+    assert code == 2
+    assert lines == [
+        "error: this shell allows 30 open files, and a run needs 128 or more; raise the limit "
+        "(ulimit -n 4096)"
+    ]
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before

@@ -1,5 +1,6 @@
 """A run that is stopped and started again ends as one that never was."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from argparser import OptionError, flags_that_bear_on, parse_options
 from dataset.loaders import TooFewImages
 from dataset.pictures import BadSample
 from resume import Shape, position_in, set_aside
-from utils.checkpoint import CheckpointError, load_checkpoint, previous_path
+from utils.checkpoint import CheckpointError, load_checkpoint, previous_path, save_checkpoint
 from utils.interruption import Interrupted, typed_command
 
 EVERY_STEP = ("--ckpt_minutes", "1e-9")
@@ -382,3 +383,134 @@ def test_every_flag_says_what_it_bears_on() -> None:
     assert parts[1] == {"ckpt", "pretrained", "no_pretrained"}
     assert {"score", "multi_scala", "ignore_classes"} <= parts[2]
     assert {"num_workers", "logdir", "print_interval"} <= parts[3]
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()  # it may be one file with another name
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [damage, Path.unlink])
+def test_a_lost_best_checkpoint_is_told_at_the_start_and_replaced(
+    runs: Any, harm: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Interrupted):
+        runs.stop_at(5, terminate)
+    best = runs.checkpoints / "x_best.pth"
+    harm(best)
+    state = runs.state()
+    assert state["best_score"] >= 0
+    state["best_score"] = 2.0  # no epoch will beat it
+    save_checkpoint(runs.checkpoints / "x.pth", state)
+    trainer = runs.trainer()
+    trainer._prepare_training()
+    warning = next(line for line in capsys.readouterr().out.splitlines() if "WARNING" in line)
+    assert "x_best.pth" in warning
+    assert warning.endswith("the best weights from here on are kept instead")
+    assert trainer.best_score == -1
+    runs.fit()
+    assert load_checkpoint(best)["epoch"] == 2
+    assert runs.state()["best_score"] < 2
+
+
+@pytest.mark.parametrize("harm", [damage, Path.unlink])
+def test_a_test_of_lost_best_weights_takes_the_newest(
+    runs: Any, harm: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.fit()
+    harm(runs.checkpoints / "x_best.pth")
+    runs.trainer("--test_weights", "best").test()
+    printed = capsys.readouterr().out
+    assert "WARNING: " in printed
+    assert f"{runs.checkpoints}/x.pth, the newest checkpoint, is tested instead" in printed
+    (runs.checkpoints / "x.pth").unlink()
+    with pytest.raises(CheckpointError, match=r"x_best\.pth"):
+        runs.trainer("--test_weights", "best").test()
+
+
+def swap_lines(root: Path) -> None:
+    (path,) = root.rglob("train.odgt")
+    entries = json.loads(path.read_text())
+    path.write_text(json.dumps([*entries[2:], *entries[:2]]))
+
+
+def swap_images(root: Path) -> None:
+    first, second = sorted(root.glob("StreetHazards/train/images/training/**/*.png"))[:2]
+    first.write_bytes(second.read_bytes())
+
+
+def add_and_take_away(root: Path) -> None:
+    (path,) = root.rglob("train.odgt")
+    entries = json.loads(path.read_text())
+    folder = path.parent
+    for name in (entries[0]["fpath_img"], entries[0]["fpath_segm"]):
+        (folder / name).rename((folder / name).with_name(f"new_{Path(name).name}"))
+    for key in ("fpath_img", "fpath_segm"):
+        name = Path(entries[0][key])
+        entries[0][key] = str(name.with_name(f"new_{name.name}"))
+    path.write_text(json.dumps(entries))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (swap_lines, ["train images in another order, from images/training/"]),
+        (swap_images, ["train images of other files: images/training/"]),
+        (add_and_take_away, ["train images gone: images/", "train images new: images/"]),
+    ],
+)
+def test_other_data_are_refused_and_each_difference_named(
+    runs: Any, data: Path, change: Any, words: list[str]
+) -> None:
+    with pytest.raises(Interrupted):
+        runs.stop_at(5, terminate)
+    shutil.copytree(data, runs.folder / "data")
+    elsewhere = ("--data_root", str(runs.folder / "data"))
+    runs.trainer(*elsewhere)._prepare_training()  # the same files in another place
+    change(runs.folder / "data")
+    with pytest.raises(CheckpointError, match="is of another run") as caught:
+        runs.fit(*elsewhere)
+    for word in words:
+        assert word in str(caught.value)
+    assert runs.fit(*elsewhere, "--accept_changes").iteration == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU, signal.SIGUSR2])
+def test_every_signal_to_end_saves(runs: Any, number: signal.Signals) -> None:
+    with pytest.raises(Interrupted, match=f"stopped by {number.name}: step 3 is saved") as caught:
+        runs.stop_at(2, lambda: os.kill(os.getpid(), number))
+    assert caught.value.exit_code == 128 + number
+    assert runs.state()["iteration"] == 3
+
+
+def test_sigusr1_saves_and_goes_on(runs: Any, unbroken: Any) -> None:
+    seen = []
+
+    def ask() -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def look(model: Any, images: Any) -> None:
+        path = runs.checkpoints / "x.pth"
+        if model.training and path.exists():
+            seen.append((trainer.iteration, runs.state()["iteration"]))
+
+    trainer = runs.trainer()
+    trainer.model.register_forward_pre_hook(look)
+    trainer.model.register_forward_pre_hook(
+        lambda model, _: ask() if model.training and trainer.iteration == 1 else None
+    )
+    with trainer.logger:
+        trainer.fit()
+    assert seen[:2] == [(2, 2), (3, 2)]
+    assert differing(without_flags(runs.state()), without_flags(unbroken.state())) == []
+
+
+def test_a_signal_that_nohup_has_turned_off_stays_off(runs: Any) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        runs.stop_at(2, lambda: os.kill(os.getpid(), signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert runs.state()["iteration"] == 8

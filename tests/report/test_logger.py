@@ -1,5 +1,8 @@
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.summary.writer import event_file_writer
 from tensorboard.util.tensor_util import make_ndarray
 
 from argparser import parse_options
@@ -160,3 +164,63 @@ def test_flush_puts_points_on_the_disk(tmp_path: Path) -> None:
     logger.close()
     logger.scalars({"loss": 2.0}, 1)
     assert points(tmp_path, "loss") == [(0, 1.0)]
+
+
+def test_points_stay_where_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, begun in enumerate((5000.0, 5000.0, 1400.0, 1400.0, 2000.0)):
+        clock = SimpleNamespace(time=lambda begun=begun: begun)
+        monkeypatch.setattr(event_file_writer, "time", clock)
+        monkeypatch.setattr("report.logger.time", clock)
+        with Logger(tmp_path) as logger:
+            logger.start_at(10 * number)
+            for step in range(10 * number, 10 * number + 15):
+                logger.scalars({"loss": number}, step)
+    assert [step for step, _ in points(tmp_path, "loss")] == list(range(55))
+
+
+def test_a_test_takes_the_place_of_an_earlier_one_when_it_is_through(tmp_path: Path) -> None:
+    def log(value: float) -> None:
+        with Logger(tmp_path) as logger, logger.replacing_test():
+            logger.scalars({"test/AUROC": value}, 7)
+            logger.flush()
+            if value < 0:
+                raise ZeroDivisionError
+
+    log(1.0)
+    (first,) = (path.read_bytes() for path in tmp_path.iterdir())
+    with pytest.raises(ZeroDivisionError):
+        log(-1.0)
+    (now,) = (path.read_bytes() for path in tmp_path.iterdir())
+    assert now == first
+    assert points(tmp_path, "test/AUROC") == [(7, 1.0)]
+    log(2.0)
+    assert points(tmp_path, "test/AUROC") == [(7, 2.0)]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_without_a_point_there_is_no_file(tmp_path: Path) -> None:
+    with Logger(tmp_path / "x") as logger:
+        logger.start_at(7)
+        with logger.replacing_test():
+            logger.flush()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_ends_the_log_with_one_warning(
+    tmp_path: Path,
+    files_of_at_most: Callable[[int], AbstractContextManager[None]],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with files_of_at_most(2000), Logger(tmp_path) as logger:
+        for step in range(200):
+            logger.scalars({"loss": 1.0}, step)
+            logger.flush()
+    error = capfd.readouterr().err
+    assert error.count("WARNING") == 1
+    assert error.strip().endswith(
+        "takes no more (File too large): nothing else is logged for TensorBoard, and the run "
+        "goes on"
+    )
+    assert "Traceback" not in error

@@ -21,9 +21,21 @@ TORCHRUN = [
     *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"),
     *("--max-restarts=3", "--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:29400"),
 ]
+JOIN_TIMEOUT = 30
 FLAGS = [
     *("--default", "--no_pretrained", "--crop_size", "48", "--epochs", "60", "--batch_size", "1"),
-    *("--val_interval", "60", "--ckpt_interval", "5", "--num_workers", "0", "--sample_num", "0"),
+    *(
+        "--timeout",
+        "10",
+        "--val_interval",
+        "60",
+        "--ckpt_interval",
+        "5",
+        "--num_workers",
+        "0",
+        "--sample_num",
+        "0",
+    ),
 ]
 
 
@@ -67,7 +79,7 @@ class Nodes:
         """The same command on each node, but for the node's own address."""
         own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "cable"}
         # The machine's name, by which torchrun would find the host, has no address in here.
-        host = f"--rdzv-conf=is_host={int(node == 0)}"
+        host = f"--rdzv-conf=is_host={int(node == 0)},join_timeout={JOIN_TIMEOUT}"
         own |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         command = ["ip", "netns", "exec", self.namespaces[node], *TORCHRUN, host]
         command += [f"--rdzv-id={self.name}", f"--local-addr={ADDRESSES[node]}", str(TINY), *FLAGS]
@@ -112,3 +124,60 @@ def test_a_lost_node_comes_back_and_nothing_is_lost(folder: Path, namespaces: li
     assert found["world_size"] == 2
     for name, value in expected["model_state"].items():
         assert torch.equal(found["model_state"][name], value), name
+
+
+def end_of(process: subprocess.Popen[str], nodes: Nodes, node: int) -> int:
+    """The exit code of a launcher that nobody answers any more; it ends in bounded time."""
+    try:
+        return process.wait(timeout=180)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(nodes.output(node).read_text()) from None
+
+
+def wait_for_checkpoint(nodes: Nodes, *processes: subprocess.Popen[str]) -> None:
+    while not nodes.path.exists():
+        for node, process in enumerate(processes):
+            assert process.poll() is None, nodes.output(node).read_text()
+        time.sleep(0.01)
+
+
+def test_a_cable_that_is_cut_for_good_ends_training_on_both(
+    folder: Path, namespaces: list[str]
+) -> None:
+    """torchrun itself may wait on, and is ended by hand."""
+    nodes = Nodes(namespaces, folder, "cut_nodes")
+    processes = nodes.start(0), nodes.start(1)
+    wait_for_checkpoint(nodes, *processes)
+    ip("-n", namespaces[1], "link", "set", "cable", "down")
+    try:
+        end = time.monotonic() + 120
+        told = 0
+        while told < len(processes) and time.monotonic() < end:
+            told = sum("error: a process has " in nodes.output(node).read_text() for node in (0, 1))
+            time.sleep(0.1)
+        assert told == len(processes), [nodes.output(node).read_text() for node in (0, 1)]
+        for process in processes:
+            process.kill()  # its processes end with it
+            process.wait()
+    finally:
+        ip("-n", namespaces[1], "link", "set", "cable", "up")
+    assert load_checkpoint(nodes.path)["iteration"] < 240
+    nodes.end(nodes.start(0), nodes.start(1))
+    assert load_checkpoint(nodes.path)["iteration"] == 240
+
+
+def test_the_first_node_is_lost_and_all_are_started_again(
+    folder: Path, namespaces: list[str]
+) -> None:
+    """It holds the rendezvous, so that the other one ends too."""
+    nodes = Nodes(namespaces, folder, "first_nodes")
+    lost, other = nodes.start(0), nodes.start(1)
+    wait_for_checkpoint(nodes, lost, other)
+    worker = Path(f"/proc/{lost.pid}/task/{lost.pid}/children").read_text()
+    for pid in (lost.pid, int(worker)):
+        os.kill(pid, signal.SIGKILL)
+    lost.wait()
+    assert end_of(other, nodes, 1) != 0
+    nodes.end(nodes.start(0), nodes.start(1))
+    assert load_checkpoint(nodes.path)["iteration"] == 240
