@@ -24,7 +24,6 @@ from modules.scores.max_logits import training_statistics
 from report.curves import log_anomaly_figures, log_prototypes
 from report.environment import environment, sha256
 from report.extremes import Extremes
-from report.logger import Logger
 from report.panels import Panels
 from report.results import log_segmentation, log_start, report_results
 from report.visualize import sample_panel
@@ -32,6 +31,7 @@ from resume import describe_tested, notes_on_test, tested_checkpoint
 from utils.background import Background, to_host
 from utils.checkpoint import DEEP_SUPERVISION, load_checkpoint, load_model_state, model_state
 from utils.distributed import Process, from_main, sum_over_processes, wait_for_all
+from utils.logger import Logger
 from utils.progress import ProgressBar
 
 SHOWN_EXTREMES = 3
