@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from PIL import Image
-from torch.utils.data import Dataset
 
 from dataset.description import DatasetInfo, Split
 from dataset.pictures import BadSample, is_hidden, read_image, read_label
@@ -43,7 +42,7 @@ class SampleFiles:
     names: list[tuple[str, str]]
 
 
-class SegmentationDataset(Dataset[Any], ABC):
+class SegmentationDataset(ABC):
     """One split of a data set.
 
     Args:

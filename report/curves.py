@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from metrics import PooledMetrics, ScoreHistogram, ThresholdCurve
 from metrics.pooled import BinnedScores
-from metrics.report import every_figure, markdown_table
+from metrics.report import markdown_table
 from report.logger import Logger
 from report.visualize import class_matrix_figure
 
@@ -24,15 +24,13 @@ _NORMAL, _ANOMALOUS = "tab:blue", "tab:red"
 def log_anomaly_figures(
     logger: Logger, tag: str, results: Mapping[str, Any], pooled: BinnedScores, step: int
 ) -> None:
-    """Every protocol's figures and their table, and the curves and scores of all pixels.
+    """The table of every protocol's metrics, and the curves and scores of all pixels.
 
     Args:
         tag: prefix of all tags, such as "test", or "test msp" where several scores are logged.
         results: as `AnomalyEvaluation.results` returns them.
         pooled: the counts of all processes.
     """
-    figures = every_figure(results)
-    logger.scalars({f"{tag} {name}": value for name, value in figures.items()}, step)
     logger.text(f"{tag}/table", markdown_table(results), step)
     metrics, curve, histogram = pooled.metrics(), pooled.curve(), pooled.histogram()
     points = pooled.curve(_PR_PLUGIN_POINTS)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dataset import DatasetInfo
 from metrics.evaluation import ImageRecord
-from metrics.report import write_results
+from metrics.report import markdown_scores, write_results
 from report.logger import Logger
 from report.summary import PERCENT, is_known, per_image_rows, summary, warnings
 from utils.files import write_text
@@ -28,10 +28,15 @@ CHARTS = {
             "validation/Overall Acc",
             "validation/Mean Acc",
         ],
-        "IoU of every class": ["validation_iou/.*"],
     },
 }
 """TensorBoard's charts that show several tags together."""
+
+COMPARED_OPTIONS = (
+    *("dataset", "backbone", "classifier", "norm_act", "output_stride", "epochs", "batch_size"),
+    *("crop_size", "lr", "random_seed", "precision", "multi_scala"),
+)
+"""Those that the HPARAMS tab shows; all of them are in the table of options."""
 
 _FRACTIONS = ("Mean IoU", "Overall Acc", "Mean Acc", "FreqW Acc")
 
@@ -89,8 +94,8 @@ def report_results(
     metrics = {name: results[name] for name in (*PERCENT, *_FRACTIONS)}
     found = {f"test/{name}": value for name, value in metrics.items() if is_known(value)}
     log_segmentation(logger, "test", results, matrix, info, step)
-    for score, figures in results["scores"].items():
-        values = {f"scores/{name}/{score}": figures[name] for name in PERCENT}
-        logger.scalars({tag: value for tag, value in values.items() if value is not None}, step)
-    logger.hparams(results["options"], found, step)
+    if len(results["scores"]) > 1:
+        logger.text("test/all_scores", markdown_scores(results), step)
+    options = {name: results["options"][name] for name in COMPARED_OPTIONS}
+    logger.hparams(options | {"score": results["score"]}, found, step)
     logger.flush()
