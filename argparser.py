@@ -452,7 +452,7 @@ class Options:
         "validation and test",
         "test",
         (),
-        "NAME,NAME: anomaly scores, listed below; the first is the headline",
+        "NAME,NAME: anomaly scores, the first is the headline",
         kind=tuple,
         shown_default="by --msp, --cosine_scores",
     )
@@ -868,11 +868,11 @@ def _short_epilog() -> str:
         f"scores: {', '.join((*SCORES, ALL))}",
         f"--help_all lists all {len(fields(Options))} flags and what --default sets.",
     )
-    return "\n".join(map(_filled, paragraphs))
+    return "\n".join(_filled(text, indent="  ") for text in paragraphs)
 
 
-def _filled(text: str) -> str:
-    return textwrap.fill(text, 100, break_on_hyphens=False, subsequent_indent="  ")
+def _filled(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 100, break_on_hyphens=False, subsequent_indent=indent)
 
 
 def _score_list() -> str:
@@ -1016,19 +1016,14 @@ def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _config_flags(path: Path) -> dict[str, Any]:
-    """The checked flags of a file of --config; of a results.json those that are not defaults."""
+    """The checked flags of a file of --config."""
     known = {flag.name: flag for flag in fields(Options)}
     aliases = {alias[2:]: name[2:] for alias, name in _ALIASES.items() if name[2:] in known}
     takes = known.keys() - {"config", "ablate"}
-    found = {
+    return {
         aliases.get(name, name): _config_value(path, known[aliases.get(name, name)], value)
         for name, value in read_config(path, takes | aliases.keys()).items()
     }
-    if path.suffix != ".json":
-        return found
-    defaults = {name: flag.default for name, flag in known.items()}
-    defaults |= RECIPE if found.get("default") else {}
-    return {name: value for name, value in found.items() if value != defaults[name]}
 
 
 def _config_value(path: Path, flag: Field[Any], value: Any) -> Any:
@@ -1130,7 +1125,7 @@ def check_words(argv: Sequence[str]) -> None:
     def check() -> None:
         typed = typed_flags(argv)
         require_purpose(typed)
-        if not typed.keys() & {"ablate", "predict", "export", "test"}:  # files tell their flags too
+        if not any(map(typed.get, ("ablate", "predict", "export", "test"))):  # files tell flags too
             parse_options(argv)
 
     with lasting_output():

@@ -47,7 +47,7 @@ from utils.checkpoint import find_checkpoint, load_model_state
 from utils.distributed import Process, gather_objects, sum_over_processes
 from utils.errors import PansError
 from utils.progress import ProgressBar
-from utils.weight_files import load_checkpoint, model_state, peek
+from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
 
 # What a checkpoint's options say about its network and how its test is measured. Which of its
 # weights is tested, --test_weights, has led to the file already.
@@ -127,7 +127,12 @@ def with_stored_flags(argv: Sequence[str]) -> tuple[Options, str | None]:
     if path is None:
         return parse_options(argv), None
     given = {**RECIPE, **typed} if typed.get("test") and typed.get("default") else typed
-    stored = stored_flags(path, given)
+    try:
+        stored = stored_flags(path, given)
+    except WeightsError:
+        if not typed.get("test"):
+            raise
+        stored = {}  # loading it will tell what it lacks of the network that flags describe
     taken = {name: value for name, value in stored.items() if value != _unset(name)}
     words = " ".join(as_words(taken))
     return parse_options(argv, stored), f"taken from {path}: {words}" if words else None

@@ -10,7 +10,7 @@ from typing import Any
 from utils.errors import PansError
 
 # What one start of a run was told, and the next is not meant to be.
-_OF_ONE_START = {"config", "local_rank", "restart", "accept_changes"}
+_OF_ONE_START = {"config", "ablate", "local_rank", "restart", "accept_changes"}
 
 _MOST_LISTED = 12
 
@@ -92,5 +92,5 @@ def _options_in(path: Path) -> dict[str, Any]:
     return {
         name: value
         for name, value in options.items()
-        if value is not None and value != [] and name not in _OF_ONE_START
+        if value is not None and name not in _OF_ONE_START
     }
