@@ -5,6 +5,7 @@ skipped, and runs that differ only in how they are tested share one training.
 """
 
 import hashlib
+import math
 import re
 import subprocess
 import sys
@@ -29,6 +30,9 @@ _JOBS = {"test", "ckpt_test", "predict", "export", "out", "ablate", "config", "l
 _DECIDE_FIGURES = TEST_FLAGS | {"data_root"}
 _TABLES = {"seeds", "flags", "grid", "published"}
 _PUBLISHED_KEYS = {"name", "source", "cell", "figures"}
+
+
+MOST_RUNS = 10_000
 
 
 class GridError(PansError):
@@ -105,6 +109,9 @@ def _grid_in(path: Path, content: Mapping[str, Any]) -> Grid:
     seeds = content.get("seeds", [42])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise GridError(f"{path}: seeds should be a list of whole numbers, got {seeds!r}")
+    runs = math.prod(map(len, axes.values())) * len(seeds)
+    if runs > MOST_RUNS:
+        raise GridError(f"{path}: that makes {runs} runs, more than {MOST_RUNS}; shorten its lists")
     published = _published(path, content.get("published", []), set(axes))
     return Grid(path, tuple(dict.fromkeys(seeds)), flags, axes, published)
 
@@ -357,7 +364,7 @@ def _measured(grid: Grid, cell: Cell, failures: Mapping[str, str]) -> Row:
         return Row(values, "left out", "", {}, cell.left_out)
     results = [found for run in cell.runs if (found := find_results(run)) is not None]
     figures = {
-        name: [scale * one[name] for one in results if one[name] is not None]
+        name: [scale * one[name] for one in results if isinstance(one.get(name), int | float)]
         for name, scale in FIGURES.items()
     }
     reasons = [

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from metrics import PooledMetrics, ScoreHistogram, ThresholdCurve
 from metrics.pooled import BinnedScores
 from metrics.report import markdown_table
-from report.logger import Logger
 from report.visualize import class_matrix_figure
+from utils.logger import Logger
 
 _PR_PLUGIN_POINTS = 127  # the most that the plugin's own summaries have
 _FONT_SIZE = 15
@@ -36,7 +36,7 @@ def log_anomaly_figures(
     points = pooled.curve(_PR_PLUGIN_POINTS)
     if metrics is None or curve is None or histogram is None or points is None:
         return
-    logger.pr_curve(f"{tag}/pooled", points, step)
+    logger.pr_curve(f"{tag}/pooled", points.true_positives, points.false_positives, step)
     logger.histogram(f"{tag} scores/normal", histogram.edges, histogram.normal, step)
     logger.histogram(f"{tag} scores/anomalous", histogram.edges, histogram.anomalous, step)
     logger.figure(f"{tag}/precision_recall", precision_recall_figure(curve, metrics), step)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ from torch import Tensor
 from dataset import DatasetInfo
 from metrics.evaluation import ImageRecord
 from metrics.report import markdown_scores, write_results
-from report.logger import Logger
 from report.summary import PERCENT, is_known, per_image_rows, summary, warnings
+from report.visualize import class_iou_figure, confusion_matrix_figure
 from utils.files import write_text
+from utils.logger import Logger
 
 CHARTS = {
     "training": {
@@ -63,8 +65,14 @@ def log_segmentation(
         return
     values = {name: scores[name] for name in ("Loss", *_FRACTIONS) if name in scores}
     logger.scalars({f"{tag}/{name}": value for name, value in values.items()}, step)
-    logger.class_iou(f"{tag}_iou", scores["Class IoU"], info, step)
-    logger.confusion_matrix(f"{tag}/confusion_matrix", matrix.cpu().numpy(), info.class_names, step)
+    if not logger.is_on:
+        return
+    present = {i: value for i, value in scores["Class IoU"].items() if math.isfinite(value)}
+    names = info.class_names
+    logger.scalars({f"{tag}_iou/{names[i]}": value for i, value in present.items()}, step)
+    logger.figure(f"{tag}_iou/bars", class_iou_figure(scores["Class IoU"], info), step)
+    shares = confusion_matrix_figure(matrix.cpu().numpy(), names)
+    logger.figure(f"{tag}/confusion_matrix", shares, step)
 
 
 def report_results(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import PansError
+from utils.reading import Unreadable, read_text
 
 # What one start of a run was told, and the next is not meant to be.
 _OF_ONE_START = {"config", "ablate", "local_rank", "restart", "accept_changes"}
@@ -29,8 +30,8 @@ def read_toml(path: Path, flag: str, page: str) -> dict[str, Any]:
         FlagFileError: it is missing or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        return tomllib.loads(read_text(path, "TOML"))
+    except (Unreadable, ValueError, RecursionError) as error:
         raise FlagFileError(f"--{flag} {path} cannot be read: {error}; see {page}") from error
 
 
@@ -78,8 +79,8 @@ def read_config(path: Path, known: Collection[str]) -> dict[str, Any]:
 
 def _options_in(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(read_text(path, "JSON"))
+    except (Unreadable, ValueError, RecursionError) as error:
         raise FlagFileError(
             f"--config {path} cannot be read: {error}; see docs/training.md"
         ) from error

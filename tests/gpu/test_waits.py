@@ -14,9 +14,9 @@ import train
 from argparser import parse_options
 from dataset.demo import write_demo
 from modules import abn
-from report.logger import Logger
 from tests.gpu.pretend_gpu import CUDA, PretendGpu, lines
 from utils.distributed import Process
+from utils.logger import Logger
 
 FLAGS = "--default --no_pretrained --crop_size 48 --num_workers 0 --epochs 1 --sample_num 0"
 SCORES = "prototype,msp,maxlogit,entropy,energy,standardized_maxlogit,prototype_margin,mc_dropout"

@@ -21,8 +21,8 @@ from report.curves import (
     roc_figure,
     score_histogram_figure,
 )
-from report.logger import Logger
-from report.visualize import render
+from utils.figures import render
+from utils.logger import Logger
 
 
 def evaluated(predicted=True, anomalous=True):
