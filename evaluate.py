@@ -30,7 +30,7 @@ from report.results import log_segmentation, log_start, report_results
 from report.visualize import sample_panel
 from resume import describe_tested, notes_on_test, tested_checkpoint
 from utils.background import Background, to_host
-from utils.checkpoint import load_checkpoint, load_model_state, model_state
+from utils.checkpoint import DEEP_SUPERVISION, load_checkpoint, load_model_state, model_state
 from utils.distributed import Process, from_main, sum_over_processes, wait_for_all
 from utils.progress import ProgressBar
 
@@ -116,7 +116,8 @@ class Evaluator:
         self.tested_path = from_main(self.process, lambda: tested_checkpoint(self.options))
         path = self.tested_path
         checkpoint = load_checkpoint(path)
-        load_model_state(self.model, model_state(checkpoint), path)
+        state = model_state(checkpoint)
+        load_model_state(self.model, state, path, may_lack=DEEP_SUPERVISION)
         if self.process.is_main:
             print(describe_tested(checkpoint, path))
             for note in notes_on_test(checkpoint, path, self.options):
