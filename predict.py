@@ -30,6 +30,7 @@ from dataset.own_pictures import (
     Source,
     Unreadable,
     find_sources,
+    frame_rate,
     picture_sample,
     samples_of,
     without_support,
@@ -42,8 +43,11 @@ from modules.inference.export import check_export_support, export_onnx
 from modules.inference.network import Inference
 from modules.normalisation import MEAN, STD
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer
+from modules.scores.bounds import bounds_of
 from modules.weights.pretrained import CHECKPOINT, identify
 from report.predictions import PredictionFolder
+from report.video import NoVideo
+from report.visualize import HeatScale
 from utils.checkpoint import DEEP_SUPERVISION, find_checkpoint, load_model_state
 from utils.distributed import Process, gather_objects, sum_over_processes
 from utils.errors import PansError
@@ -184,6 +188,7 @@ class Predictor:
     Attributes:
         class_names: of the indices, in their order.
         threshold: scores from here on are anomalies; None if nobody asked.
+        heat_scale: of the pictures of the score.
     """
 
     def __init__(self, options: Options, process: Process) -> None:
@@ -199,6 +204,8 @@ class Predictor:
         self.threshold = options.threshold
         if options.calibrate_fpr is not None:
             self.threshold = self._calibrated(options.calibrate_fpr)
+        bounds = bounds_of(options.scores[0], len(self.class_names), options.classifier)
+        self.heat_scale = HeatScale(bounds, self.threshold)
 
     def predict(self, picture: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Class indices and anomaly score of a picture, both (H, W) at its own size.
@@ -280,7 +287,7 @@ class Predictor:
         picture = sample.picture.numpy()
         prediction, score = self.maps(sample)
         mask = None if self.threshold is None else score >= np.float32(self.threshold)
-        folder.write(sample.name, picture, prediction, score, mask)
+        limits = folder.write(sample.name, picture, prediction, score, mask, self.heat_scale)
         return {
             "name": sample.name,
             "size": [picture.shape[1], picture.shape[0]],
@@ -288,6 +295,7 @@ class Predictor:
             "mean_score": float(score.mean(dtype=np.float64)),
             "highest_score": float(score.max()),
             "anomalous_share": None if mask is None else float(mask.mean()),
+            "heat_limits": list(limits),
         }
 
     def _progress(self, items: Any, name: str) -> ProgressBar:
@@ -321,6 +329,7 @@ def predict(options: Options, process: Process) -> None:
         return
     done = sorted(chain.from_iterable(share[0] for share in shares), key=lambda one: one["name"])
     unread = [*map(str, problems), *sorted({str(one) for share in shares for one in share[1]})]
+    no_video = _write_videos(sources, done, folder, options.frame_step)
     folder.finish(
         {
             "checkpoint": options.ckpt_test,
@@ -337,8 +346,27 @@ def predict(options: Options, process: Process) -> None:
     if unread:
         raise NotPredicted(
             f"{len(unread)} could not be looked at, the other {len(done)} are done: "
-            + "; ".join(unread)
+            + "; ".join(unread + no_video)
         )
+    if no_video:
+        raise NotPredicted(f"all pictures are done, but {'; '.join(no_video)}")
+
+
+def _write_videos(
+    sources: Sequence[Source],
+    pictures: Sequence[Mapping[str, Any]],
+    folder: PredictionFolder,
+    frame_step: int,
+) -> list[str]:
+    """A video of the overlays of each video's frames; what was wrong, if something was."""
+    names, problems = [picture["name"] for picture in pictures], []
+    for source in sources:
+        if source.is_video:
+            try:
+                folder.write_video(source.name, names, frame_rate(source.path) / frame_step)
+            except NoVideo as error:
+                problems.append(str(error))
+    return problems
 
 
 def _words(threshold: float | None) -> str:
