@@ -514,9 +514,9 @@ class Options:
 
     @property
     def shown_score(self) -> str:
-        """The score that validation draws: the headline, or what it is before its statistics."""
+        """The score that validation draws: the headline, but maxlogit for a fitted one."""
         headline = self.scores[0]
-        return "maxlogit" if SCORES[headline].statistics else headline
+        return "maxlogit" if SCORES[headline].fitted else headline
 
     @property
     def _published_score(self) -> str | None:
@@ -690,8 +690,6 @@ def _check_scores(options: Options) -> None:
         if missing:
             raise _refusal("score", f"{name} needs {missing}")
     headline = SCORES[options.scores[0]]
-    if options.predict and headline.statistics:
-        raise _refusal("score", f"{options.scores[0]} needs a data set's training images")
     if options.export and not headline.of_logits:
         raise _refusal("score", f"{options.scores[0]} needs more than logits, and no file holds it")
     if options.mc_dropout is not None and not any(SCORES[name].samples for name in options.scores):
@@ -772,7 +770,7 @@ def _needs(score: Score) -> str:
     """What a score is, and what not every run has of what it needs."""
     needs = {
         "--classifier cosine": score.cosine,
-        "a pass over the training images": score.statistics,
+        "a pass over the training images": score.fitted,
         "pydensecrf2": score.crf,
     }
     named = ", ".join(name for name, needed in needs.items() if needed)

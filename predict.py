@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from argparser import Options
-from build import evaluation_loader_of, model_of
+from argparser import OptionError, Options
+from build import evaluation_loader_of, inference_settings, model_of
 from dataset import EvaluationSample, describe, reader_of
 from dataset.own_pictures import (
     PictureSample,
@@ -29,11 +29,12 @@ from modules import SegmentationModel
 from modules.inference.export import check_export_support, export_onnx
 from modules.inference.network import Inference
 from modules.normalisation import MEAN, STD
-from modules.scores import DROPOUT_PASSES, SCORES, Scorer
+from modules.scores import DROPOUT_PASSES, SCORES, Scorer, kept_state
+from modules.scores.network_output import State
 from modules.weights.pretrained import CHECKPOINT, identify
 from report.predictions import PredictionFolder
 from utils.checkpoint import find_checkpoint, load_model_state
-from utils.distributed import Process, gather_objects, sum_over_processes
+from utils.distributed import Process, from_main, gather_objects, sum_over_processes
 from utils.errors import PansError
 from utils.progress import ProgressBar
 from utils.weight_files import load_checkpoint, model_state
@@ -91,10 +92,33 @@ def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_network(options: Options) -> SegmentationModel:
     """The network of --ckpt_test, on the CPU."""
-    path = find_checkpoint(options.ckpt_test or "", options.checkpoint_path.parent)
-    model = model_of(options)
+    path, model = _checkpoint_of(options), model_of(options)
     load_model_state(model, model_state(load_checkpoint(path)), path)
     return model
+
+
+def _checkpoint_of(options: Options) -> Path:
+    return find_checkpoint(options.ckpt_test or "", options.checkpoint_path.parent)
+
+
+def _kept_states(names: Sequence[str], options: Options) -> dict[str, State]:
+    """{score: what it has learned}, of the fitted scores, from beside the checkpoint.
+
+    Raises:
+        OptionError: it is not there, or is of other weights or settings.
+    """
+    states: dict[str, State] = {}
+    for name in names:
+        if SCORES[name].fitted:
+            settings, seed = inference_settings(options), options.random_seed
+            state = kept_state(name, _checkpoint_of(options), settings, seed)
+            if state is None:
+                raise OptionError(
+                    f"argument --score: {name} needs a data set's training images; run --test "
+                    f"--score {name} on this checkpoint with the same flags first"
+                )
+            states[name] = state
+    return states
 
 
 # Pictures
@@ -117,7 +141,8 @@ class Predictor:
         inference = Inference(network, process.device, options.precision, plain=options.plain)
         passes = options.mc_dropout or DROPOUT_PASSES
         headline = options.scores[:1]
-        self.scorer = Scorer(inference, headline, passes=passes, seed=options.random_seed)
+        states = from_main(process, lambda: _kept_states(headline, options))
+        self.scorer = Scorer(inference, headline, states, passes=passes, seed=options.random_seed)
         self.threshold = options.threshold
         if options.calibrate_fpr is not None:
             self.threshold = self._calibrated(options.calibrate_fpr)
@@ -140,9 +165,9 @@ class Predictor:
         """(H, W) class indices and anomaly score of one picture, at the size of the file."""
         size = sample.picture.shape[:2]
         # The number seeds MC dropout: that of a picture does not depend on what else is looked at.
-        evidence = self.scorer.look(sample.images, size, sample.picture, 0)
-        (score,) = self.scorer.maps(evidence).values()
-        prediction = evidence.prediction.to(torch.uint8)
+        output = self.scorer.forward(sample.images, size, sample.picture)
+        (score,) = self.scorer.maps(output).values()
+        prediction = output.prediction.to(torch.uint8)
         return prediction.cpu().numpy(), score.float().cpu().numpy()
 
     def _calibrated(self, fpr: float) -> float:

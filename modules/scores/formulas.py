@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from modules.classifier import COSINE_SCALE
-from modules.scores.evidence import mean_over_scales
-from modules.scores.statistics import MaxLogitStatistics
+from modules.scores.network_output import mean_over_scales
 
 
 def cosine_score(logits_per_scale: Sequence[Tensor], size: Sequence[int]) -> Tensor:
@@ -64,21 +63,6 @@ def energy(logits: Tensor) -> Tensor:
     "Energy-based Out-of-distribution Detection", NeurIPS 2020.
     """
     return -logits.logsumexp(dim=1)
-
-
-def standardized_max_logit(logits: Tensor, statistics: MaxLogitStatistics) -> Tensor:
-    """-(max_c logit_c - mean_k) / deviation_k, k the class of the maximum; unbounded.
-
-    mean_k and deviation_k are those of the max logits of the training pixels that were predicted
-    as k. Jung et al., "Standardized Max Logits: A Simple yet Effective Approach for Identifying
-    Unexpected Road Obstacles in Urban-Scene Segmentation", ICCV 2021, without its boundary
-    suppression and smoothing.
-    """
-    largest, predicted = logits.max(dim=1)
-    mean, deviation = (
-        values.to(logits)[predicted] for values in (statistics.mean, statistics.deviation)
-    )
-    return (mean - largest) / deviation
 
 
 def prototype_margin(logits: Tensor) -> Tensor:
