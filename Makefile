@@ -41,6 +41,7 @@ test: check ## the whole test suite
 	$(BIN)/python -m pytest
 
 bench: .venv/installed-dev ## the plain path against the fast one; writes docs/performance.md's table
+	$(BIN)/python -m benchmarks.launches
 	$(BIN)/python -m benchmarks.speed
 
 gpu-check: .venv/installed-dev ## check the norm, training and test on this machine's GPU, and time them
@@ -50,8 +51,8 @@ bench-metrics: .venv/installed-dev ## the metrics against scikit-learn and torch
 	$(BIN)/python -m benchmarks.metrics
 
 torture: .venv/installed-dev ## kill, hang and fill up what runs, many times; 100,000 pieces of rubbish for the readers
-	FUZZ_RUNS=34000 TORTURE_KILLS=40 $(BIN)/python -m pytest \
-		tests/reliability tests/torture tests/dataset/test_bad_input.py
+	FUZZ_RUNS=10000 TORTURE_KILLS=40 $(BIN)/python -m pytest \
+		tests/reliability tests/torture tests/dataset/test_bad_input.py tests/metrics/test_any_bytes.py
 
 # A wheel from pip's cache may have been built for another torch.
 # The package links libcudart and asks torch for its build flags, so it needs both at hand and no

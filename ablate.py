@@ -5,6 +5,7 @@ skipped, and runs that differ only in how they are tested share one training.
 """
 
 import hashlib
+import math
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from report.ablation_table import FIGURES, Row, draw_plot, write_tables
 from utils.errors import PansError
 from utils.interruption import SAVING_SIGNAL, Interrupted, handling, heeded_signals
 from utils.parent import as_parent
+from utils.reading import Unreadable, read_text
 from utils.run_lock import holding, lock_file
 
 TEST_FLAGS = flags_that_bear_on("test")
@@ -29,6 +31,9 @@ _JOBS = {"test", "ckpt_test", "predict", "export", "out", "ablate", "local_rank"
 _DECIDE_FIGURES = TEST_FLAGS | {"data_root"}
 _TABLES = {"seeds", "flags", "grid", "published"}
 _PUBLISHED_KEYS = {"name", "source", "cell", "figures"}
+
+
+MOST_RUNS = 10_000
 
 
 class GridError(PansError):
@@ -84,8 +89,8 @@ def read_grid(path: Path) -> Grid:
         GridError: the file cannot be read, or names a table or a flag that does not exist.
     """
     try:
-        content = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = tomllib.loads(read_text(path, "TOML"))
+    except (Unreadable, ValueError, RecursionError) as error:
         raise GridError(f"--ablate {path} cannot be read: {error}; see docs/ablation.md") from error
     _refuse_unknown(path, content, _TABLES)
     flags, axes = content.get("flags", {}), content.get("grid", {})
@@ -102,6 +107,9 @@ def read_grid(path: Path) -> Grid:
     seeds = content.get("seeds", [42])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise GridError(f"{path}: seeds should be a list of whole numbers, got {seeds!r}")
+    runs = math.prod(map(len, axes.values())) * len(seeds)
+    if runs > MOST_RUNS:
+        raise GridError(f"{path}: that makes {runs} runs, more than {MOST_RUNS}; shorten its lists")
     published = _published(path, content.get("published", []), set(axes))
     return Grid(path, tuple(dict.fromkeys(seeds)), flags, axes, published)
 
@@ -360,7 +368,7 @@ def _measured(grid: Grid, cell: Cell, failures: Mapping[str, str]) -> Row:
         return Row(values, "left out", "", {}, cell.left_out)
     results = [found for run in cell.runs if (found := find_results(run)) is not None]
     figures = {
-        name: [scale * one[name] for one in results if one[name] is not None]
+        name: [scale * one[name] for one in results if isinstance(one.get(name), int | float)]
         for name, scale in FIGURES.items()
     }
     reasons = [

@@ -434,6 +434,12 @@ class Options:
         float,
         "none",
     )
+    overwrite: bool = _flag(
+        "pictures and export",
+        "nothing",
+        False,
+        "--predict may write among other files in --out",
+    )
     frame_step: int = _flag(
         "pictures and export",
         "nothing",

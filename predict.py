@@ -18,10 +18,10 @@ from dataset.own_pictures import (
     PictureSample,
     Source,
     Unreadable,
-    check_video_support,
     find_sources,
     picture_sample,
     samples_of,
+    without_support,
 )
 from dataset.skipped import SkippedFiles
 from metrics.pooled import PooledCounts, sharpened
@@ -33,7 +33,7 @@ from modules.scores import DROPOUT_PASSES, SCORES, Scorer, kept_state
 from modules.scores.network_output import State
 from modules.weights.pretrained import CHECKPOINT, identify
 from report.predictions import PredictionFolder
-from utils.checkpoint import find_checkpoint, load_model_state
+from utils.checkpoint import DEEP_SUPERVISION, find_checkpoint, load_model_state
 from utils.distributed import Process, from_main, gather_objects, sum_over_processes
 from utils.errors import PansError
 from utils.progress import ProgressBar
@@ -67,15 +67,8 @@ def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError, WeightsError: the file is missing, damaged or of another network.
     """
     content = load_checkpoint(path)
-    options = content.get("options")
-    if isinstance(options, Mapping):
-        # Checkpoints hold lists where options hold tuples.
-        stored = {
-            name: tuple(options[name]) if isinstance(options[name], list) else options[name]
-            for name in _STORED_FLAGS
-            if name in options
-        }
-    else:
+    stored = _own_options(content.get("options"))
+    if not stored:
         weights = identify(content, str(path))
         if weights.kind != CHECKPOINT:
             raise NotPredicted(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
@@ -90,10 +83,28 @@ def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
+def _own_options(options: Any) -> dict[str, Any]:
+    """Those of a checkpoint's options that tell its network, if a run of this code wrote them."""
+    if not isinstance(options, Mapping) or "classifier" not in options:
+        return {}
+    # Checkpoints hold lists where options hold tuples.
+    stored: dict[str, Any] = {
+        name: tuple(options[name]) if isinstance(options[name], list) else options[name]
+        for name in _STORED_FLAGS
+        if name in options
+    }
+    try:
+        Options(**stored)
+    except (OptionError, TypeError):
+        return {}
+    return stored
+
+
 def load_network(options: Options) -> SegmentationModel:
     """The network of --ckpt_test, on the CPU."""
     path, model = _checkpoint_of(options), model_of(options)
-    load_model_state(model, model_state(load_checkpoint(path)), path)
+    state = model_state(load_checkpoint(path))
+    load_model_state(model, state, path, may_lack=DEEP_SUPERVISION)
     return model
 
 
@@ -246,24 +257,29 @@ def predict(options: Options, process: Process) -> None:
 
     Raises:
         NotPredicted: some of it could not be read, after the rest is done; or none was found.
-        VideoSupportMissing: there is a video, and no package to read it.
+        NotWritten: --out holds files of the user's own, or cannot be written to.
     """
     out = Path(options.out or "")
-    sources, not_found = find_sources(options.predict, out)
+    sources, problems = find_sources(options.predict, out)
+    if unsupported := without_support(sources):
+        sources = [source for source in sources if not source.is_video]
+        problems += unsupported
     if not sources:
-        raise NotPredicted(f"--predict found nothing: {'; '.join(map(str, not_found))}")
-    check_video_support(sources)
+        raise NotPredicted(f"--predict found nothing to read: {'; '.join(map(str, problems))}")
     info = describe(options.dataset, options.data_root, options.trained_on)
     folder = PredictionFolder(out, info)
+    folder.check(sources, overwrite=options.overwrite)
     predictor = Predictor(options, process)
+    gather_objects(None)  # every process has looked before one of them writes
+    if process.is_main:
+        folder.begin()
     pictures, unreadable = predictor.write_share(sources, folder)
     shares = gather_objects((pictures, unreadable))
     if not process.is_main:
         return
     done = sorted(chain.from_iterable(share[0] for share in shares), key=lambda one: one["name"])
-    problems = [*map(str, not_found), *sorted({str(one) for share in shares for one in share[1]})]
-    folder.write_contact_sheets([picture["name"] for picture in done])
-    folder.write_summary(
+    unread = [*map(str, problems), *sorted({str(one) for share in shares for one in share[1]})]
+    folder.finish(
         {
             "checkpoint": options.ckpt_test,
             "score": options.scores[0],
@@ -272,14 +288,14 @@ def predict(options: Options, process: Process) -> None:
             "threshold": predictor.threshold,
             "calibrated_fpr": options.calibrate_fpr,
             "pictures": done,
-            "unreadable": problems,
+            "unreadable": unread,
         }
     )
     print(f"{len(done)} pictures in {out}, score {options.scores[0]}{_words(predictor.threshold)}")
-    if problems:
+    if unread:
         raise NotPredicted(
-            f"{len(problems)} could not be looked at, the other {len(done)} are done: "
-            + "; ".join(problems)
+            f"{len(unread)} could not be looked at, the other {len(done)} are done: "
+            + "; ".join(unread)
         )
 
 

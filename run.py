@@ -14,7 +14,6 @@ if __name__ == "__main__":
 
 from ablate import GridError, ablate
 from predict import export, predict, stored_flags
-from report.logger import Logger
 from train import Trainer
 from utils.checkpoint import find_checkpoint
 from utils.determinism import make_deterministic
@@ -30,6 +29,7 @@ from utils.distributed import (
 )
 from utils.gpu import describe_device
 from utils.limits import require_limits
+from utils.logger import Logger
 from utils.memory import keep_freed_memory
 from utils.output import lasting_output
 from utils.parent import PARENT_VARIABLE

@@ -30,7 +30,6 @@ from modules.normalisation import normalised
 from modules.scores import upsample
 from modules.weights.pretrained import backbone_weights, load_backbone
 from modules.weights.published import from_published, is_published
-from report.logger import Logger
 from report.results import log_start
 from resume import (
     Position,
@@ -69,6 +68,7 @@ from utils.interruption import (
     answering_broken_waits,
     command_to_continue,
 )
+from utils.logger import Logger
 from utils.progress import Countdown, ProgressBar
 from utils.scheduler import go_to, make_scheduler
 from utils.step_guard import StepGuard, check_row
@@ -84,9 +84,6 @@ class Trainer:
         self.info = describe(options.dataset, options.data_root, options.trained_on)
         self.skipped = SkippedFiles()
         self.precision = options.precision
-        # Winograd's convolutions compute pixel by pixel; without them neither layout is faster.
-        pixels = process.device.type == "cpu" and self.precision == "fp32" and not options.plain
-        self.layout = torch.channels_last if pixels else torch.contiguous_format
         self.epoch = self.iteration = 0  # done so far
         self.best_score = -1.0  # validation mIoU
         self.last_report: dict[str, float] = {}  # that of the step just done, if it had one
@@ -296,7 +293,7 @@ class Trainer:
             images, labels = (self._to_device(tensor) for tensor in next(batches))
             with self._exchanging_gradients(number == accumulate):
                 with self._autocast():
-                    inputs = normalised(images).contiguous(memory_format=self.layout)
+                    inputs = normalised(images).contiguous(memory_format=self.memory_format)
                     output = self.network(inputs)
                 loss, deepsup_loss = (
                     segmentation_loss(upsample(logits, labels.shape[-2:]), labels)

@@ -1,8 +1,7 @@
 """The base of all data sets: pairs of files, read and checked as the description has it."""
 
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -10,13 +9,17 @@ from typing import Any, ClassVar, TypeVar
 from PIL import Image
 
 from dataset.description import DatasetInfo, Split
-from dataset.pictures import BadSample, is_hidden, read_image, read_label
+from dataset.pictures import BadSample, read_image, read_label
 from utils.errors import PansError
+from utils.pictures import FOREIGN_SUFFIXES, PICTURE_SUFFIXES, SMALLEST_SIDE
+from utils.reading import is_hidden
 
 Transforms = Callable[[Image.Image, Image.Image], Any]
 Item = TypeVar("Item")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# Pictures of other kinds are found too, so that each is refused by name and not overlooked.
+FOUND_SUFFIXES = (*PICTURE_SUFFIXES, *FOREIGN_SUFFIXES)
 
 
 class DatasetNotFound(PansError):
@@ -102,6 +105,11 @@ class SegmentationDataset(ABC):
         image_path = self.folder / self.names[index]
         label_path = self.folder / self.label_names[index]
         image = read_image(image_path, self.info)
+        if min(image.size) < SMALLEST_SIDE:
+            raise BadSample(
+                f"{image_path} is {image.width}x{image.height}; expected {SMALLEST_SIDE} pixels a "
+                "side, take it away"
+            )
         label = read_label(label_path, self.info, with_anomalies=self.split == "test")
         if image.size != label.size:
             raise BadSample(
@@ -138,18 +146,6 @@ def find_first(root: Path, folders: Iterable[str], names: Iterable[str], remedy:
     return find_all(root, folders, names, remedy)[0]
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder but the hidden ones, through links to folders too, each once."""
-    seen = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(parent) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(parent))
-        folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
-        yield from (Path(parent, name) for name in files if not is_hidden(Path(name)))
-
-
 def images_in(folder: Path) -> dict[str, str]:
     """Name without suffix -> name of every image in a folder but the hidden ones, in order.
 
@@ -158,7 +154,7 @@ def images_in(folder: Path) -> dict[str, str]:
     """
     images: dict[str, str] = {}
     for path in sorted(folder.glob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(Path(path.name)):
+        if path.suffix.lower() in FOUND_SUFFIXES and not is_hidden(Path(path.name)):
             if path.stem in images:
                 raise two_of_a_name(folder / images[path.stem], path)
             images[path.stem] = path.name

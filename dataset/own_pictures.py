@@ -4,31 +4,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from dataset.loaders import sample_bytes, worker_options
-from dataset.pictures import is_colour_of_8_bits, mode_in_file
+from dataset.loaders import BoundedLoader, sample_bytes, worker_options
 from dataset.shared_memory import in_shared_memory
 from dataset.transforms import LARGEST_SCALE, TEST_SCALES, byte_tensor, scaled_images
-from utils.errors import PansError
+from utils.pictures import FOREIGN_SUFFIXES, PICTURE_SUFFIXES, read_picture, require_size
+from utils.reading import Unreadable, files_below, require_file
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
-# Pillow hands some other formats to outside programs.
-PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
-SMALLEST_SIDE = 8
-
-
-class Unreadable(PansError):
-    """A picture or a video that cannot be looked at; the message names it and says why."""
-
-
-class VideoSupportMissing(PansError):
-    """There is a video, and the package that reads videos is not installed."""
+_SUFFIXES = (*PICTURE_SUFFIXES, *FOREIGN_SUFFIXES, *VIDEO_SUFFIXES)
+# Where a display matrix ((a, b), (c, d)) puts the axes: x' = a x + c y, y' = b x + d y.
+_TURNS = {
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,  # Pillow counts anticlockwise
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def find_sources(paths: Sequence[str], without: Path) -> tuple[list[Source], lis
     """Files as they are named, and all pictures and videos below the folders, in order.
 
     A file's results go by its name, those of a file in a folder by its path in that folder; a
-    name that is taken gets a number. Hidden files are left out.
+    name that is taken gets a number. What `utils.pictures.files_below` leaves out is not there.
 
     Args:
         without: a folder to leave out: that of the results.
@@ -106,11 +106,8 @@ def _named(found: Sequence[tuple[Path, str]]) -> list[Source]:
 def _files_below(folder: Path, without: Path) -> list[Path]:
     return [
         path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES)
-        and path.is_file()
-        and not path.name.startswith(".")
-        and not path.resolve().is_relative_to(without)
+        for path in files_below(folder, _SUFFIXES)
+        if not path.resolve().is_relative_to(without)
     ]
 
 
@@ -122,63 +119,82 @@ def _free_name(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def check_video_support(sources: Sequence[Source]) -> None:
-    """Whether every source could be read at all.
-
-    Raises:
-        VideoSupportMissing: there is a video and PyAV is not installed.
-    """
-    video = next((source for source in sources if source.is_video), None)
-    if video is not None and find_spec("av") is None:
-        raise VideoSupportMissing(
-            f"{video.path} is a video, and the optional package av, which reads videos, is not "
+def without_support(sources: Sequence[Source]) -> list[Unreadable]:
+    """The videos among the sources, each an error, where PyAV is not installed; else none."""
+    if find_spec("av") is not None:
+        return []
+    return [
+        Unreadable(
+            f"{source.path} is a video, and the optional package av, which reads videos, is not "
             "installed; pip install -e '.[video]'"
         )
-
-
-def read_picture(path: Path) -> Image.Image:
-    """Decode a picture as RGB, alpha dropped, turned upright as its EXIF data says.
-
-    Raises:
-        Unreadable: missing, damaged, of more than 8 bits a channel, or tiny.
-    """
-    try:
-        with Image.open(path, formats=PICTURE_FORMATS) as picture:
-            mode = mode_in_file(picture)
-            is_readable = is_colour_of_8_bits(picture, mode)
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
-    # Decoders meet damaged files with errors of many types; each means the same to the user.
-    except Exception as error:
-        reason = "it is no picture" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise Unreadable(f"{path} cannot be decoded ({reason})") from error
-    if not is_readable:
-        raise Unreadable(f"{path} has mode {mode}; expected an 8-bit picture such as RGB")
-    if min(upright.size) < SMALLEST_SIDE:
-        raise Unreadable(
-            f"{path} is {upright.width}x{upright.height}; expected {SMALLEST_SIDE} pixels a side"
-        )
-    return upright
+        for source in sources
+        if source.is_video
+    ]
 
 
 def video_frames(path: Path, step: int, first: int = 0) -> Iterator[tuple[int, Image.Image]]:
     """(number, RGB picture) of every `step`-th frame of the first video stream, from `first` on.
 
-    Raises:
-        Unreadable: it cannot be decoded, from the start or any further.
-    """
-    import av  # optional, see check_video_support
+    Frames are turned upright as the video's display matrix says.
 
+    Raises:
+        Unreadable: it cannot be decoded, from the start or any further, or its frames are tiny.
+    """
+    import av  # optional, see without_support
+
+    require_file(path)
     number = -1
     try:
-        with av.open(str(path)) as container:
-            for number, frame in enumerate(container.decode(video=0)):
+        with av.open(f"file:{path}") as container:
+            for number, frame in enumerate(_all_frames(path, container)):
                 if number % step == first:
-                    yield number, frame.to_image()
-    except (av.FFmpegError, OSError, IndexError) as error:
+                    yield number, _upright(path, frame)
+    except (av.FFmpegError, OSError) as error:
         where = "" if number < 0 else f" after frame {number}"
-        raise Unreadable(f"{path} cannot be decoded{where} ({error})") from error
-    if number < 0:
-        raise Unreadable(f"{path} holds no frame")
+        raise Unreadable(
+            f"{path} cannot be decoded{where} ({error}); it may be cut off, copy it again"
+        ) from error
+
+
+def _all_frames(path: Path, container: Any) -> Iterator[Any]:
+    """All frames of the first video stream; at the end, whether they are as many as announced."""
+    if not container.streams.video:
+        if container.streams.audio:
+            raise Unreadable(f"{path} holds sound alone and no picture; take it away")
+        raise Unreadable(f"{path} holds no video stream; it may be cut off, copy it again")
+    stream = container.streams.video[0]
+    packets, end = 0, 0.0
+    for packet in container.demux(stream):
+        packets += packet.size > 0 and not packet.is_corrupt
+        for frame in packet.decode():
+            end = max(end, frame.time or 0.0)
+            yield frame
+    if not packets:
+        raise Unreadable(f"{path} holds no frame; copy it again")
+    # Some formats tell the number of frames, the others the duration, of the longest stream.
+    expected = (container.duration or 0) / 1_000_000 if len(container.streams) == 1 else 0.0
+    if packets < stream.frames:
+        raise Unreadable(f"{path} is cut off: {packets} of {stream.frames} frames; copy it again")
+    if not stream.frames and end < 0.98 * expected - 1:
+        raise Unreadable(f"{path} is cut off: {end:.1f} of {expected:.1f} seconds; copy it again")
+
+
+def _upright(path: Path, frame: Any) -> Image.Image:
+    picture: Image.Image = frame.to_image()
+    require_size(path, picture)
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return picture
+    a, b, _, c, d, *_ = np.sign(np.frombuffer(data, np.int32)).tolist()
+    if (a, b, c, d) == (1, 0, 0, 1):
+        return picture
+    if (a, b, c, d) not in _TURNS:
+        raise Unreadable(
+            f"{path} is shown at an angle that is no multiple of 90 degrees; turn it, such as by "
+            f"'ffmpeg -i {path.name} {path.stem}_upright.mp4'"
+        )
+    return picture.transpose(_TURNS[a, b, c, d])
 
 
 def picture_sample(name: str, picture: Image.Image, *, multi_scale: bool) -> PictureSample:
@@ -203,6 +219,7 @@ class Pictures(Dataset[PictureSample | Unreadable]):
         source = self.sources[index]
         try:
             picture = read_picture(source.path)
+            require_size(source.path, picture)
         except Unreadable as error:
             return error
         return picture_sample(source.name, picture, multi_scale=self.multi_scale)
@@ -226,7 +243,7 @@ def samples_of(
     pictures = [source for source in sources if not source.is_video][rank::world_size]
     if pictures:
         files, scales = [source.path for source in pictures], _scales(multi_scale)
-        yield from DataLoader(
+        yield from BoundedLoader(
             Pictures(pictures, multi_scale=multi_scale),
             batch_size=None,
             collate_fn=in_shared_memory,

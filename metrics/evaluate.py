@@ -6,17 +6,18 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from metrics.evaluation import AnomalyEvaluation, Maps
+from metrics.maps import SUFFIXES, BadScoreMaps, Entry, match_files, read_classes, read_scores
 from metrics.report import markdown_table, write_results
-from utils.errors import PansError, exit_code
+from utils.errors import exit_code
+from utils.reading import Unreadable
 
 # StreetHazards' classes, in the order of their index.
 CLASS_NAMES = (
@@ -35,21 +36,39 @@ CLASS_NAMES = (
     "traffic sign",
 )
 IGNORE_INDEX = 255
-SUFFIXES = {"npy": (".npy",), "png": (".png",), "tif": (".tif", ".tiff")}
-
-
-class BadScoreMaps(PansError):
-    """Files that are missing, unreadable or don't fit together."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """The files of one image."""
+class Values:
+    """What the labels of a data set hold: the flags of this program for it.
 
-    name: str
-    scores: Path
-    label: Path
-    prediction: Path | None
+    labelled: how the names of all images with public labels begin; score maps of others may lie
+        beside theirs.
+    left_out: beginnings of names that its benchmark leaves out.
+    """
+
+    label_offset: int = 0
+    num_classes: int = 1
+    anomaly_index: int = 1
+    min_predicted_size: int = 500
+    min_true_size: int = 100
+    labelled: str = ""
+    left_out: tuple[str, ...] = ()
+
+
+# 0 normal, 1 (2 in RoadAnomaly) anomaly, 255 ignored; StreetHazards' files hold class index + 1.
+DATASETS = {
+    "streethazards": Values(label_offset=1, num_classes=13, anomaly_index=13),
+    "fishyscapes_lostandfound": Values(),
+    "road_anomaly": Values(),
+    "road_anomaly_21": Values(labelled="validation"),
+    "road_obstacle_21": Values(
+        min_predicted_size=50,
+        min_true_size=10,
+        labelled="validation",
+        left_out=tuple(f"validation_{number}" for number in (19, *range(21, 30))),
+    ),
+}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -60,19 +79,24 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--labels",
         type=Path,
         required=True,
-        help="folder of label PNGs, each of the relative path and name of its score map",
+        help="folder of label PNGs, each of the name of its score map, or of its official name",
     )
     add("--predictions", type=Path, help="folder of PNGs of predicted class indices, for the IoUs")
-    add("--format", choices=SUFFIXES, default="npy", help="of the score maps; PNG in 8 or 16 bits")
+    add("--format", choices=SUFFIXES, help="of the score maps; by default the one that is there")
+    add(
+        "--dataset",
+        choices=DATASETS,
+        default="streethazards",
+        help="what the labels hold: sets the flags below that are not typed (default %(default)s)",
+    )
     add(
         "--label_offset",
         type=int,
-        default=1,
-        help="subtracted from the labels in the files; those below it are ignored. The default 1 "
-        "is for StreetHazards' own files (class index + 1, 0 = nothing); 0 takes them as they are",
+        help="subtracted from the labels in the files; those below it and 255 are ignored. 1 is "
+        "for StreetHazards' own files (class index + 1, 0 = nothing); 0 takes them as they are",
     )
-    add("--num_classes", type=int, default=13, help="known classes, 0 to this less one")
-    add("--anomaly_index", type=int, default=13, help="labels from here to 254 are anomalies")
+    add("--num_classes", type=int, help="known classes, 0 to this less one")
+    add("--anomaly_index", type=int, help="labels from here to 254 are anomalies")
     add("--class_names", default=",".join(CLASS_NAMES), help="comma-separated, by index")
     add(
         "--ignore_classes",
@@ -80,20 +104,25 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="comma-separated names or indices of classes that the anomaly metrics leave out, "
         "such as other,unlabeled",
     )
-    add("--min_predicted_size", type=int, default=500, help="smallest predicted component, pixels")
-    add("--min_true_size", type=int, default=100, help="smallest true component, pixels")
+    add("--min_predicted_size", type=int, help="smallest predicted component, pixels")
+    add("--min_true_size", type=int, help="smallest true component, pixels")
     add("--out", type=Path, help="also write the results there, as JSON")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for name, value in asdict(DATASETS[options.dataset]).items():
+        if getattr(options, name, None) is None:
+            setattr(options, name, value)
+    return options
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """The results of all score maps of a folder, as `AnomalyEvaluation` gives them.
 
     Raises:
-        BadScoreMaps: a file is missing, unreadable or of the wrong shape or range.
+        BadScoreMaps: files don't fit together, or there is nothing to measure.
+        Unreadable: a file cannot be read exactly.
         InvalidScores: a map holds NaN or infinite scores.
     """
-    entries = match_files(options)
+    entries = _entries(options)
     class_names = options.class_names.split(",")
     bar = tqdm(total=2 * len(entries), desc="score maps, read twice or more")
 
@@ -117,111 +146,59 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
             scores, label, prediction = read(index)
             evaluation.update(index, entry.name, scores, prediction, label)
         results = evaluation.results()
-    if not results["images_scored"]:
+    if results["protocols"]["pooled"]["figures"]["AUROC"] is None:
         raise BadScoreMaps(
-            f"none of the {len(entries)} images in {options.labels} holds both normal and "
-            f"anomalous pixels, with --label_offset {options.label_offset} and --anomaly_index "
+            f"the {len(entries)} images in {options.labels} hold only one of normal and anomalous "
+            f"pixels, with --label_offset {options.label_offset} and --anomaly_index "
             f"{options.anomaly_index}; see --help"
         )
     return results
 
 
-def match_files(options: argparse.Namespace) -> list[Entry]:
-    """The score maps in the order of their names, each with what belongs to it.
-
-    Raises:
-        BadScoreMaps: there are no score maps, or a file has no counterpart.
-    """
-    scores = _files(options.scores, SUFFIXES[options.format])
-    if not scores:
-        raise BadScoreMaps(
-            f"no {options.format} file in {options.scores}; name the folder with --scores and the "
-            "kind of file with --format"
-        )
-    labels = _files(options.labels, SUFFIXES["png"])
-    predictions = _files(options.predictions, SUFFIXES["png"]) if options.predictions else scores
-    problems = [
-        f"{len(names)} {problem}: {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
-        for names, problem in (
-            (
-                sorted(scores.keys() - labels.keys()),
-                f"score maps without a label in {options.labels}",
-            ),
-            (
-                sorted(labels.keys() - scores.keys()),
-                f"labels without a score map in {options.scores}",
-            ),
-            (
-                sorted(scores.keys() ^ predictions.keys()),
-                f"names with only a score map or only a prediction in {options.predictions}",
-            ),
-        )
-        if names
-    ]
-    if problems:
-        raise BadScoreMaps(f"{'; '.join(problems)}; files are matched by relative path and name")
-    has_predictions = options.predictions is not None
-    return [
-        Entry(name, path, labels[name], predictions[name] if has_predictions else None)
-        for name, path in sorted(scores.items())
-    ]
+def _entries(options: argparse.Namespace) -> list[Entry]:
+    values = DATASETS[options.dataset]
+    entries = match_files(
+        options.scores,
+        options.labels,
+        options.predictions,
+        options.format,
+        labelled=values.labelled,
+        left_out=values.left_out,
+    )
+    inputs = {path for one in entries for path in (one.scores, one.label, one.prediction) if path}
+    if options.out and options.out.resolve() in {path.resolve() for path in inputs}:
+        raise BadScoreMaps(f"--out: {options.out} is one of the files to read; name another")
+    return entries
 
 
 def read_maps(entry: Entry, options: argparse.Namespace) -> Maps:
     """(scores, label, prediction) of one image, checked against each other.
 
+    Scores have the numbers of their file, labels and predictions are uint8.
+
     Raises:
-        BadScoreMaps: as `evaluate`.
+        BadScoreMaps, Unreadable: as `evaluate`.
     """
-    scores = _read(entry.scores)
-    if scores.dtype not in (np.float32, np.float64):
-        scores = scores.astype(np.float32)
-    label = _read(entry.label).astype(np.int64) - options.label_offset
-    _check(entry.label, label, scores, 255 - options.label_offset)
-    label = np.where(label < 0, IGNORE_INDEX, label).astype(np.uint8)
+    scores = read_scores(entry.scores)
+    values = read_classes(entry.label, ("L", "I;16"))
+    _check(entry.label, values, scores, 255)
+    is_ignored = (values == IGNORE_INDEX) | (values < options.label_offset)
+    label = np.where(is_ignored, IGNORE_INDEX, values - options.label_offset).astype(np.uint8)
     if entry.prediction is None:
         return scores, label, None
-    prediction = _read(entry.prediction)
+    prediction = read_classes(entry.prediction, ("L", "I;16", "P"))
     _check(entry.prediction, prediction, scores, options.num_classes - 1)
     return scores, label, prediction.astype(np.uint8)
 
 
-def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """{relative path without suffix: path} of the files below a folder."""
-    if not folder.is_dir():
-        raise BadScoreMaps(f"{folder} is no folder; see --help for what goes where")
-    return {
-        path.relative_to(folder).with_suffix("").as_posix(): path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes
-    }
-
-
-def _read(path: Path) -> np.ndarray:
-    """A 2-D array of numbers from an NPY, PNG or TIFF file."""
-    try:
-        if path.suffix.lower() == ".npy":
-            array = np.load(path, allow_pickle=False)
-        else:
-            with Image.open(path, formats=("PNG", "TIFF")) as image:
-                array = np.asarray(image)
-    except (OSError, EOFError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadScoreMaps(f"{path} can't be read ({error}); write it again") from error
-    if array.ndim != 2 or not array.size or array.dtype.kind not in "buif":
-        raise BadScoreMaps(
-            f"{path} holds {array.dtype} of shape {array.shape}; make it one number a pixel, (H, W)"
-        )
-    return array
-
-
 def _check(path: Path, values: np.ndarray, scores: np.ndarray, largest: int) -> None:
     if values.shape != scores.shape:
-        raise BadScoreMaps(
+        raise Unreadable(
             f"{path} is {values.shape[1]}x{values.shape[0]} but its score map is "
             f"{scores.shape[1]}x{scores.shape[0]}; make them one size"
         )
     if values.max() > largest:
-        raise BadScoreMaps(f"{path} goes up to {values.max()}; at most {largest} is possible")
+        raise Unreadable(f"{path} goes up to {values.max()}; at most {largest} is possible")
 
 
 def _class_indices(text: str, class_names: Sequence[str]) -> list[int]:

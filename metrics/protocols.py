@@ -54,7 +54,8 @@ def per_image(
     return Protocol(
         {name: mean(values) for name, values in columns.items()},
         "percent",
-        "mean over the images that hold both normal and anomalous pixels; AUPR is average "
+        ("" if metrics else "nothing, for no image holds both kinds of pixel: ")
+        + "mean over the images that hold both normal and anomalous pixels; AUPR is average "
         f"precision (step rule); {NEAREST_RECALL}",
         ignored_classes,
         standard_error={name: standard_error(values) for name, values in columns.items()},

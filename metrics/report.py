@@ -14,6 +14,7 @@ from typing import Any
 from metrics.protocols import mean, standard_error
 from utils.errors import PansError, exit_code
 from utils.files import write_text
+from utils.reading import Unreadable, read_text
 
 Results = Mapping[str, Any]
 
@@ -50,15 +51,85 @@ def write_results(path: Path, results: Results) -> None:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Raises UnreadableResults where `path` is not a results.json."""
+    """A results.json; whether all that the tables show is in it, `_table` looks.
+
+    Raises:
+        UnreadableResults: `path` is none.
+    """
     try:
-        results = json.loads(path.read_text())
-        results["protocols"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UnreadableResults(
-            f"{path} is not a results.json of this code; run a test or metrics.evaluate first"
-        ) from error
+        results = json.loads(read_text(path, "JSON"))
+    except (Unreadable, ValueError, RecursionError) as error:
+        raise _no_results(path) from error
+    if not isinstance(results, dict) or not isinstance(results.get("protocols"), dict):
+        raise _no_results(path)
     return results
+
+
+def _no_results(path: Path) -> UnreadableResults:
+    return UnreadableResults(
+        f"{path} is not a results.json of this code; run a test or metrics.evaluate first"
+    )
+
+
+def _are_results(found: Any) -> bool:
+    """Whether all that the tables show is there, and of the right types."""
+    match found:
+        case {
+            "protocols": dict(protocols),
+            "images": int(),
+            "images_scored": int(),
+            "images_skipped": int(),
+            "anomaly_base_rate": base_rate,
+            "anomaly_base_rate_pooled": pooled_base_rate,
+            "constant_score_maps": list(names),
+        }:
+            scores = found.get("scores", {})
+            return (
+                bool(protocols)
+                and all(map(_is_protocol, protocols.values()))
+                and _is_number(base_rate)
+                and _is_number(pooled_base_rate)
+                and _are_texts(names)
+                and isinstance(scores, dict)
+                and all(_compares(one, protocols) for one in scores.values())
+            )
+    return False
+
+
+def _is_protocol(found: Any) -> bool:
+    match found:
+        case {
+            "figures": dict(figures),
+            "unit": str(),
+            "rule": str(),
+            "ignored_classes": list(names),
+        }:
+            columns = [found.get(column) for column in _COLUMNS]
+            return _are_texts(names) and all(
+                isinstance(column, dict) and all(map(_is_number, column.values()))
+                for column in (figures, *columns)
+            )
+    return False
+
+
+def _compares(found: Any, protocols: Mapping[str, Any]) -> bool:
+    """Whether the results of one score hold the figures of those that are compared."""
+    own = found.get("protocols") if isinstance(found, dict) else None
+    return isinstance(own, dict) and all(
+        name in protocols
+        and _is_protocol(own.get(name))
+        and own[name]["figures"].keys() >= protocols[name]["figures"].keys()
+        for name in _COMPARED
+    )
+
+
+def _is_number(found: Any) -> bool:
+    """Whether a value is a number that a table can show, or None."""
+    return found is None or (type(found) in (int, float) and -1e9 < found < 1e9)
+
+
+def _are_texts(found: Sequence[Any]) -> bool:
+    return all(isinstance(one, str) for one in found)
 
 
 def markdown_table(results: Results) -> str:
@@ -84,20 +155,6 @@ def markdown_table(results: Results) -> str:
     if results["constant_score_maps"]:
         lines.append(f"- CONSTANT score maps: {', '.join(results['constant_score_maps'])}.")
     return "\n".join(lines) + "\n"
-
-
-def every_figure(results: Results) -> dict[str, float]:
-    """All numbers of all protocols, each in its protocol's unit; missing ones are left out.
-
-    Named "pooled/AUROC", and "pooled/AUROC, chance" for what stands beside a figure.
-    """
-    figures: dict[str, float | None] = {}
-    for name, protocol in results["protocols"].items():
-        columns = {"": protocol["figures"]}
-        columns |= {f", {title.lower()}": protocol[column] for column, title in _COLUMNS.items()}
-        for suffix, values in columns.items():
-            figures |= {f"{name}/{figure}{suffix}": value for figure, value in values.items()}
-    return {name: value for name, value in figures.items() if value is not None}
 
 
 def markdown_run(results: Results) -> str:
@@ -158,11 +215,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m metrics.report", description=__doc__)
     parser.add_argument("results", nargs="+", type=Path, help="results.json files")
     paths = parser.parse_args(arguments).results
-    return exit_code(lambda: print(_table(paths), end=""))
+    return exit_code(lambda: print(_printable(_table(paths)), end=""))
+
+
+def _printable(text: str) -> str:
+    """Text that any terminal takes, whatever names are in it."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _table(paths: Sequence[Path]) -> str:
     runs = [read_results(path) for path in paths]
+    for path, run in zip(paths, runs, strict=True):
+        if not _are_results(run):
+            raise _no_results(path)
     if len(runs) == 1:
         return markdown_run(runs[0])
     for path, run in zip(paths, runs, strict=True):

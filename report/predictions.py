@@ -1,7 +1,8 @@
 """What `--predict` leaves on the disk for every picture, and one look at all of them."""
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,20 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
 from dataset import DatasetInfo
+from dataset.own_pictures import Source
 from report.visualize import Picture, colorize, heat_map, overlay
 from utils.errors import PansError
+from utils.reading import is_hidden
 
 _CELL = (320, 200)  # of a panel: width, height
 _CAPTION_HEIGHT = 14
 _PANELS_A_SHEET = 16
+_KINDS = ("classes", "heat", "overlay", "score", "mask", "panel")
+_SUMMARY, _SHEET = "predictions.json", "contact_sheet_"
 
 
 class NotWritten(PansError):
-    """The folder of the results cannot be written to."""
+    """The folder of the results cannot be written to, or holds files of the user's own."""
 
 
 class PredictionFolder:
@@ -33,6 +38,66 @@ class PredictionFolder:
 
     def __init__(self, folder: Path, info: DatasetInfo) -> None:
         self.folder, self.info = folder, info
+
+    def check(self, sources: Sequence[Source], *, overwrite: bool) -> None:
+        """Whether the results of `sources` would cost the user a file; changes nothing.
+
+        Raises:
+            NotWritten: a result would take the place of a picture or video that is to be read;
+                or, without `overwrite`, the folder holds other things than earlier results.
+        """
+        inputs = {source.path.resolve() for source in sources}
+        for source in sources:
+            for place in self._places(source):
+                if place in inputs or (source.is_video and _inside(place, inputs)):
+                    raise NotWritten(
+                        f"--out {self.folder}: the results of {source.path} would overwrite "
+                        f"{place}, which is to be read; name another folder"
+                    )
+        if overwrite or not self.folder.is_dir():
+            return
+        names = {path.name for path in self.folder.iterdir() if not is_hidden(Path(path.name))}
+        earlier = self._earlier_summary()
+        known = {*_KINDS, _SUMMARY, *self._sheets(earlier)} if earlier else set()
+        foreign = {name for name in names - known if not earlier or name.startswith(_SHEET)}
+        if foreign:
+            raise NotWritten(
+                f"--out {self.folder} holds {min(foreign)}, which is no earlier result of "
+                "--predict; name an empty folder, or allow it with --overwrite"
+            )
+
+    def begin(self) -> None:
+        """Mark the folder as one of results, so that it is known after an interruption too.
+
+        Raises:
+            NotWritten: as `write`.
+        """
+        if self._earlier_summary() is None:
+            self.write_summary({"checkpoint": None, "score": None, "pictures": []})
+
+    def _places(self, source: Source) -> Iterator[Path]:
+        """Where results of a picture go, or the folders for those of a video's frames."""
+        for kind in _KINDS:
+            suffix = "" if source.is_video else ".npy" if kind == "score" else ".png"
+            yield (self.folder / kind / f"{source.name}{suffix}").resolve()
+
+    def _earlier_summary(self) -> dict[str, Any] | None:
+        """The folder's predictions.json, if it is one."""
+        path = self.folder / _SUMMARY
+        try:
+            found: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except (OSError, ValueError, RecursionError):
+            return None
+        match found:
+            case {"checkpoint": _, "score": _, "pictures": list()}:
+                return {**found}
+        return None
+
+    @staticmethod
+    def _sheets(summary: Mapping[str, Any]) -> list[str]:
+        """The names of the contact sheets of a summary's pictures."""
+        count = -(-len(summary["pictures"]) // _PANELS_A_SHEET)
+        return [f"{_SHEET}{number:03d}.png" for number in range(1, count + 1)]
 
     def write(
         self,
@@ -66,8 +131,8 @@ class PredictionFolder:
         pictures["panel"] = _panel(name, shown)
         try:
             for kind, image in pictures.items():
-                image.save(self._place(kind, name, ".png"))
-            np.save(self._place("score", name, ".npy"), score)
+                self._save(self._place(kind, name, ".png"), image)
+            self._save(self._place("score", name, ".npy"), score)
         except OSError as error:
             raise _not_written(self.folder, error) from error
 
@@ -76,20 +141,28 @@ class PredictionFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def write_contact_sheets(self, names: Sequence[str]) -> None:
-        """contact_sheet_001.png and on: the panels of all names, 16 a sheet, read back one by one.
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write predictions.json, and contact_sheet_001.png and on: its pictures' panels, 16 each.
+
+        Sheets of an earlier summary that has more of them are deleted.
+
+        Args:
+            summary: with "checkpoint", "score" and "pictures", each with its "name".
 
         Raises:
             NotWritten: as `write`.
         """
+        stale = self._sheets(self._earlier_summary() or {"pictures": []})
+        self.write_summary(summary)
+        names = [picture["name"] for picture in summary["pictures"]]
+        sheets = self._sheets(summary)
         try:
-            for stale in self.folder.glob("contact_sheet_[0-9]*.png"):
-                stale.unlink()
-            for start in range(0, len(names), _PANELS_A_SHEET):
-                page = names[start : start + _PANELS_A_SHEET]
+            for name in set(stale) - set(sheets):
+                (self.folder / name).unlink(missing_ok=True)
+            for number, sheet in enumerate(sheets):
+                page = names[number * _PANELS_A_SHEET :][:_PANELS_A_SHEET]
                 panels = [Image.open(self.folder / "panel" / f"{name}.png") for name in page]
-                number = start // _PANELS_A_SHEET + 1
-                _stacked(panels).save(self.folder / f"contact_sheet_{number:03d}.png")
+                self._save(self.folder / sheet, _stacked(panels))
         except OSError as error:
             raise _not_written(self.folder, error) from error
 
@@ -102,9 +175,29 @@ class PredictionFolder:
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "predictions.json").write_text(text, encoding="utf-8")
+            self._save(self.folder / _SUMMARY, text)
         except OSError as error:
             raise _not_written(self.folder, error) from error
+
+    @staticmethod
+    def _save(path: Path, content: Image.Image | NDArray[Any] | str) -> None:
+        """Write a file whole or not at all; a link there is replaced, not what it points to."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                if isinstance(content, str):
+                    file.write(content.encode())
+                elif isinstance(content, Image.Image):
+                    content.save(file, format="PNG")
+                else:
+                    np.save(file, content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _inside(folder: Path, paths: set[Path]) -> set[Path]:
+    return {path for path in paths if path.is_relative_to(folder)}
 
 
 def _not_written(folder: Path, error: OSError) -> NotWritten:

@@ -66,6 +66,18 @@ def test_the_paper_s_grid_leaves_out_prototypes_without_a_cosine_classifier(pape
             assert options.crop_size == 450  # by default = true
 
 
+def test_a_grid_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "grid.toml").write_text("seeds = [7]", encoding="utf-8-sig")
+    assert read_grid(tmp_path / "grid.toml").seeds == (7,)
+
+
+def test_more_runs_than_anyone_can_want_are_refused(tmp_path):
+    axes = [f"{name} = {list(range(1, 30))}" for name in ("epochs", "batch_size", "crop_size")]
+    (tmp_path / "grid.toml").write_text("\n".join(["[grid]", *axes]))
+    with pytest.raises(GridError, match="that makes 24389 runs, more than 10000; shorten"):
+        read_grid(tmp_path / "grid.toml")
+
+
 def test_runs_that_differ_in_their_test_alone_share_a_training(paper):
     runs = [run for cell in paper for run in cell.runs]
     assert len({run.test_name for run in runs}) == len(runs) == 18

@@ -71,6 +71,7 @@ OWN_DEFAULTS = {
     "threshold": None,
     "calibrate_fpr": None,
     "frame_step": 1,
+    "overwrite": False,
     "export": None,
     "ignore_classes": (),
     "precision": "fp32",

@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 _COUNTER = ".num_batches_tracked"
+DEEP_SUPERVISION = "deepsup"
+"""In the names of the weights that training alone needs."""
 _SHOWN = 3
 
 
@@ -157,13 +159,16 @@ def _not_written(path: Path, fault: OSError) -> CheckpointError:
     )
 
 
-def load_model_state(model: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:
+def load_model_state(
+    model: nn.Module, state: Mapping[str, Tensor], source: Path | str, *, may_lack: str = _COUNTER
+) -> None:
     """Copy a state dict into the network; names and shapes must be the network's own.
 
     Norms count batches only in some of their kinds, so that `num_batches_tracked` may differ.
 
     Args:
         source: where the state comes from, for the error.
+        may_lack: weights whose names hold this are left as they are where `state` has none.
 
     Raises:
         CheckpointError: names or shapes differ, or not all values are finite; nothing was copied
@@ -171,7 +176,11 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], source: Path
     """
     own = {name: value.shape for name, value in model.state_dict().items()}
     given = {name: value.shape for name, value in state.items()}
-    missing = [name for name in own if name not in given and not name.endswith(_COUNTER)]
+    missing = [
+        name
+        for name in own
+        if name not in given and not name.endswith(_COUNTER) and may_lack not in name
+    ]
     unexpected = [name for name in given if name not in own and not name.endswith(_COUNTER)]
     other_shape = [name for name in own if name in given and own[name] != given[name]]
     if missing or unexpected or other_shape:

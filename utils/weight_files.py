@@ -3,6 +3,8 @@
 The one reader of checkpoints and of ImageNet weights alike.
 """
 
+import argparse
+import pathlib
 import pickle
 import re
 from collections.abc import Mapping
@@ -26,6 +28,11 @@ _NUMPY_SCALARS: list[Any] = [
     (scalar, "numpy.core.multiarray.scalar"),
     *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdg"),
 ]
+# What people keep beside their weights, and what can do nothing but hold values.
+_PLAIN_CLASSES: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
+# What torch.compile, DistributedDataParallel and Lightning put in front of a network's names.
+_WRAPPERS = {"module", "_orig_mod", "model", "net", "network"}
+_SAVE_AGAIN = 'save it again with torch.save({"model_state": model.state_dict()}, FILE)'
 
 
 class CheckpointError(PansError):
@@ -53,7 +60,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     try:
         if seal_is_broken(path):
             raise _damaged(path, "another SHA-256 than it was written with")
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        with torch.serialization.safe_globals(_NUMPY_SCALARS + _PLAIN_CLASSES):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except DamagedCheckpoint:
         raise
@@ -99,7 +106,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     if isinstance(error, pickle.UnpicklingError) and forbidden:
         return CheckpointError(
             f"the checkpoint {path} asks to load {forbidden[1]}, which could run code, and is "
-            "refused; save it again as tensors and plain values"
+            f"refused; {_SAVE_AGAIN}"
         )
     return _damaged(path, type(error).__name__)
 
@@ -112,7 +119,10 @@ def _damaged(path: Path, reason: str) -> DamagedCheckpoint:
 
 
 def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's state dict in a checkpoint, wrapped or bare, without a `module.` prefix.
+    """The network's state dict in a checkpoint, under the network's own names.
+
+    It may be wrapped or bare; what torch.compile, DistributedDataParallel and Lightning put in
+    front of the names is taken off, and tensors beside those of the network are left out.
 
     Raises:
         CheckpointError: there is no state dict of plain tensors in it.
@@ -122,7 +132,7 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(
             "the checkpoint holds no network: neither is it a state dict, nor does it hold one as "
-            + ", ".join(_MODEL_KEYS)
+            f"{', '.join(_MODEL_KEYS)}; {_SAVE_AGAIN}"
         )
     other = next((name for name, value in state.items() if not _is_dense(value)), None)
     if other is not None:
@@ -130,8 +140,20 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
             f"the checkpoint's {other} is no plain tensor of real numbers (it is sparse, "
             "quantized, complex or without values); save it again as one"
         )
-    prefixed = all(name.startswith("module.") for name in state)
-    return {name.removeprefix("module.") if prefixed else name: state[name] for name in state}
+    networks: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        prefix, own_name = _split_wrappers(str(name))
+        networks.setdefault(prefix, {})[own_name] = value
+    largest = max(networks.values(), key=len)
+    # The others are of a loss, say.
+    return largest if 2 * len(largest) > len(state) else dict(state)
+
+
+def _split_wrappers(name: str) -> tuple[str, str]:
+    """model._orig_mod.body.mod1 -> (model._orig_mod, body.mod1)."""
+    parts = name.split(".")
+    start = next((i for i, part in enumerate(parts) if part not in _WRAPPERS), 0)
+    return ".".join(parts[:start]), ".".join(part for part in parts[start:] if part != "_orig_mod")
 
 
 def _is_dense(value: Tensor) -> bool:

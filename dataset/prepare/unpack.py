@@ -12,10 +12,10 @@ from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
-from dataset.pictures import is_hidden
 from dataset.prepare.disk import require_space, writing
 from dataset.readers.odgt import leaves_folder
 from utils.errors import PansError
+from utils.reading import is_hidden
 
 # The last is that of a kind of compression that zipfile does not know.
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)

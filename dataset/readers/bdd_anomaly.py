@@ -127,6 +127,8 @@ def _look_shifted(paths: Sequence[Path]) -> bool:
     values: set[int] = set()
     for path in paths:
         # What is wrong with a file is told when it is read as a sample.
+        if not path.is_file():  # such as a named pipe, whose opening would wait
+            continue
         with suppress(Exception), Image.open(path, formats=["PNG"]) as label:
             if label.mode == "L":
                 values |= {value for value, count in enumerate(label.histogram()) if count}

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from dataset.base import DatasetNotFound, SampleFiles, SegmentationDataset, find_first
 from dataset.description import IGNORE_INDEX, NORMAL_INDEX, UNKNOWN_INDEX, Split
-from dataset.pictures import BadSample, is_hidden
+from dataset.pictures import BadSample
 from dataset.readers.evaluation_only import evaluation_only
+from utils.reading import is_hidden
 
 FOLDER = "Fishyscapes"
 LABELS, LABEL_ENDING = "fishyscapes_lostandfound", "_labels.png"

@@ -18,17 +18,18 @@ from pathlib import Path
 from PIL import Image
 
 from dataset.base import (
+    FOUND_SUFFIXES,
     IMAGE_SUFFIXES,
     DatasetNotFound,
     SampleFiles,
     SegmentationDataset,
     evenly,
-    files_below,
     two_of_a_name,
 )
 from dataset.description import IGNORE_INDEX, Colour, DatasetInfo, Split
 from dataset.pictures import BadSample
 from dataset.readers.text_files import read_text
+from utils.reading import files_below
 
 CLASS_FILES = ("classes.txt", "classes.json")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -67,8 +68,7 @@ class Folder(SegmentationDataset):
 
     def find_files(self, root: Path, split: Split) -> SampleFiles:
         source = root / "images" / split
-        images = [path.relative_to(source) for path in files_below(source)]
-        images = sorted(path for path in images if path.suffix.lower() in IMAGE_SUFFIXES)
+        images = [path.relative_to(source) for path in files_below(source, FOUND_SUFFIXES)]
         if not images:
             raise DatasetNotFound(
                 f"{source} holds no image ({', '.join(IMAGE_SUFFIXES)}); put some there"
@@ -122,6 +122,8 @@ def _refuse_painted(labels: list[Path], info: DatasetInfo) -> None:
     painted: list[tuple[Path, str]] = []
     for path in labels:
         # What is wrong with a file is told when it is read as a sample.
+        if not path.is_file():  # such as a named pipe, whose opening would wait
+            continue
         with suppress(Exception), Image.open(path) as label:
             if label.mode not in ("RGB", "RGBA", "P"):
                 return

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dataset.pictures import BadSample
+from utils import reading
+from utils.reading import Unreadable
 
 
 def read_text(path: Path, kind: str = "text") -> str:
@@ -17,11 +19,9 @@ def read_text(path: Path, kind: str = "text") -> str:
         BadSample: it is missing, unreadable or not in UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise BadSample(
-            f"{path} cannot be read as {kind} ({error}); expected a text file in UTF-8"
-        ) from error
+        return reading.read_text(path, kind)
+    except Unreadable as error:
+        raise BadSample(str(error)) from error
 
 
 def read_json(path: Path) -> Any:

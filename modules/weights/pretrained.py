@@ -19,6 +19,7 @@ from modules.resnet import BLOCKS, ResNet
 from modules.segmentation import build_model
 from modules.weights import torchvision
 from modules.weights.published import to_published
+from utils.checkpoint import DEEP_SUPERVISION
 from utils.files import replacing
 from utils.weight_files import CheckpointError, WeightsError, load_checkpoint, model_state
 
@@ -131,9 +132,14 @@ def _expected_shapes(
     return {name: value.shape for name, value in network.state_dict().items()}
 
 
+def _may_be_absent(name: str) -> bool:
+    """Counters of batches, and deep supervision, which no test and no prediction needs."""
+    return name.endswith(_COUNTER) or DEEP_SUPERVISION in name
+
+
 def _check(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], source: str) -> None:
     unfit = [name for name in state if name not in expected or state[name].shape != expected[name]]
-    missing = [name for name in expected if name not in state and not name.endswith(_COUNTER)]
+    missing = [name for name in expected if name not in state and not _may_be_absent(name)]
     if unfit or missing:
         raise WeightsError(
             f"{source} does not hold this network: {len(missing)} tensors missing, {len(unfit)} "
@@ -308,6 +314,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.published and options.out is None:
         raise WeightsError("--published writes a file: name it with --out")
+    if options.out is not None and options.out.resolve() == options.file.resolve():
+        raise WeightsError(f"--out {options.out} is the file to read; name another")
     content = load_checkpoint(options.file)
     weights = identify(content, str(options.file))
     for name, value in describe(weights, options.file).items():

@@ -57,6 +57,15 @@ def make_folder(path: Path) -> None:
     path.mkdir()
 
 
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def rename(name: str) -> Damage:
+    return lambda path: path.rename(path.with_name(name))
+
+
 def link_to_nothing(path: Path) -> None:
     path.unlink()
     path.symlink_to("nowhere.png")
@@ -79,10 +88,15 @@ DAMAGED_FILES: list[tuple[str, Damage, str]] = [
     (IMAGE, flip_a_byte_of_the_header, NO_PICTURE),
     (IMAGE, content(png(8, 2, body=b"no zlib stream")), NO_PICTURE),
     (IMAGE, content(png(8, 2, (1_000_000, 1_000_000))), NO_PICTURE),
-    (IMAGE, make_folder, NO_PICTURE),
+    (IMAGE, make_folder, "cannot be read (it is a folder)"),
     (IMAGE, link_to_nothing, "is missing"),
-    (IMAGE, link_to_itself, NO_PICTURE),
-    (IMAGE, picture("RGB", "BMP"), f"{NO_PICTURE} (cannot identify image file"),
+    (IMAGE, link_to_itself, "cannot be read ("),
+    (IMAGE, make_pipe, "cannot be read (it is a pipe, a socket or a device)"),
+    (LABEL, make_pipe, "cannot be read (it is a pipe, a socket or a device)"),
+    (IMAGE, rename("1.PNG"), "is missing; 1.PNG lies there, convert it or give it this name; or"),
+    (IMAGE, content(png(8, 2, (96, 7))), "is 96x7; expected 8 pixels a side"),
+    (IMAGE, content(b"\0\0\0\x18ftypheic" + bytes(40)), "it is a HEIC picture"),
+    (IMAGE, picture("RGB", "BMP"), f"{NO_PICTURE} (it is a BMP picture); expected a PNG"),
     (IMAGE, picture("P", "GIF"), "expected a PNG or JPEG or WEBP file"),
     (IMAGE, picture("I;16"), "has mode I;16; expected an 8-bit picture such as RGB(A)"),
     (IMAGE, content(png(16, 2)), "has mode RGB;16B; expected an 8-bit picture such as RGB(A)"),
@@ -98,7 +112,7 @@ DAMAGED_FILES: list[tuple[str, Damage, str]] = [
     (LABEL, picture("RGB"), f"has mode RGB; {NO_LABEL}"),
     (LABEL, picture("RGBA"), f"has mode RGBA; {NO_LABEL}"),
     (LABEL, picture("LA"), f"has mode LA; {NO_LABEL}"),
-    (LABEL, picture("P"), f"has mode P; {NO_LABEL}"),
+    (LABEL, picture("P"), f"has mode P; {NO_LABEL}, if the indices of its palette are the values"),
     (LABEL, picture("1"), f"has mode 1; {NO_LABEL}"),
     (LABEL, content(png(4, 0)), f"has mode L;4; {NO_LABEL}"),
     (LABEL, content(png(2, 0)), f"has mode L;2; {NO_LABEL}"),
@@ -151,6 +165,21 @@ def test_a_file_that_is_mended_meanwhile_stays_listed(make_tree: MakeTree) -> No
     assert reader.read(1) is None
     path.write_bytes(good)
     assert reader.skipped() == [f"{path} was unreadable for a while"]
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_images_and_labels_are_turned_alike(make_tree: MakeTree, orientation: int) -> None:
+    turn = {3: "ROTATE_180", 6: "ROTATE_90", 8: "ROTATE_270"}[orientation]
+    root = make_tree(train=1, size=SIZE)
+    pictures = StreetHazards(root, "train")
+    image, label = pictures[0]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for names in (pictures.names, pictures.label_names):
+        path = pictures.folder / names[0]
+        Image.open(path).transpose(Image.Transpose[turn]).save(path, exif=exif)
+    for before, after in zip((image, label), pictures[0], strict=True):
+        np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
 
 
 def test_links_of_the_users_own_are_followed(make_tree: MakeTree, tmp_path: Path) -> None:

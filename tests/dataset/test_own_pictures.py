@@ -1,20 +1,24 @@
 """Pictures and videos of the user's own: found, named, decoded, or refused one by one."""
 
+import gc
+import os
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dataset.own_pictures import (
     PictureSample,
-    Unreadable,
-    VideoSupportMissing,
-    check_video_support,
     find_sources,
-    read_picture,
     samples_of,
     video_frames,
+    without_support,
 )
-from tests.dataset.trees import png
+from tests.dataset.trees import png, tiff
+from utils.pictures import read_picture, require_size
+from utils.reading import Unreadable
 
 av = pytest.importorskip("av", reason="reading videos is optional: pip install -e .[video]")
 FRAMES = 5
@@ -37,7 +41,16 @@ def video(tmp_path):
             grey = np.full((32, 64, 3), 40 * number + 20, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         container.mux(stream.encode())
+    del container, stream
+    gc.collect()
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_codec_is_left():
+    """One that is freed by a forked loader process would wait there for its threads for ever."""
+    yield
+    gc.collect()
 
 
 def test_folders_are_searched_and_names_are_unique(tmp_path):
@@ -114,10 +127,10 @@ def test_unreadable_pictures_say_why(tmp_path):
         "cut.png": "cannot be decoded (",
         "deep.png": "has mode I;16; expected an 8-bit picture",
         "tiny.png": "is 40x7; expected 8 pixels a side",
-        "gone.png": "cannot be decoded (",
+        "gone.png": "is missing; ",
     }.items():
         with pytest.raises(Unreadable) as caught:
-            read_picture(tmp_path / name)
+            require_size(tmp_path / name, read_picture(tmp_path / name))
         assert str(caught.value).startswith(f"{tmp_path / name} {reason}")
 
 
@@ -183,10 +196,208 @@ def test_processes_share_pictures_and_frames(tmp_path, video):
     assert share(1) == ["b", "clip/000002"]
 
 
-def test_videos_without_their_package_are_refused_before_the_work(video, monkeypatch):
+def test_videos_are_problems_one_by_one_without_their_package(video, monkeypatch):
+    picture = save(video.parent / "a.png")
+    sources, _ = find_sources([str(video), str(picture)], video.parent / "out")
+    assert without_support(sources) == []
     monkeypatch.setattr("dataset.own_pictures.find_spec", lambda name: None)
-    sources, _ = find_sources([str(video)], video.parent / "out")
-    with pytest.raises(
-        VideoSupportMissing, match=r"clip\.mp4 is a video.*pip install -e '\.\[video\]'"
+    (problem,) = without_support(sources)
+    assert str(problem).startswith(f"{video} is a video, and the optional package av")
+    assert str(problem).endswith("pip install -e '.[video]'")
+
+
+# Turned pictures and videos
+
+CORNERS = np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [0, 0, 0]]], np.uint8)
+# EXIF orientation -> where the matrix of a video puts x and y for the same turn.
+MATRICES = {
+    1: (1, 0, 0, 1),
+    2: (-1, 0, 0, 1),
+    3: (-1, 0, 0, -1),
+    4: (1, 0, 0, -1),
+    5: (0, 1, 1, 0),
+    6: (0, 1, -1, 0),
+    7: (0, -1, -1, 0),
+    8: (0, -1, 1, 0),
+}
+# The corners of CORNERS as EXIF 2.32 says that they are shown: row 0 is the visual top, and so on.
+SHOWN = {
+    1: CORNERS,
+    2: CORNERS[:, ::-1],
+    3: CORNERS[::-1, ::-1],
+    4: CORNERS[::-1],
+    5: CORNERS.swapaxes(0, 1),
+    6: CORNERS[::-1].swapaxes(0, 1),
+    7: CORNERS[::-1, ::-1].swapaxes(0, 1),
+    8: CORNERS[:, ::-1].swapaxes(0, 1),
+}
+
+
+def corners_of(picture):
+    pixels = np.asarray(picture)
+    height, width = pixels.shape[:2]
+    return pixels[height // 4 :: height // 2, width // 4 :: width // 2]
+
+
+@pytest.mark.parametrize("orientation", SHOWN)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_every_orientation_of_a_camera_is_turned_upright(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(CORNERS.repeat(16, 0).repeat(32, 1)).save(path, exif=exif, quality=95)
+    picture = read_picture(path)
+    assert picture.size == ((64, 32) if orientation < 5 else (32, 64))
+    np.testing.assert_allclose(corners_of(picture), SHOWN[orientation], atol=30)
+
+
+@pytest.mark.parametrize("orientation", MATRICES)
+def test_every_display_matrix_of_a_video_is_obeyed(tmp_path, orientation):
+    path = tmp_path / "phone.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        pixels = CORNERS.repeat(16, 0).repeat(32, 1)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    data = bytearray(path.read_bytes())
+    a, b, c, d = (value << 16 for value in MATRICES[orientation])
+    start = data.index(b"tkhd") + 44  # of the matrix, in a track header of version 0
+    data[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    ((_, picture),) = video_frames(path, 1)
+    np.testing.assert_allclose(corners_of(picture), SHOWN[orientation], atol=40)
+    data[start : start + 36] = struct.pack(">9i", 46341, 46341, 0, -46341, 46341, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    with pytest.raises(Unreadable, match="at an angle that is no multiple of 90 degrees"):
+        list(video_frames(path, 1))
+
+
+def frames_and_error(path):
+    numbers = []
+    with pytest.raises(Unreadable) as caught:
+        numbers += [number for number, _ in video_frames(path, 1)]
+    return str(caught.value).removeprefix(f"{path} ")
+
+
+def test_videos_that_are_cut_off_or_hold_no_picture_say_so(tmp_path, video):
+    copy = tmp_path / "start.mp4"  # with its index first, so that a part of it plays
+    with (
+        av.open(str(video)) as there,
+        av.open(str(copy), "w", options={"movflags": "faststart"}) as container,
     ):
-        check_video_support(sources)
+        stream = container.add_stream_from_template(there.streams.video[0])
+        for packet in there.demux(there.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[:-20])
+    assert frames_and_error(copy) == "is cut off: 4 of 5 frames; copy it again"
+    copy.write_bytes(whole[:100])
+    assert frames_and_error(copy).startswith("holds no video stream; it may be cut off")
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert frames_and_error(tmp_path / "sound.mp4").startswith("holds sound alone and no picture;")
+    with av.open(str(tmp_path / "tiny.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 4, 2, "bgr0"
+        pixels = np.zeros((2, 4, 3), np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    assert frames_and_error(tmp_path / "tiny.mkv") == "is 4x2; expected 8 pixels a side"
+
+
+def test_a_cut_video_without_an_index_tells_its_duration(tmp_path):
+    path = tmp_path / "drive.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        for number in range(40):
+            pixels = np.full((32, 64, 3), 5 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    assert len(list(video_frames(path, 1))) == 40
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(Unreadable, match=r"drive\.mkv is cut off: \d\.\d of 8\.0 seconds"):
+        list(video_frames(path, 1))
+
+
+# What is found, and what is refused
+
+
+def test_links_are_followed_once_and_hidden_files_are_not_there(tmp_path):
+    save(tmp_path / "elsewhere/a.png")
+    for name in ("b.png", "._b.png", "__MACOSX/b.png", ".thumbs/b.png"):
+        save(tmp_path / "in" / name)
+    (tmp_path / "in/link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "in/again").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "in", target_is_directory=True)
+    sources, problems = find_sources([str(tmp_path / "in")], tmp_path / "out")
+    assert [source.name for source in sources] == ["again/a", "b"]
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.heic", b"\0\0\0\x18ftypheic" + bytes(40), "(it is a HEIC picture); expected a PNG or"),
+        ("a.jpg", b"\0\0\0\x18ftypheic" + bytes(40), "'magick a.jpg a_new.png'"),
+        ("a.gif", b"GIF89a" + bytes(40), "(it is a GIF picture)"),
+        ("a.png", b"version https://git-lfs.github.com/spec/v1", "'git lfs pull' fetches the file"),
+        ("a.png", b"<html>404</html>", "a failed download"),
+        ("a.png", b"", "(it is empty)"),
+        ("a.ppm", b"P6 16 16 65535\n" + bytes(1536), "has mode RGB;16; expected an 8-bit"),
+    ],
+)
+def test_what_a_file_is_and_how_to_convert_it(tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    sources, _ = find_sources([str(tmp_path)], tmp_path / "out")
+    assert [source.path.name for source in sources] == [name]
+    with pytest.raises(Unreadable) as caught:
+        read_picture(sources[0].path)
+    assert str(caught.value).startswith(f"{tmp_path / name} ")
+    assert expected in str(caught.value)
+
+
+def test_deep_float_and_cmyk_pictures_are_refused(tmp_path):
+    (tmp_path / "deep.tif").write_bytes(tiff(np.full((16, 16, 3), 30000, np.uint16)))
+    Image.new("F", (16, 16)).save(tmp_path / "float.tif")
+    Image.new("CMYK", (16, 16)).save(tmp_path / "print.jpg")
+    for name, mode in {"deep.tif": "RGB;16", "float.tif": "F", "print.jpg": "CMYK"}.items():
+        with pytest.raises(Unreadable) as caught:
+            read_picture(tmp_path / name)
+        assert str(caught.value).startswith(
+            f"{tmp_path / name} has mode {mode}; expected an 8-bit picture such as RGB(A), convert"
+        )
+
+
+def test_a_damaged_note_in_a_png_is_named(tmp_path):
+    info = PngInfo()
+    info.add_text("Comment", "words")
+    path = tmp_path / "a.png"
+    Image.new("L", (16, 16)).save(path, pnginfo=info)
+    path.write_bytes(path.read_bytes().replace(b"words", b"worms"))
+    with pytest.raises(Unreadable, match=r"chunk tEXt has a wrong checksum.*magick a\.png a_new"):
+        read_picture(path)
+
+
+def test_several_frames_are_refused(tmp_path):
+    pages = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    for name in ("a.tif", "a.png", "a.webp"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        with pytest.raises(Unreadable, match="holds 2 frames; expected one"):
+            read_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4"])
+def test_a_pipe_is_refused_and_nothing_waits_for_it(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    sources, _ = find_sources([str(tmp_path)], tmp_path / "out")
+    settings = {"multi_scale": False, "frame_step": 1, "num_workers": 0, "timeout": 0}
+    (problem,) = samples_of(sources, rank=0, world_size=1, **settings)
+    assert "it is a pipe, a socket or a device" in str(problem)

@@ -4,6 +4,7 @@ import json
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -113,3 +114,35 @@ def png(bits: int, colour_type: int, size: tuple[int, int] = (96, 64), body: byt
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks.items()
     )
+
+
+def tiff(pixels: Pixels, *, order: str = "<", photometric: int = 1, more: Any = ()) -> bytes:
+    """An uncompressed TIFF of one strip, as its specification has it, of any type of numbers.
+
+    Args:
+        pixels: (H, W) or (H, W, channels).
+        order: "<" little-endian, ">" big-endian.
+        photometric: 0 white is zero, 1 black is zero; of channels RGB in any case.
+        more: (tag, value) that are added or take another's place.
+    """
+    height, width, *channels = pixels.shape
+    samples = channels[0] if channels else 1
+    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    tags = {256: width, 257: height, 259: 1, 262: 2 if channels else photometric, 277: samples}
+    tags |= {278: height, 279: len(data), 258: pixels.dtype.itemsize * 8, 339: kind, 273: 0}
+    tags |= dict(more)
+    entries, extra = b"", b""
+    end = 10 + 12 * len(tags) + 4
+    start = end + (samples * 4 if samples > 2 else 0)
+    for tag, value in sorted(tags.items()):
+        if tag in (258, 339):  # one for each channel
+            words = struct.pack(f"{order}{samples}H", *[value] * samples)
+            if len(words) > 4:
+                extra += words
+                words = struct.pack(f"{order}I", end + len(extra) - len(words))
+            entries += struct.pack(f"{order}HHI", tag, 3, samples) + words.ljust(4, b"\0")
+        else:
+            entries += struct.pack(f"{order}HHII", tag, 4, 1, start if tag == 273 else value)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    return head + entries + bytes(4) + extra + data

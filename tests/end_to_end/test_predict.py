@@ -1,5 +1,6 @@
 """--predict and --export as a user starts them, against the plain network and onnxruntime."""
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -242,6 +243,105 @@ def test_calibration_lists_what_it_leaves_out(root, tmp_path, capsys):
     assert "validation.odgt: not one of its 2 samples can be read, the first: " in errors
 
 
+def deep_supervision(name):
+    return "deepsup" in name
+
+
+FOREIGN = {
+    "torch.compile": lambda state: {f"_orig_mod.{name}": value for name, value in state.items()},
+    "Lightning": lambda state: {
+        "state_dict": {f"model.{name}": value for name, value in state.items()}
+        | {"criterion.weight": torch.ones(13)},
+        "hyper_parameters": argparse.Namespace(lr=0.1, out=Path("runs")),
+        "options": argparse.Namespace(score=3),
+    },
+    "both": lambda state: {
+        "model": {f"module._orig_mod.{name}": value for name, value in state.items()},
+        "options": {"score": "best", "backbone": "vit", "dataset": "cityscapes", "classifier": 1},
+    },
+    "without deep supervision": lambda state: {
+        name: value for name, value in state.items() if not deep_supervision(name)
+    },
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_checkpoints_of_other_programs_predict_the_same(root, tmp_path, capsys, kind):
+    state = torch.load(root / "published.pth")["model_state"]
+    torch.save(FOREIGN[kind](state), tmp_path / "foreign.pth")
+    path = pictures_of(root)[0]
+    for weights, out in ((root / "published.pth", "own"), (tmp_path / "foreign.pth", "foreign")):
+        words = ["--predict", path, "--ckpt_test", weights, "--out", tmp_path / out]
+        assert start(*words) == 0, capsys.readouterr().err
+    scores = [np.load(tmp_path / out / f"score/{path.stem}.npy") for out in ("own", "foreign")]
+    np.testing.assert_array_equal(*scores)
+
+
+# The user's own files
+
+
+def test_an_input_is_never_overwritten(root, tmp_path, capsys):
+    own = tmp_path / "overlay/0.png"
+    own.parent.mkdir()
+    shutil.copy(pictures_of(root)[0], own)
+    before = own.read_bytes()
+    flags = ["--ckpt_test", root / "own.pth", "--no_multi_scale"]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/overlay").symlink_to(own.parent, target_is_directory=True)
+    for out in (tmp_path, tmp_path / "elsewhere"):
+        for more in ([], ["--overwrite"]):
+            assert start("--predict", own, "--out", out, *flags, *more) == 2
+            line = capsys.readouterr().err.splitlines()[-1]
+            assert line.startswith(
+                f"error: --out {out}: the results of {own} would overwrite {own}"
+            )
+    assert own.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "overlay"]
+
+
+def test_a_folder_of_the_users_own_needs_overwrite(root, tmp_path, capsys):
+    (tmp_path / "contact_sheet_007.png").write_text("mine")
+    (tmp_path / "predictions.json").write_text('{"mine": 1}')
+    flags = ["--predict", pictures_of(root)[0], "--ckpt_test", root / "own.pth"]
+    flags += ["--no_multi_scale", "--out", tmp_path]
+    assert start(*flags) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: --out {tmp_path} holds contact_sheet_007.png, which is no ear")
+    assert len(list(tmp_path.iterdir())) == 2
+    assert start(*flags, "--overwrite") == 0
+    assert (tmp_path / "contact_sheet_007.png").read_text() == "mine"
+    capsys.readouterr()
+    assert start(*flags) == 2  # a sheet that is not ours
+    assert "holds contact_sheet_007.png" in capsys.readouterr().err
+    (tmp_path / "contact_sheet_007.png").unlink()
+    (tmp_path / "notes.txt").write_text("mine")  # which no result could overwrite
+    assert start(*flags) == 0
+
+
+def test_sheets_that_are_no_longer_wanted_go(root, tmp_path):
+    summary = {"checkpoint": "", "score": "", "pictures": [{"name": "x"}] * 17}
+    (tmp_path / "predictions.json").write_text(json.dumps(summary))
+    (tmp_path / "contact_sheet_002.png").write_text("old")
+    flags = ["--predict", pictures_of(root)[0], "--ckpt_test", root / "own.pth"]
+    assert start(*flags, "--no_multi_scale", "--out", tmp_path) == 0
+    assert [path.name for path in sorted(tmp_path.glob("contact*"))] == ["contact_sheet_001.png"]
+
+
+def test_a_video_without_its_package_does_not_stop_the_pictures(
+    root, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "in").mkdir()
+    shutil.copy(pictures_of(root)[0], tmp_path / "in/a.png")
+    (tmp_path / "in/b.mp4").write_bytes(b"video")
+    monkeypatch.setattr("dataset.own_pictures.find_spec", lambda name: None)
+    flags = ["--ckpt_test", root / "own.pth", "--no_multi_scale", "--out", tmp_path / "out"]
+    assert start("--predict", tmp_path / "in", *flags) == 2
+    assert "1 could not be looked at, the other 1 are done: " in capsys.readouterr().err
+    assert (tmp_path / "out/score/a.npy").is_file()
+    assert start("--predict", tmp_path / "in/b.mp4", *flags) == 2
+    assert "--predict found nothing to read: " in capsys.readouterr().err
+
+
 def test_errors_of_users_are_one_line(root, tmp_path, capsys, monkeypatch):
     picture, own = pictures_of(root)[0], root / "own.pth"
     (tmp_path / "file").touch()
@@ -255,7 +355,7 @@ def test_errors_of_users_are_one_line(root, tmp_path, capsys, monkeypatch):
         ([*predict, tmp_path / "imagenet.pth"], "holds ImageNet weights with in-place ABN; name"),
         ([*predict, own, "--classifier", "standard"], "trained with --classifier cosine"),
         ([*predict, own, "--calibrate_fpr", 0.1, *nowhere], "validation.odgt is missing"),
-        (["--predict", tmp_path / "empty", *predict[2:], own], "--predict found nothing: "),
+        (["--predict", tmp_path / "empty", *predict[2:], own], "--predict found nothing to read: "),
         ([*predict[:2], "--out", tmp_path / "file", "--ckpt_test", own], "could not be written to"),
         (
             [*export, tmp_path / "file/a.onnx"],

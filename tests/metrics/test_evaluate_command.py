@@ -194,9 +194,9 @@ def test_predictions_without_a_counterpart_are_named(folders):
         ("scores/t5/1.npy", np.ones((0, 56)), "shape (0, 56)"),
         ("scores/t5/1.npy", np.array([[None]]), "can't be read"),
         ("scores/t5/1.npy", b"", "can't be read"),
-        ("labels/t5/1.png", b"no picture", "can't be read"),
-        ("labels/t5/1.png", np.ones((40, 56, 3), np.uint8), "shape (40, 56, 3)"),
-        ("labels/t5/1.png", np.full((40, 56), 300, np.uint16), "goes up to 299; at most 254"),
+        ("labels/t5/1.png", b"no picture", "cannot be decoded (it is no picture)"),
+        ("labels/t5/1.png", np.ones((40, 56, 3), np.uint8), "has mode RGB; expected an 8-bit"),
+        ("labels/t5/1.png", np.full((40, 56), 300, np.uint16), "goes up to 300; at most 255"),
     ],
 )
 def test_bad_files_are_named(folders, path, content, expected):
@@ -231,7 +231,10 @@ def test_scores_without_a_rank_are_named(folders):
         (("--format", "tif"), "no tif file in /scores"),
         (("--scores", "nowhere"), "nowhere is no folder"),
         (("--ignore_classes", "sky"), "there is no class 'sky'; known: unlabeled, building"),
-        (("--label_offset", "0", "--anomaly_index", "20"), "none of the 3 images in /labels holds"),
+        (
+            ("--label_offset", "0", "--anomaly_index", "20"),
+            "the 3 images in /labels hold only one of normal and",
+        ),
     ],
 )
 def test_bad_options_are_explained(folders, more, expected):

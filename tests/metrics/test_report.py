@@ -1,6 +1,7 @@
 """Tables and results.json of one run and of several."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -106,6 +107,35 @@ def test_a_file_that_is_no_results_is_named(tmp_path, content):
         path.write_text(content)
     with pytest.raises(UnreadableResults, match=r"results\.json is not a results\.json"):
         read_results(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"protocols": {}}',
+        '{"protocols": {"pooled": {"figures": {}}}}',
+        '{"protocols": {"pooled": 1}, "images": 1}',
+        "[" * 100_000,
+    ],
+)
+def test_a_foreign_file_ends_with_one_line_and_exit_code_2(tmp_path, capsys, content):
+    (tmp_path / "foreign.json").write_text(content)
+    assert main([str(tmp_path / "foreign.json")]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "foreign.json is not a results.json of this code; run a test" in err
+
+
+def test_a_byte_order_mark_is_no_part_of_the_results(tmp_path):
+    write_results(tmp_path / "a.json", run(0))
+    (tmp_path / "a.json").write_text((tmp_path / "a.json").read_text(), encoding="utf-8-sig")
+    assert read_results(tmp_path / "a.json")["images"] == run(0)["images"]
+
+
+def test_a_pipe_is_no_results_file(tmp_path):
+    os.mkfifo(tmp_path / "results.json")
+    with pytest.raises(UnreadableResults):
+        read_results(tmp_path / "results.json")
 
 
 @pytest.mark.parametrize(
