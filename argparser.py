@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn
 
 from dataset.description import UNKNOWN_INDEX, DatasetInfo, UnknownClass
 from dataset.registry import DATASETS, TRAINING_SETS, describe
+from modules.backbones import BLOCKS
 from modules.scores import ALL, DROPOUT_PASSES, SCORES, Score, resolve
 from utils.errors import PansError, exit_code
 from utils.output import lasting_output
@@ -226,7 +227,7 @@ class Options:
     )
 
     backbone: str = _flag(
-        "model", "weights", "resnet50", "resnet50 or resnet101", _one_of("resnet50", "resnet101")
+        "model", "weights", "resnet50", f"the network's body: {', '.join(BLOCKS)}", _one_of(*BLOCKS)
     )
     output_stride: int = _flag(
         "model", "weights", 8, "the backbone's stride: 8 or 16", _one_of(8, 16)

@@ -80,7 +80,7 @@ def build_model(
     +-1 / sqrt(fan_in), norms 1 and 0.
 
     Args:
-        backbone: "resnet50" or "resnet101".
+        backbone: of `BLOCKS`, such as "resnet50".
         classifier: "cosine" (prototypes) or "standard".
         norm_act: "iabn_sync", "iabn", "abn" or "std" (see `modules.abn`).
         output_stride: 8 or 16.

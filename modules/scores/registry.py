@@ -87,9 +87,9 @@ _ALL_SCORES = (
     Score("standardized_maxlogit", "largest logit, standardized by class", fitted=True),
     Score("prototype_margin", "how near the second nearest prototype is as well", cosine=True),
     Score("mc_dropout", "disagreement of passes with dropout", samples=True),
-    Score("class_mean", "distance from the nearest class's mean training feature", fitted=True),
+    Score("class_mean", "distance from the nearest class mean", fitted=True),
     Score("mahalanobis", "Mahalanobis distance from the nearest class", fitted=True),
-    Score("knn", "distance from the k-th nearest training feature", fitted=True),
+    Score("knn", "distance from near training features", fitted=True),
     Score("msp_crf", "msp smoothed by a dense CRF", crf=True),
 )
 SCORES = {score.name: score for score in _ALL_SCORES}

@@ -27,7 +27,10 @@ def standardized_max_logit(logits: Tensor, mean: Tensor, deviation: Tensor) -> T
     tensor([[[0.5000]]])
     """
     largest, predicted = logits.max(dim=1)
-    return (mean.to(logits)[predicted] - largest) / deviation.to(logits)[predicted]
+    mean, deviation = (
+        values.to(logits.device, logits.dtype)[predicted] for values in (mean, deviation)
+    )
+    return (mean - largest) / deviation
 
 
 def max_logit_sums(logits_per_scale: Sequence[Tensor]) -> Tensor:

@@ -356,7 +356,10 @@ def test_errors_of_users_are_one_line(root, tmp_path, capsys, monkeypatch):
         ([*predict, own, "--classifier", "standard"], "trained with --classifier cosine"),
         ([*predict, own, "--calibrate_fpr", 0.1, *nowhere], "validation.odgt is missing"),
         (["--predict", tmp_path / "empty", *predict[2:], own], "--predict found nothing to read: "),
-        ([*predict[:2], "--out", tmp_path / "file", "--ckpt_test", own], "could not be written to"),
+        (
+            [*predict[:2], "--out", tmp_path / "file", "--ckpt_test", own],
+            "/file cannot be written to",
+        ),
         (
             [*export, tmp_path / "file/a.onnx"],
             "could not be written",
