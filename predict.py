@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,30 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from argparser import OptionError, Options
+from argparser import (
+    RECIPE,
+    OptionError,
+    Options,
+    as_words,
+    beneath,
+    flags_that_bear_on,
+    network_flags,
+    parse_options,
+    typed_flags,
+)
 from build import evaluation_loader_of, inference_settings, model_of
-from dataset import EvaluationSample, describe, reader_of
+from dataset import DATASETS, EvaluationSample, describe, reader_of
 from dataset.own_pictures import (
     PictureSample,
     Source,
     Unreadable,
     find_sources,
+    frame_rate,
     picture_sample,
     samples_of,
     without_support,
 )
+from dataset.registry import TRAINING_SETS
 from dataset.skipped import SkippedFiles
 from metrics.pooled import PooledCounts, sharpened
 from modules import SegmentationModel
@@ -30,27 +43,22 @@ from modules.inference.export import check_export_support, export_onnx
 from modules.inference.network import Inference
 from modules.normalisation import MEAN, STD
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer, kept_state
+from modules.scores.bounds import bounds_of
 from modules.scores.network_output import State
 from modules.weights.pretrained import CHECKPOINT, identify
 from report.predictions import PredictionFolder
+from report.video import NoVideo
+from report.visualize import HeatScale
 from utils.checkpoint import DEEP_SUPERVISION, find_checkpoint, load_model_state
 from utils.distributed import Process, from_main, gather_objects, sum_over_processes
 from utils.errors import PansError
 from utils.progress import ProgressBar
-from utils.weight_files import load_checkpoint, model_state
+from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
 
-# What a checkpoint's options say about its network and how it is looked at.
-_NETWORK_FLAGS = (
-    "dataset",
-    "trained_on",
-    "num_classes",
-    "backbone",
-    "classifier",
-    "output_stride",
-    "norm_act",
-)
-_SCORE_FLAGS = ("score", "cosine_scores", "msp")
-_STORED_FLAGS = (*_NETWORK_FLAGS, *_SCORE_FLAGS, "multi_scala")
+# What a checkpoint's options say about its network and how its test is measured. Which of its
+# weights is tested, --test_weights, has led to the file already.
+_CLASSES = {"dataset", "trained_on", "num_classes"}
+_STORED_FLAGS = _CLASSES | network_flags() | (flags_that_bear_on("test") - {"test_weights"})
 
 
 class NotPredicted(PansError):
@@ -61,26 +69,89 @@ def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a checkpoint holds of its network; what its tensors tell, if it holds none.
 
     Args:
-        typed: the flags that were typed; a typed score hides the stored one.
+        typed: the flags that were typed; those that contradict them are left out, such as a stored
+            score beside a typed one.
 
     Raises:
         CheckpointError, WeightsError: the file is missing, damaged or of another network.
     """
-    content = load_checkpoint(path)
-    stored = _own_options(content.get("options"))
+    stored = _own_options(peek(path).get("options"))
     if not stored:
-        weights = identify(content, str(path))
-        if weights.kind != CHECKPOINT:
-            raise NotPredicted(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
-        stored = {
-            "backbone": weights.backbone,
-            "classifier": weights.classifier,
-            "num_classes": weights.num_classes,
-            "cosine_scores": weights.classifier == "cosine",
-        }
-    if any(name in typed for name in _SCORE_FLAGS):
-        return {name: value for name, value in stored.items() if name not in _SCORE_FLAGS}
-    return stored
+        content = load_checkpoint(path)
+        stored = _own_options(content.get("options")) or _flags_of_tensors(content, path)
+    return beneath(stored, typed) | _trained_on(stored, typed)
+
+
+def _flags_of_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    weights = identify(content, str(path))
+    if weights.kind != CHECKPOINT:
+        raise NotPredicted(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
+    flags = {
+        "backbone": weights.backbone,
+        "classifier": weights.classifier,
+        "num_classes": weights.num_classes,
+        "cosine_scores": weights.classifier == "cosine",
+    }
+    alike = [
+        name
+        for name in TRAINING_SETS
+        if DATASETS[name].published_info.num_classes == weights.num_classes
+    ]
+    return flags | ({"dataset": alike[0]} if len(alike) == 1 else {})
+
+
+def _trained_on(stored: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """--trained_on for a test on another data set than the network's, for evaluation only."""
+    source = stored.get("trained_on") or stored.get("dataset")
+    reader = DATASETS.get(typed.get("dataset", ""))
+    info = getattr(reader, "published_info", None)  # the user's own folder has none
+    if info is None or info.has_class_labels or source not in TRAINING_SETS:
+        return {}
+    return {} if "trained_on" in typed else {"trained_on": source}
+
+
+def with_stored_flags(argv: Sequence[str]) -> tuple[Options, str | None]:
+    """The options of a command line, those that it leaves unset as the checkpoint has them.
+
+    Typed flags, and in a test those of a typed --default, override the checkpoint's. Only what
+    lies on disk decides, so every process of a run decides alike.
+
+    Returns:
+        The options, and a sentence that names what was taken, if anything was.
+    """
+    typed = typed_flags(argv)
+    path = _checkpoint_of(typed)
+    if path is None:
+        return parse_options(argv), None
+    given = {**RECIPE, **typed} if typed.get("test") and typed.get("default") else typed
+    try:
+        stored = stored_flags(path, given)
+    except WeightsError:
+        if not typed.get("test"):
+            raise
+        stored = {}  # loading it will tell what it lacks of the network that flags describe
+    taken = {name: value for name, value in stored.items() if value != _unset(name)}
+    words = " ".join(as_words(taken))
+    return parse_options(argv, stored), f"taken from {path}: {words}" if words else None
+
+
+def _unset(name: str) -> Any:
+    return next(flag.default for flag in fields(Options) if flag.name == name)
+
+
+def _checkpoint_of(typed: Mapping[str, Any]) -> Path | None:
+    """The checkpoint of --test, --predict or --export; None if there is none that can be read."""
+    if not any(typed.get(job) for job in ("test", "predict", "export")):
+        return None
+    places = ("name", "checkpoints", "dataset", "test_weights")
+    run = Options(**{name: typed[name] for name in places if name in typed})
+    if "ckpt_test" in typed:
+        return find_checkpoint(typed["ckpt_test"], run.checkpoint_path.parent)
+    if not typed.get("test"):
+        return None
+    # A test falls back from the best to the newest, too.
+    candidates = (run.tested_checkpoint_path, run.checkpoint_path)
+    return next((path for path in candidates if path.is_file() and peek(path)), None)
 
 
 def _own_options(options: Any) -> dict[str, Any]:
@@ -102,13 +173,13 @@ def _own_options(options: Any) -> dict[str, Any]:
 
 def load_network(options: Options) -> SegmentationModel:
     """The network of --ckpt_test, on the CPU."""
-    path, model = _checkpoint_of(options), model_of(options)
+    path, model = _weights_file(options), model_of(options)
     state = model_state(load_checkpoint(path))
     load_model_state(model, state, path, may_lack=DEEP_SUPERVISION)
     return model
 
 
-def _checkpoint_of(options: Options) -> Path:
+def _weights_file(options: Options) -> Path:
     return find_checkpoint(options.ckpt_test or "", options.checkpoint_path.parent)
 
 
@@ -122,7 +193,7 @@ def _kept_states(names: Sequence[str], options: Options) -> dict[str, State]:
     for name in names:
         if SCORES[name].fitted:
             settings, seed = inference_settings(options), options.random_seed
-            state = kept_state(name, _checkpoint_of(options), settings, seed)
+            state = kept_state(name, _weights_file(options), settings, seed)
             if state is None:
                 raise OptionError(
                     f"argument --score: {name} needs a data set's training images; run --test "
@@ -141,6 +212,7 @@ class Predictor:
     Attributes:
         class_names: of the indices, in their order.
         threshold: scores from here on are anomalies; None if nobody asked.
+        heat_scale: of the pictures of the score.
     """
 
     def __init__(self, options: Options, process: Process) -> None:
@@ -157,6 +229,8 @@ class Predictor:
         self.threshold = options.threshold
         if options.calibrate_fpr is not None:
             self.threshold = self._calibrated(options.calibrate_fpr)
+        bounds = bounds_of(options.scores[0], len(self.class_names), options.classifier)
+        self.heat_scale = HeatScale(bounds, self.threshold)
 
     def predict(self, picture: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Class indices and anomaly score of a picture, both (H, W) at its own size.
@@ -238,7 +312,7 @@ class Predictor:
         picture = sample.picture.numpy()
         prediction, score = self.maps(sample)
         mask = None if self.threshold is None else score >= np.float32(self.threshold)
-        folder.write(sample.name, picture, prediction, score, mask)
+        limits = folder.write(sample.name, picture, prediction, score, mask, self.heat_scale)
         return {
             "name": sample.name,
             "size": [picture.shape[1], picture.shape[0]],
@@ -246,6 +320,7 @@ class Predictor:
             "mean_score": float(score.mean(dtype=np.float64)),
             "highest_score": float(score.max()),
             "anomalous_share": None if mask is None else float(mask.mean()),
+            "heat_limits": list(limits),
         }
 
     def _progress(self, items: Any, name: str) -> ProgressBar:
@@ -279,6 +354,7 @@ def predict(options: Options, process: Process) -> None:
         return
     done = sorted(chain.from_iterable(share[0] for share in shares), key=lambda one: one["name"])
     unread = [*map(str, problems), *sorted({str(one) for share in shares for one in share[1]})]
+    no_video = _write_videos(sources, done, folder, options.frame_step)
     folder.finish(
         {
             "checkpoint": options.ckpt_test,
@@ -295,8 +371,27 @@ def predict(options: Options, process: Process) -> None:
     if unread:
         raise NotPredicted(
             f"{len(unread)} could not be looked at, the other {len(done)} are done: "
-            + "; ".join(unread)
+            + "; ".join(unread + no_video)
         )
+    if no_video:
+        raise NotPredicted(f"all pictures are done, but {'; '.join(no_video)}")
+
+
+def _write_videos(
+    sources: Sequence[Source],
+    pictures: Sequence[Mapping[str, Any]],
+    folder: PredictionFolder,
+    frame_step: int,
+) -> list[str]:
+    """A video of the overlays of each video's frames; what was wrong, if something was."""
+    names, problems = [picture["name"] for picture in pictures], []
+    for source in sources:
+        if source.is_video:
+            try:
+                folder.write_video(source.name, names, frame_rate(source.path) / frame_step)
+            except NoVideo as error:
+                problems.append(str(error))
+    return problems
 
 
 def _words(threshold: float | None) -> str:
