@@ -41,6 +41,7 @@ test: check ## the whole test suite
 	$(BIN)/python -m pytest
 
 bench: .venv/installed-dev ## the plain path against the fast one; writes docs/performance.md's table
+	$(BIN)/python -m benchmarks.launches
 	$(BIN)/python -m benchmarks.speed
 
 gpu-check: .venv/installed-dev ## check the norm, training and test on this machine's GPU, and time them

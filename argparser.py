@@ -7,6 +7,7 @@
 import argparse
 import difflib
 import math
+import os
 import re
 import sys
 import textwrap
@@ -18,7 +19,8 @@ from typing import Any, Literal, NoReturn
 from dataset.description import UNKNOWN_INDEX, DatasetInfo, UnknownClass
 from dataset.registry import DATASETS, TRAINING_SETS, describe
 from modules.scores import ALL, DROPOUT_PASSES, SCORES, Score, resolve
-from utils.errors import PansError
+from utils.errors import PansError, exit_code
+from utils.output import lasting_output
 
 RECIPE: dict[str, Any] = {
     "dataset": "streethazards",
@@ -897,3 +899,22 @@ def parse_options(
     options = replace(options, **(own_numbers | values))
     _check_data(options, info)
     return options
+
+
+def check_words(argv: Sequence[str]) -> None:
+    """End the program after --help, or with exit code 2 for what is wrong in the command line.
+
+    Processes of a launcher are left alone: only the first of them shall report.
+    """
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        return
+
+    def check() -> None:
+        typed = typed_flags(argv)
+        if not typed.keys() & {"ablate", "predict", "export"}:  # those take flags from files too
+            parse_options(argv)
+
+    with lasting_output():
+        code = exit_code(check)
+    if code:
+        sys.exit(code)

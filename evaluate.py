@@ -24,7 +24,6 @@ from modules.scores.max_logits import training_statistics
 from report.curves import log_anomaly_figures, log_prototypes
 from report.environment import environment, sha256
 from report.extremes import Extremes
-from report.logger import Logger
 from report.panels import Panels
 from report.results import log_segmentation, log_start, report_results
 from report.visualize import sample_panel
@@ -32,6 +31,7 @@ from resume import describe_tested, notes_on_test, tested_checkpoint
 from utils.background import Background, to_host
 from utils.checkpoint import DEEP_SUPERVISION, load_checkpoint, load_model_state, model_state
 from utils.distributed import Process, from_main, sum_over_processes, wait_for_all
+from utils.logger import Logger
 from utils.progress import ProgressBar
 
 SHOWN_EXTREMES = 3
@@ -107,11 +107,15 @@ class Evaluator:
         log_segmentation(self.logger, "validation", scores, matrix, self.info, step)
         panels.log(self.logger, "validation", step)
         if self.process.is_main:
-            self._log_prototypes(step)
+            self._log_prototypes("validation", step)
         return scores["Mean IoU"]
 
-    def _load_tested_weights(self) -> None:
-        """Those of --ckpt_test, or of the run's own checkpoint, once it is written."""
+    def _load_tested_weights(self) -> int:
+        """Those of --ckpt_test, or of the run's own checkpoint, once it is written.
+
+        Returns:
+            The step of the training that they are of, 0 where the file does not tell.
+        """
         wait_for_all(self.process)
         self.tested_path = from_main(self.process, lambda: tested_checkpoint(self.options))
         path = self.tested_path
@@ -122,16 +126,18 @@ class Evaluator:
             print(describe_tested(checkpoint, path))
             for note in notes_on_test(checkpoint, path, self.options):
                 print(note)
+        iteration = checkpoint.get("iteration")
+        return iteration if type(iteration) is int else 0
 
     @torch.inference_mode()
     def test(self, step: int) -> dict[str, Any]:
         """Anomaly metrics and mean IoU on the test split, as in results.json.
 
         Args:
-            step: of the training, for TensorBoard.
+            step: of the training, for TensorBoard; without one the checkpoint's.
         """
         options, start = self.options, time.perf_counter()
-        self._load_tested_weights()
+        step = self._load_tested_weights() or step
         loader = self._evaluation_loader("test", options.multi_scala)
         if options.test:  # only now that weights and data are there
             log_start(self.logger, options.to_dict())
@@ -169,7 +175,7 @@ class Evaluator:
         extremes.log(self.logger, "test", step)
         if self.process.is_main:
             self._log_curves(results, evaluation, step)
-            self._log_prototypes(step)
+            self._log_prototypes("test", step)
             records, matrix = evaluation.records_of, evaluation.confusion.matrix
             folder = options.log_folder
             report_results(self.logger, folder, results, records, matrix, self.info, step)
@@ -192,11 +198,11 @@ class Evaluator:
             figures = results | results["scores"][name]
             log_anomaly_figures(self.logger, tag, figures, pooled, step)
 
-    def _log_prototypes(self, step: int) -> None:
+    def _log_prototypes(self, tag: str, step: int) -> None:
         if self.options.classifier == "cosine":
             prototypes = self.model.state_dict()["cls.cls.weight"]
             names = self.info.class_names
-            log_prototypes(self.logger, "prototypes", prototypes, names, step)
+            log_prototypes(self.logger, tag, prototypes, names, step)
 
     def _empty_evaluation(self, scorer: Scorer) -> AnomalyEvaluation:
         min_predicted_size, min_true_size = self.info.component_sizes

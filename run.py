@@ -7,10 +7,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from argparser import Options, check_words, parse_options, typed_flags
+
+if __name__ == "__main__":
+    check_words(sys.argv[1:])  # help and slips of the keyboard do not wait for torch
+
 from ablate import GridError, ablate
-from argparser import Options, parse_options, typed_flags
 from predict import export, predict, stored_flags
-from report.logger import Logger
 from train import Trainer
 from utils.checkpoint import find_checkpoint
 from utils.determinism import make_deterministic
@@ -26,6 +29,7 @@ from utils.distributed import (
 )
 from utils.gpu import describe_device
 from utils.limits import require_limits
+from utils.logger import Logger
 from utils.memory import keep_freed_memory
 from utils.output import lasting_output
 from utils.parent import PARENT_VARIABLE

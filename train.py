@@ -30,7 +30,6 @@ from modules.normalisation import normalised
 from modules.scores import upsample
 from modules.weights.pretrained import backbone_weights, load_backbone
 from modules.weights.published import from_published, is_published
-from report.logger import Logger
 from report.results import log_start
 from resume import (
     Position,
@@ -69,6 +68,7 @@ from utils.interruption import (
     answering_broken_waits,
     command_to_continue,
 )
+from utils.logger import Logger
 from utils.progress import Countdown, ProgressBar
 from utils.scheduler import go_to, make_scheduler
 from utils.step_guard import StepGuard, check_row
@@ -293,7 +293,8 @@ class Trainer:
             images, labels = (self._to_device(tensor) for tensor in next(batches))
             with self._exchanging_gradients(number == accumulate):
                 with self._autocast():
-                    output = self.network(normalised(images))
+                    inputs = normalised(images).contiguous(memory_format=self.memory_format)
+                    output = self.network(inputs)
                 loss, deepsup_loss = (
                     segmentation_loss(upsample(logits, labels.shape[-2:]), labels)
                     for logits in output

@@ -27,11 +27,11 @@ from dataset.demo import write_demo
 from modules.abn import inplace_abn, package_function
 from modules.inference.network import Inference
 from modules.scores import Scorer
-from report.logger import Logger
 from train import Trainer
 from utils.distributed import Process
 from utils.errors import USER_ERROR, PansError
 from utils.gpu import refuse_old_gpu, timed_convolutions, usable_gpus
+from utils.logger import Logger
 
 STEPS = {
     "fp32": "--precision fp32",

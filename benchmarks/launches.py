@@ -11,10 +11,10 @@ from pathlib import Path
 from argparser import parse_options
 from dataset.demo import write_demo
 from modules import abn
-from report.logger import Logger
 from tests.gpu.pretend_gpu import CUDA, PretendGpu
 from train import Trainer
 from utils.distributed import Process
+from utils.logger import Logger
 
 VARIANTS = {
     "iabn_sync": "--precision fp32",

@@ -32,9 +32,9 @@ from metrics.evaluation import AnomalyEvaluation
 from modules.inference.network import Inference
 from modules.normalisation import MEAN, STD
 from modules.scores import Scorer
-from report.logger import Logger
 from train import Trainer
 from utils.distributed import end_process, start_process
+from utils.logger import Logger
 from utils.memory import keep_freed_memory
 
 CLASSES = 13

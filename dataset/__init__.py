@@ -1,20 +1,39 @@
 """Files on disk to image and label tensors: the data sets, their transforms and their loaders."""
 
+from typing import TYPE_CHECKING
+
 from dataset.base import DatasetNotFound, NoSuchSplit, SegmentationDataset
 from dataset.description import IGNORE_INDEX, DatasetInfo, Split, UnknownClass
-from dataset.loaders import (
-    EpochSampler,
-    EvaluationLoader,
-    EvaluationSample,
-    evaluation_loader,
-    reader_of,
-    training_loader,
-    worker_count,
-)
 from dataset.pictures import BadSample
 from dataset.readers.streethazards import STREETHAZARDS, StreetHazards
 from dataset.registry import DATASETS, TRAINING_SETS, describe, open_dataset
-from dataset.transforms import Sample
+from utils.lazy import imported_on_demand
+
+if TYPE_CHECKING:
+    from dataset.loaders import (
+        EpochSampler,
+        EvaluationLoader,
+        EvaluationSample,
+        evaluation_loader,
+        reader_of,
+        training_loader,
+        worker_count,
+    )
+    from dataset.transforms import Sample
+else:
+    __getattr__ = imported_on_demand(
+        __name__,
+        loaders=(
+            "EpochSampler",
+            "EvaluationLoader",
+            "EvaluationSample",
+            "evaluation_loader",
+            "reader_of",
+            "training_loader",
+            "worker_count",
+        ),
+        transforms=("Sample",),
+    )
 
 __all__ = [
     "DATASETS",

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from PIL import Image
-from torch.utils.data import Dataset
 
 from dataset.description import DatasetInfo, Split
 from dataset.pictures import BadSample, read_image, read_label
@@ -46,7 +45,7 @@ class SampleFiles:
     names: list[tuple[str, str]]
 
 
-class SegmentationDataset(Dataset[Any], ABC):
+class SegmentationDataset(ABC):
     """One split of a data set.
 
     Args:

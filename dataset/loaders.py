@@ -3,10 +3,13 @@
 import math
 import os
 import random
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +34,8 @@ from dataset.transforms import (
 )
 from dataset.worker_signals import prepare_worker
 from utils.errors import PansError
+
+T = TypeVar("T")
 
 
 class TooFewImages(PansError):
@@ -160,7 +165,36 @@ class EvaluationSamples(Dataset[EvaluationSample | None]):
         )
 
 
-class EvaluationLoader(DataLoader[Any]):
+class BoundedLoader(DataLoader[T]):
+    """Its `timeout` holds also where a process is stopped in the middle of handing over a sample.
+
+    torch ends the wait for a sample, but not for the open files that come with it.
+    """
+
+    def __iter__(self) -> Iterator[T]:  # type: ignore[override]
+        samples = super().__iter__()
+        on_main_thread = threading.current_thread() is threading.main_thread()
+        return _in_time(samples, self.timeout) if self.timeout and on_main_thread else samples
+
+
+def _in_time(samples: Iterator[T], seconds: float) -> Iterator[T]:
+    def give_up(number: int, frame: FrameType | None) -> None:
+        raise RuntimeError(f"DataLoader timed out after {seconds} seconds")
+
+    while True:
+        before = signal.signal(signal.SIGALRM, give_up)
+        signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # torch's own time-out comes first
+        try:
+            sample = next(samples)
+        except StopIteration:
+            return
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        yield sample
+
+
+class EvaluationLoader(BoundedLoader[Any]):
     """Gives the samples that were not skipped."""
 
     def __iter__(self) -> Iterator[EvaluationSample]:  # type: ignore[override]
@@ -205,7 +239,7 @@ def training_loader(
     pictures = open_dataset(dataset, root, "train")
     _require_a_step(pictures, batch_size, accumulate, world_size)
     sampler = EpochSampler(len(pictures), batch_size=batch_size, rank=rank, world_size=world_size)
-    return DataLoader(
+    return BoundedLoader(
         TrainingSamples(SampleReader(pictures, skip_bad_files), crop_size, seed),
         batch_size=batch_size,
         sampler=sampler,

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from dataset.loaders import sample_bytes, worker_options
+from dataset.loaders import BoundedLoader, sample_bytes, worker_options
 from dataset.shared_memory import in_shared_memory
 from dataset.transforms import LARGEST_SCALE, TEST_SCALES, byte_tensor, scaled_images
 from utils.pictures import FOREIGN_SUFFIXES, PICTURE_SUFFIXES, read_picture, require_size
@@ -258,7 +258,7 @@ def samples_of(
     pictures = [source for source in sources if not source.is_video][rank::world_size]
     if pictures:
         files, scales = [source.path for source in pictures], _scales(multi_scale)
-        yield from DataLoader(
+        yield from BoundedLoader(
             Pictures(pictures, multi_scale=multi_scale),
             batch_size=None,
             collate_fn=in_shared_memory,

@@ -10,10 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms import functional
-from torchvision.transforms.functional import InterpolationMode
 
 from dataset.description import IGNORE_INDEX
 
@@ -45,8 +43,8 @@ def random_scale(image: Image.Image, label: Image.Image, rng: random.Random) -> 
 def _resized(image: Image.Image, label: Image.Image, size: tuple[int, int]) -> Pair:
     """Both at (height, width) `size`: bilinear, and the label's nearest pixel."""
     return (
-        functional.resize(image, list(size), InterpolationMode.BILINEAR),
-        functional.resize(label, list(size), InterpolationMode.NEAREST),
+        image.resize(size[::-1], Image.Resampling.BILINEAR),
+        label.resize(size[::-1], Image.Resampling.NEAREST),
     )
 
 
@@ -58,20 +56,18 @@ def random_crop(image: Image.Image, label: Image.Image, rng: random.Random, size
     for side in (0, 1):
         if image.size[side] < size:
             padding = (1 + size - image.size[side]) // 2
-            image = functional.pad(image, padding, fill=0)
-            label = functional.pad(label, padding, fill=IGNORE_INDEX)
+            image = ImageOps.expand(image, padding, fill=0)
+            label = ImageOps.expand(label, padding, fill=IGNORE_INDEX)
     top = rng.randint(0, image.height - size)
     left = rng.randint(0, image.width - size)
-    return (
-        functional.crop(image, top, left, size, size),
-        functional.crop(label, top, left, size, size),
-    )
+    box = left, top, left + size, top + size
+    return image.crop(box), label.crop(box)
 
 
 def random_flip(image: Image.Image, label: Image.Image, rng: random.Random) -> Pair:
     """Mirror both left to right, one time in two."""
     if rng.random() < 0.5:
-        return functional.hflip(image), functional.hflip(label)
+        return ImageOps.mirror(image), ImageOps.mirror(label)
     return image, label
 
 
@@ -105,10 +101,7 @@ def scaled_images(image: Image.Image, scales: Sequence[float]) -> list[Tensor]:
         One (3, h, w) uint8 tensor a scale.
     """
     sizes = [scaled_size(image.height, image.width, scale) for scale in scales]
-    return [
-        byte_planes(functional.resize(image, list(size), InterpolationMode.BILINEAR))
-        for size in sizes
-    ]
+    return [byte_planes(image.resize(size[::-1], Image.Resampling.BILINEAR)) for size in sizes]
 
 
 def scaled_pair(image: Image.Image, label: Image.Image, scale: float) -> Pair:

@@ -157,20 +157,6 @@ def markdown_table(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def every_figure(results: Results) -> dict[str, float]:
-    """All numbers of all protocols, each in its protocol's unit; missing ones are left out.
-
-    Named "pooled/AUROC", and "pooled/AUROC, chance" for what stands beside a figure.
-    """
-    figures: dict[str, float | None] = {}
-    for name, protocol in results["protocols"].items():
-        columns = {"": protocol["figures"]}
-        columns |= {f", {title.lower()}": protocol[column] for column, title in _COLUMNS.items()}
-        for suffix, values in columns.items():
-            figures |= {f"{name}/{figure}{suffix}": value for figure, value in values.items()}
-    return {name: value for name, value in figures.items() if value is not None}
-
-
 def markdown_run(results: Results) -> str:
     """The headline score's table, and the table of all scores where there are several."""
     return "\n".join(filter(None, (markdown_table(results), markdown_scores(results))))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from modules.abn import NormFactory
 from modules.resnet import MOD4_CHANNELS, MOD5_CHANNELS
+from modules.winograd import Conv3x3, conv3x3
 
 GRID_SIZES = (1, 2, 3, 6)
 HEAD_CHANNELS = 512
@@ -156,7 +157,7 @@ class PyramidHead(nn.Module):
             nn.Dropout2d(DROPOUT),
         )
         self.cbr_deepsup = nn.Sequential(
-            nn.Conv2d(MOD4_CHANNELS, HEAD_CHANNELS, 3, padding=1, bias=False),
+            Conv3x3(MOD4_CHANNELS, HEAD_CHANNELS, plain=plain),
             norm(HEAD_CHANNELS),
             nn.Dropout2d(DROPOUT),
         )
@@ -175,10 +176,7 @@ class PyramidHead(nn.Module):
             if self.mod5_convolution is not None:
                 features = self.mod5_convolution(mod5)
             else:
-                if mod5.device.type == "cpu":
-                    # Of so many channels a CPU convolves planes a fifth faster than pixels.
-                    mod5, weight = mod5.contiguous(), weight.contiguous()
-                features = F.conv2d(mod5, weight, convolution.bias, padding=1)
+                features = conv3x3(mod5, weight, convolution.bias)
             features = features + convolve_upsampled(grids, grid_weights, size)
         for layer in norm_and_dropout:
             features = layer(features)

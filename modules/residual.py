@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from modules.abn import IDENTITY_SLOPE, LEAKY_SLOPE, NormFactory, statistics_left_alone
+from modules.winograd import Conv3x3
 
 
 class Bottleneck(nn.Module):
@@ -16,7 +17,7 @@ class Bottleneck(nn.Module):
 
     (N, in_channels, H, W) -> (N, 4 * width, H / stride, W / stride). The stride sits on the 3x3
     convolution; the sum goes through a leaky ReLU, so the last norms have no activation. The
-    shortcut is projected where the shape changes.
+    shortcut is projected where the shape changes. `plain`: see `Conv3x3`.
 
     With `checkpoint_activations` training keeps the block's input alone, and backward computes
     the rest again (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016). That is
@@ -35,6 +36,7 @@ class Bottleneck(nn.Module):
         dilation: int,
         norm: NormFactory,
         *,
+        plain: bool = False,
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
@@ -44,7 +46,7 @@ class Bottleneck(nn.Module):
             OrderedDict(
                 conv1=nn.Conv2d(in_channels, width, 1, bias=False),
                 bn1=norm(width),
-                conv2=nn.Conv2d(width, width, 3, stride, dilation, dilation, bias=False),
+                conv2=Conv3x3(width, width, stride=stride, dilation=dilation, plain=plain),
                 bn2=norm(width),
                 conv3=nn.Conv2d(width, out_channels, 1, bias=False),
                 bn3=norm(out_channels, slope=IDENTITY_SLOPE),

@@ -22,7 +22,8 @@ class ResNet(nn.Module):
 
     images (N, 3, H, W) -> mod4's (N, 1024, h, w) and mod5's (N, 2048, h, w) output, where h and w
     are H and W over the output stride, rounded up. At output stride 16, mod4 and mod5 have the
-    same size too: only mod5 is dilated. `checkpoint_activations`: see `Bottleneck`.
+    same size too: only mod5 is dilated. `plain` and
+    `checkpoint_activations`: see `Bottleneck`.
     """
 
     mod2: nn.Sequential
@@ -36,6 +37,7 @@ class ResNet(nn.Module):
         output_stride: int,
         norm: NormFactory,
         *,
+        plain: bool = False,
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
@@ -58,6 +60,7 @@ class ResNet(nn.Module):
                     block_stride,
                     dilation,
                     norm,
+                    plain=plain,
                     checkpoint_activations=checkpoint_activations,
                 )
                 in_channels = width * Bottleneck.expansion

@@ -79,8 +79,8 @@ def build_model(
         classifier: "cosine" (prototypes) or "standard".
         norm_act: "iabn_sync", "iabn", "abn" or "std" (see `modules.abn`).
         output_stride: 8 or 16.
-        plain: compute the head as published, over 4096 concatenated channels, and deep supervision
-            in evaluation too.
+        plain: compute the head as published, over 4096 concatenated channels, deep supervision
+            in evaluation too, and every convolution by the library's direct sum.
         checkpoint_activations: recompute the body's blocks in backward instead of keeping them.
         group: the processes that "iabn_sync" synchronises; None means all.
 
@@ -93,7 +93,13 @@ def build_model(
         raise ValueError(f"output_stride must be 8 or 16, got {output_stride!r}")
     norm = norm_factory(norm_act, group)
     return SegmentationModel(
-        ResNet(backbone, output_stride, norm, checkpoint_activations=checkpoint_activations),
+        ResNet(
+            backbone,
+            output_stride,
+            norm,
+            plain=plain,
+            checkpoint_activations=checkpoint_activations,
+        ),
         PyramidHead(norm, plain=plain),
         Classifier(classifier, HEAD_CHANNELS, num_classes),
     )

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from metrics import PooledMetrics, ScoreHistogram, ThresholdCurve
 from metrics.pooled import BinnedScores
-from metrics.report import every_figure, markdown_table
-from report.logger import Logger
+from metrics.report import markdown_table
 from report.visualize import class_matrix_figure
+from utils.logger import Logger
 
 _PR_PLUGIN_POINTS = 127  # the most that the plugin's own summaries have
 _FONT_SIZE = 15
@@ -24,21 +24,19 @@ _NORMAL, _ANOMALOUS = "tab:blue", "tab:red"
 def log_anomaly_figures(
     logger: Logger, tag: str, results: Mapping[str, Any], pooled: BinnedScores, step: int
 ) -> None:
-    """Every protocol's figures and their table, and the curves and scores of all pixels.
+    """The table of every protocol's metrics, and the curves and scores of all pixels.
 
     Args:
         tag: prefix of all tags, such as "test", or "test msp" where several scores are logged.
         results: as `AnomalyEvaluation.results` returns them.
         pooled: the counts of all processes.
     """
-    figures = every_figure(results)
-    logger.scalars({f"{tag} {name}": value for name, value in figures.items()}, step)
     logger.text(f"{tag}/table", markdown_table(results), step)
     metrics, curve, histogram = pooled.metrics(), pooled.curve(), pooled.histogram()
     points = pooled.curve(_PR_PLUGIN_POINTS)
     if metrics is None or curve is None or histogram is None or points is None:
         return
-    logger.pr_curve(f"{tag}/pooled", points, step)
+    logger.pr_curve(f"{tag}/pooled", points.true_positives, points.false_positives, step)
     logger.histogram(f"{tag} scores/normal", histogram.edges, histogram.normal, step)
     logger.histogram(f"{tag} scores/anomalous", histogram.edges, histogram.anomalous, step)
     logger.figure(f"{tag}/precision_recall", precision_recall_figure(curve, metrics), step)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dataset import EvaluationSample
 from metrics import AnomalyMetrics
-from report.logger import Logger
-from report.visualize import Picture, render
 from utils.distributed import gather_objects
+from utils.figures import Picture, render
+from utils.logger import Logger
 
 Draw = Callable[[Picture, np.ndarray, np.ndarray, np.ndarray], Picture]
 Ranking = list[tuple[float, int]]

@@ -8,9 +8,9 @@ from PIL import Image
 from torch import Tensor
 
 from dataset import DatasetInfo, EvaluationSample
-from report.logger import Logger
 from report.visualize import Picture, sample_panel, save_picture
 from utils.distributed import gather_objects
+from utils.logger import Logger
 
 
 class Panels:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from dataset import DatasetInfo
 from metrics.evaluation import ImageRecord
-from metrics.report import write_results
-from report.logger import Logger
+from metrics.report import markdown_scores, write_results
 from report.summary import PERCENT, is_known, per_image_rows, summary, warnings
+from report.visualize import class_iou_figure, confusion_matrix_figure
 from utils.files import write_text
+from utils.logger import Logger
 
 CHARTS = {
     "training": {
@@ -28,10 +30,15 @@ CHARTS = {
             "validation/Overall Acc",
             "validation/Mean Acc",
         ],
-        "IoU of every class": ["validation_iou/.*"],
     },
 }
 """TensorBoard's charts that show several tags together."""
+
+COMPARED_OPTIONS = (
+    *("dataset", "backbone", "classifier", "norm_act", "output_stride", "epochs", "batch_size"),
+    *("crop_size", "lr", "random_seed", "precision", "multi_scala"),
+)
+"""Those that the HPARAMS tab shows; all of them are in the table of options."""
 
 _FRACTIONS = ("Mean IoU", "Overall Acc", "Mean Acc", "FreqW Acc")
 
@@ -58,8 +65,14 @@ def log_segmentation(
         return
     values = {name: scores[name] for name in ("Loss", *_FRACTIONS) if name in scores}
     logger.scalars({f"{tag}/{name}": value for name, value in values.items()}, step)
-    logger.class_iou(f"{tag}_iou", scores["Class IoU"], info, step)
-    logger.confusion_matrix(f"{tag}/confusion_matrix", matrix.cpu().numpy(), info.class_names, step)
+    if not logger.is_on:
+        return
+    present = {i: value for i, value in scores["Class IoU"].items() if math.isfinite(value)}
+    names = info.class_names
+    logger.scalars({f"{tag}_iou/{names[i]}": value for i, value in present.items()}, step)
+    logger.figure(f"{tag}_iou/bars", class_iou_figure(scores["Class IoU"], info), step)
+    shares = confusion_matrix_figure(matrix.cpu().numpy(), names)
+    logger.figure(f"{tag}/confusion_matrix", shares, step)
 
 
 def report_results(
@@ -89,8 +102,8 @@ def report_results(
     metrics = {name: results[name] for name in (*PERCENT, *_FRACTIONS)}
     found = {f"test/{name}": value for name, value in metrics.items() if is_known(value)}
     log_segmentation(logger, "test", results, matrix, info, step)
-    for score, figures in results["scores"].items():
-        values = {f"scores/{name}/{score}": figures[name] for name in PERCENT}
-        logger.scalars({tag: value for tag, value in values.items() if value is not None}, step)
-    logger.hparams(results["options"], found, step)
+    if len(results["scores"]) > 1:
+        logger.text("test/all_scores", markdown_scores(results), step)
+    options = {name: results["options"][name] for name in COMPARED_OPTIONS}
+    logger.hparams(options | {"score": results["score"]}, found, step)
     logger.flush()

@@ -10,7 +10,6 @@ import matplotlib
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Patch
@@ -18,9 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dataset import DatasetInfo
+from utils.figures import Picture, render
 from utils.files import replacing
-
-Picture = NDArray[np.uint8]
 
 _NOT_A_NUMBER_COLOUR = (0, 255, 255)
 _PICTURE_WIDTH_INCHES = 4.8
@@ -557,10 +555,3 @@ def class_iou_figure(class_iou: Mapping[int, float], info: DatasetInfo) -> Figur
     if present_values:
         axes.set_title(f"IoU of every class, mean {np.mean(present_values):.3f}")
     return figure
-
-
-def render(figure: Figure) -> Picture:
-    """Draw a figure as RGB (H, W, 3), without matplotlib's global state."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 
 from argparser import RECIPE, OptionError, Options, parse_options
 from modules.scores import SCORES
+
+REPOSITORY = Path(__file__).parents[1]
 
 PUBLISHED_DEFAULTS = {
     "name": "Experiment",
@@ -587,3 +591,31 @@ def test_any_command_line_ends_in_options_or_one_line(argv: list[str]) -> None:
         assert len(str(end).splitlines()) == 1
     else:
         assert any(token.startswith(("-h", "--help")) for token in argv)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, "--name"),
+        (["--lrr", "1"], 2, "did you mean --lr?"),
+        (["--default", "--score", "mps"], 2, "argument --score"),
+    ],
+)
+def test_words_are_checked_before_torch_is_loaded(words, code, said):
+    program = (
+        "import sys, runpy, atexit; sys.argv = ['run.py', *sys.argv[1:]]\n"
+        "atexit.register(lambda: print({'torch', 'torchvision'} & sys.modules.keys() or 'none'))\n"
+        "runpy.run_path('run.py', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", program, *words]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert ended.returncode == code, ended.stderr
+    assert said in ended.stdout + ended.stderr
+    assert ended.stdout.endswith("none\n")
+
+
+def test_a_run_without_downloads_does_not_load_torchvision():
+    program = "import run, sys; print('torchvision' in sys.modules)"
+    command = [sys.executable, "-c", program]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert printed.stdout == "False\n"

@@ -55,7 +55,7 @@ def is_hidden(path: PurePath) -> bool:
 
 
 def files_below(folder: Path, suffixes: Sequence[str] = ()) -> list[Path]:
-    """All files below a folder but hidden ones, in the order of their paths.
+    """All files below a folder but hidden ones, in the order of their paths; none if it is missing.
 
     Links to folders are followed, each folder once; its own place comes before links to it.
 
@@ -72,7 +72,7 @@ def files_below(folder: Path, suffixes: Sequence[str] = ()) -> list[Path]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     seen: set[str] = set()
-    waiting = [str(folder)]
+    waiting = [str(folder)] if folder.is_dir() else []
     links: list[str] = []
     while waiting or links:
         # Whatever can be reached without a link is found under its own name.

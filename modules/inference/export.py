@@ -34,7 +34,9 @@ class ScoredNetwork(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.network(image)
         evidence = Evidence([logits], image.shape[2:])
-        return logits, self.score.map_of(evidence), evidence.probabilities.argmax(dim=1)
+        # First of all, so that a score of confidences takes it from these too, not by strips.
+        classes = evidence.probabilities.argmax(dim=1)
+        return logits, self.score.map_of(evidence), classes
 
 
 def exportable(model: SegmentationModel) -> SegmentationModel:

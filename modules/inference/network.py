@@ -46,7 +46,7 @@ class Inference:
         """A copy whose convolutions do the norms' work, in `self.dtype`."""
         folded = fold_norms(model)
         if self.device.type == "cpu":  # on GPUs the library itself chooses
-            use_winograd(folded)
+            use_winograd(folded, self.dtype)
         folded.to(self.dtype).to(memory_format=self.layout).cls.float()
         return folded
 
@@ -56,8 +56,11 @@ class Inference:
 
     @torch.inference_mode()
     def logits(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """(3, H, W) uint8 images, one a scale -> (1, C, h, w) float32 logits, one a scale."""
-        return [self.model(self._input(image)) for image in images]
+        """(3, H, W) uint8 images, one a scale -> (1, C, h, w) float32 logits, one a scale.
+
+        Contiguous: what is done with them at full size goes class by class.
+        """
+        return [self.model(self._input(image)).contiguous() for image in images]
 
     @torch.inference_mode()
     def logits_and_samples(
@@ -78,6 +81,6 @@ class Inference:
             masks = dropout_masks(passes, HEAD_CHANNELS, DROPOUT, generator)
             masks = masks.to(self.device, non_blocking=True)
             stochastic = [self.model.cls(features * mask) for mask in masks]
-            logits.append(self.model.cls(features))
-            samples.append(torch.cat(stochastic))
+            logits.append(self.model.cls(features).contiguous())
+            samples.append(torch.cat(stochastic).contiguous())
         return logits, samples

@@ -5,11 +5,24 @@ and `size` the (H, W) of the label. Scales are upsampled bilinearly (align_corne
 averaged.
 """
 
-from modules.scores.evidence import Evidence, mean_over_scales, mean_probabilities, upsample
-from modules.scores.formulas import cosine_score, msp_score
-from modules.scores.registry import ALL, SCORES, Score, resolve
-from modules.scores.scorer import DROPOUT_PASSES, Scorer
-from modules.scores.statistics import MaxLogitStatistics, max_logit_sums, statistics_of
+from typing import TYPE_CHECKING
+
+from modules.scores.registry import ALL, DROPOUT_PASSES, SCORES, Score, resolve
+from utils.lazy import imported_on_demand
+
+if TYPE_CHECKING:
+    from modules.scores.evidence import Evidence, mean_over_scales, mean_probabilities, upsample
+    from modules.scores.formulas import cosine_score, msp_score
+    from modules.scores.scorer import Scorer
+    from modules.scores.statistics import MaxLogitStatistics, max_logit_sums, statistics_of
+else:
+    __getattr__ = imported_on_demand(
+        __name__,
+        evidence=("Evidence", "mean_over_scales", "mean_probabilities", "upsample"),
+        formulas=("cosine_score", "msp_score"),
+        scorer=("Scorer",),
+        statistics=("MaxLogitStatistics", "max_logit_sums", "statistics_of"),
+    )
 
 __all__ = [
     "ALL",

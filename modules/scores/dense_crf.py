@@ -1,10 +1,14 @@
 """Maximum softmax probability after a dense conditional random field, from an optional package."""
 
+from __future__ import annotations
+
 import importlib.util
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PACKAGE = "pydensecrf"
 MEAN_FIELD_STEPS = 10
@@ -34,6 +38,7 @@ def smoothed_probabilities(probabilities: Tensor, picture: Tensor) -> Tensor:
     Returns:
         (1, C, H, W) float32, sums to 1 over C; computed on a CPU.
     """
+    import torch
     from pydensecrf import densecrf
 
     _, classes, height, width = probabilities.shape

@@ -1,6 +1,6 @@
 """What one forward pass shows of an image: all that the scores are computed from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from modules.pyramid import upsampling_matrix
 from modules.scores.statistics import MaxLogitStatistics
+
+STRIP_BYTES = 8 << 20
+"""Probabilities of so many rows are computed together: that much stays in a CPU's cache."""
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -24,14 +28,52 @@ def mean_probabilities(logits_per_scale: Sequence[Tensor], size: Sequence[int]) 
         size: (H, W).
     """
     first, *others = logits_per_scale
-    upsampled = upsample(first, size)
-    total = upsampled.softmax(dim=1)
-    # On a CPU fresh memory costs as much time as the arithmetic: all other scales share two maps.
-    probabilities = torch.empty_like(upsampled)
+    total = upsample(first, size).softmax(dim=1)
     for logits in others:
-        torch.ops.aten.upsample_bilinear2d.out(logits, list(size), False, None, None, out=upsampled)
-        total += torch.softmax(upsampled, dim=1, out=probabilities)
+        total += upsample(logits, size).softmax(dim=1)
     return total.div_(len(logits_per_scale))
+
+
+def confidence_and_prediction(
+    logits_per_scale: Sequence[Tensor], size: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Maximum and argmax over classes of `mean_probabilities`, each (N, H, W).
+
+    On a CPU the probabilities are computed, used and forgotten a strip of rows at a time, so that
+    neither memory nor its traffic grows with the classes. A GPU does the whole map at once.
+    """
+    if logits_per_scale[0].device.type != "cpu":
+        # The maximum with its place takes a sixth of the time of argmax alone.
+        confidence, prediction = mean_probabilities(logits_per_scale, size).max(dim=1)
+        return confidence, prediction
+    pairs = [strip.max(dim=1) for strip in _strips_of_mean_probabilities(logits_per_scale, size)]
+    confidences, predictions = zip(*pairs, strict=True)
+    return torch.cat(confidences, dim=1), torch.cat(predictions, dim=1)
+
+
+def _strips_of_mean_probabilities(
+    logits_per_scale: Sequence[Tensor], size: Sequence[int]
+) -> Iterator[Tensor]:
+    """`mean_probabilities` from top to bottom as (N, C, rows, W), up to rounding.
+
+    Bilinear upsampling is separable: the few low-resolution rows that a strip sees are widened,
+    then mixed by the strip's rows of the vertical upsampling matrix.
+    """
+    height, width = size
+    matrices = [upsampling_matrix(logits.shape[2], height, logits) for logits in logits_per_scale]
+    row_bytes = logits_per_scale[0][:, :, 0, 0].nbytes * width
+    rows = max(1, STRIP_BYTES // row_bytes)
+    for top in range(0, height, rows):
+        total: Tensor | None = None
+        for logits, matrix in zip(logits_per_scale, matrices, strict=True):
+            weights = matrix[top : top + rows]
+            seen = weights.any(dim=0).nonzero()
+            start, stop = int(seen[0]), int(seen[-1]) + 1
+            wide = upsample(logits[:, :, start:stop], (stop - start, width))
+            probabilities = (weights[:, start:stop] @ wide).softmax(dim=1)
+            total = probabilities if total is None else total.add_(probabilities)
+        assert total is not None
+        yield total.div_(len(logits_per_scale))
 
 
 def mean_over_scales(maps_per_scale: Sequence[Tensor], size: Sequence[int]) -> Tensor:
@@ -65,9 +107,10 @@ class Evidence:
 
     @cached_property
     def _confidence_and_prediction(self) -> tuple[Tensor, Tensor]:
-        # On a CPU both together take a sixth of the time of argmax alone.
-        confidence, prediction = self.probabilities.max(dim=1)
-        return confidence, prediction
+        if "probabilities" in self.__dict__:  # somebody needs all of them
+            confidence, prediction = self.probabilities.max(dim=1)
+            return confidence, prediction
+        return confidence_and_prediction(self.logits, self.size)
 
     @property
     def confidence(self) -> Tensor:

@@ -76,7 +76,8 @@ def standardized_max_logit(logits: Tensor, statistics: MaxLogitStatistics) -> Te
     """
     largest, predicted = logits.max(dim=1)
     mean, deviation = (
-        values.to(logits)[predicted] for values in (statistics.mean, statistics.deviation)
+        values.to(logits.device, logits.dtype)[predicted]
+        for values in (statistics.mean, statistics.deviation)
     )
     return (mean - largest) / deviation
 

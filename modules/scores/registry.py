@@ -1,14 +1,25 @@
-"""All scores by name. A score is a function in `formulas` and a line in `SCORES`."""
+"""All scores by name. A score is a line here and a line in `maps`.
 
-from collections.abc import Callable, Sequence
+What the command line asks of them is told without torch, which takes seconds to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from modules.scores import dense_crf
 
-from modules.scores import dense_crf, formulas
-from modules.scores.evidence import Evidence, mean_over_scales
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modules.scores.evidence import Evidence
+    from modules.scores.maps import ScoreMap
 
 ALL = "all"
+DROPOUT_PASSES = 10
 CRF_REMEDY = "the package pydensecrf2; run pip install -e '.[crf]'"
 
 
@@ -17,19 +28,16 @@ class Score:
     """An anomaly score.
 
     Attributes:
-        parts_of: evidence of one image -> what its map is computed from: (1, h_s, w_s), one a
-            scale. Where the map needs more than that, the map itself: (1, H, W).
+        name: in the tables of scores.
         words: what it is, for the command line's help.
-        from_parts: parts and the size (H, W) -> (1, H, W), higher = more anomalous.
         cosine: it needs the cosine classifier.
         samples: it needs stochastic passes.
         statistics: it needs a pass over the training images.
         crf: it needs the optional package of `dense_crf`.
     """
 
-    parts_of: Callable[[Evidence], Sequence[Tensor]]
+    name: str
     words: str
-    from_parts: Callable[[Sequence[Tensor], Sequence[int]], Tensor] = mean_over_scales
     cosine: bool = False
     samples: bool = False
     statistics: bool = False
@@ -46,70 +54,37 @@ class Score:
             return "--classifier cosine"
         return CRF_REMEDY if self.crf and not dense_crf.is_installed() else None
 
+    @cached_property
+    def _map(self) -> ScoreMap:
+        from modules.scores.maps import MAPS
+
+        return MAPS[self.name]
+
+    def parts_of(self, evidence: Evidence) -> Sequence[Tensor]:
+        """What the map is computed from, see `ScoreMap`."""
+        return self._map.parts_of(evidence)
+
+    def from_parts(self, parts: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """(1, H, W), higher = more anomalous."""
+        return self._map.from_parts(parts, size)
+
     def map_of(self, evidence: Evidence) -> Tensor:
         """(1, H, W), higher = more anomalous."""
         return self.from_parts(self.parts_of(evidence), evidence.size)
 
 
-def _of_logits(formula: Callable[[Tensor], Tensor], words: str, cosine: bool = False) -> Score:
-    """A score of each scale's logits, upsampled, mean over scales."""
-
-    def parts_of(evidence: Evidence) -> Sequence[Tensor]:
-        return [formula(logits) for logits in evidence.logits]
-
-    return Score(parts_of, words, cosine=cosine)
-
-
-def _whole(parts: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """The map itself."""
-    return parts[0]
-
-
-def _prototype(evidence: Evidence) -> Sequence[Tensor]:
-    return [formulas.nearness(logits) for logits in evidence.logits]
-
-
-def _distance(parts: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    return 1 - mean_over_scales(parts, size)
-
-
-def _msp(evidence: Evidence) -> Sequence[Tensor]:
-    return [1 - evidence.confidence]
-
-
-def _standardized_max_logit(evidence: Evidence) -> Sequence[Tensor]:
-    statistics = evidence.statistics
-    assert statistics is not None
-    return [formulas.standardized_max_logit(logits, statistics) for logits in evidence.logits]
-
-
-def _mc_dropout(evidence: Evidence) -> Sequence[Tensor]:
-    return [formulas.mutual_information(samples) for samples in evidence.samples]
-
-
-def _msp_crf(evidence: Evidence) -> Sequence[Tensor]:
-    assert evidence.picture is not None
-    smoothed = dense_crf.smoothed_probabilities(evidence.probabilities, evidence.picture)
-    return [formulas.msp_score(smoothed)]
-
-
-SCORES = {
-    "prototype": Score(_prototype, "distance from the nearest prototype", _distance, cosine=True),
-    "msp": Score(_msp, "1 - largest softmax probability", _whole),
-    "maxlogit": _of_logits(formulas.max_logit, "minus the largest logit"),
-    "entropy": _of_logits(formulas.entropy, "entropy of the softmax"),
-    "energy": _of_logits(formulas.energy, "minus the log-sum-exp of the logits"),
-    "standardized_maxlogit": Score(
-        _standardized_max_logit,
-        "largest logit, standardized by class",
-        statistics=True,
-    ),
-    "prototype_margin": _of_logits(
-        formulas.prototype_margin, "how near the second nearest prototype is as well", cosine=True
-    ),
-    "mc_dropout": Score(_mc_dropout, "disagreement of passes with dropout", samples=True),
-    "msp_crf": Score(_msp_crf, "msp smoothed by a dense CRF", _whole, crf=True),
-}
+_ALL_SCORES = (
+    Score("prototype", "distance from the nearest prototype", cosine=True),
+    Score("msp", "1 - largest softmax probability"),
+    Score("maxlogit", "minus the largest logit"),
+    Score("entropy", "entropy of the softmax"),
+    Score("energy", "minus the log-sum-exp of the logits"),
+    Score("standardized_maxlogit", "largest logit, standardized by class", statistics=True),
+    Score("prototype_margin", "how near the second nearest prototype is as well", cosine=True),
+    Score("mc_dropout", "disagreement of passes with dropout", samples=True),
+    Score("msp_crf", "msp smoothed by a dense CRF", crf=True),
+)
+SCORES = {score.name: score for score in _ALL_SCORES}
 
 
 def resolve(names: Sequence[str], classifier: str) -> tuple[str, ...]:

@@ -7,10 +7,8 @@ from torch import Tensor
 
 from modules.inference.network import Inference
 from modules.scores.evidence import Evidence
-from modules.scores.registry import SCORES
+from modules.scores.registry import DROPOUT_PASSES, SCORES
 from modules.scores.statistics import MaxLogitStatistics
-
-DROPOUT_PASSES = 10
 
 
 class Scorer:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.models import WeightsEnum, get_model_weights
 
 from modules.abn import EPS
 from utils.weight_files import WeightsError
@@ -23,6 +22,8 @@ def download(backbone: str) -> tuple[dict[str, Tensor], str]:
     Raises:
         WeightsError: there is no network, or the file is damaged.
     """
+    from torchvision.models import WeightsEnum, get_model_weights  # takes a second
+
     entry: WeightsEnum = get_model_weights(backbone)[VERSION]
     try:
         state = entry.get_state_dict(

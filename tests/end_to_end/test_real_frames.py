@@ -14,8 +14,8 @@ import run
 from dataset import look
 from dataset.registry import open_dataset
 from metrics import evaluate
-from report.logger import Logger
 from tests.reliability.tiny import TinyNetwork, tiny_network
+from utils.logger import Logger
 
 REAL = Path(__file__).parents[3] / "shared/real/road_anomaly"
 pytestmark = pytest.mark.skipif(

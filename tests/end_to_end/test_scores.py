@@ -14,11 +14,11 @@ from dataset.demo.writer import write_demo
 from dataset.transforms import TEST_SCALES, scaled_size
 from metrics import AnomalyEvaluation
 from modules.scores import SCORES, Evidence, MaxLogitStatistics, Scorer
-from report.logger import Logger
 from tests.end_to_end import command
 from train import Trainer
 from utils.checkpoint import save_checkpoint
 from utils.distributed import Process
+from utils.logger import Logger
 
 REPOSITORY = Path(__file__).parents[2]
 

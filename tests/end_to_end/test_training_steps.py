@@ -11,9 +11,9 @@ from dataset.demo.writer import write_demo
 from modules import build_model
 from modules.loss import segmentation_loss
 from modules.normalisation import normalised
-from report.logger import Logger
 from train import Trainer
 from utils.distributed import Process
+from utils.logger import Logger
 
 
 def test_four_steps_follow_the_recipe(tmp_path):

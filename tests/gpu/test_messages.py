@@ -107,3 +107,11 @@ def test_start_up_names_where_float32_is_rounded(monkeypatch):
     assert tf32_in("bf16", cuda) == tf32_in("fp32", cpu) == ""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     assert tf32_in("fp32", cuda) == " (no TF32)"
+
+
+def test_make_iabn_builds_the_package_for_the_torch_that_is_here():
+    """A wheel from pip's cache, or one that is installed, may be of another torch."""
+    command = ["make", "-n", "-W", "pyproject.toml", "iabn"]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    (install,) = (part for part in ended.stdout.split("pip ") if "inplace-abn==" in part)
+    assert {"--no-cache-dir", "--force-reinstall", "--no-build-isolation"} <= set(install.split())

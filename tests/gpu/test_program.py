@@ -18,9 +18,9 @@ from argparser import parse_options
 from benchmarks import launches
 from dataset.demo import write_demo
 from modules import abn
-from report.logger import Logger
 from tests.gpu.pretend_gpu import CUDA, PretendGpu, lines
 from utils.distributed import Process
+from utils.logger import Logger
 
 TINY = {"resnet50": (1, 1, 1, 1)}
 HEAD = 32  # channels, in the place of 512

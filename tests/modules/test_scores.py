@@ -27,6 +27,8 @@ from modules.scores import (
     msp_score,
     statistics_of,
 )
+from modules.scores.evidence import confidence_and_prediction
+from modules.scores.maps import MAPS
 
 CPU = torch.device("cpu")
 
@@ -74,8 +76,25 @@ def test_shared_maps_change_no_bit_of_the_probabilities(scale):
     evidence = Evidence(logits, (31, 57))
     assert torch.equal(evidence.probabilities, expected / 3)
     assert torch.equal(evidence.prediction, expected.argmax(1)[0])
-    assert torch.equal(evidence.confidence, evidence.probabilities.amax(1))
+    torch.testing.assert_close(evidence.confidence, evidence.probabilities.amax(1))
     assert all(map(torch.equal, logits, before))
+
+
+@pytest.mark.parametrize("strip", [1, 5_000, 1 << 30])
+@pytest.mark.parametrize("size", [(1, 1), (9, 13), (47, 30)])
+def test_strips_give_the_maximum_of_all_probabilities(monkeypatch, size, strip):
+    monkeypatch.setattr("modules.scores.evidence.STRIP_BYTES", strip)
+    logits = [cosine_logits(2, 7, *low, seed=low[0]) for low in ((1, 1), (3, 5), (8, 6), (12, 4))]
+    confidence, prediction = confidence_and_prediction(logits, size)
+    expected, winner = mean_probabilities(logits, size).max(dim=1)
+    torch.testing.assert_close(confidence, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(prediction, winner)
+
+
+def test_a_score_that_needs_all_probabilities_shares_them():
+    evidence = Evidence([cosine_logits(1, 5, 4, 6)], (9, 13))
+    assert torch.equal(evidence.probabilities.amax(1), evidence.confidence)
+    assert torch.equal(evidence.probabilities.argmax(1)[0], evidence.prediction)
 
 
 def test_prediction_of_a_tie_is_the_first_class():
@@ -246,7 +265,7 @@ def test_every_score_is_a_finite_map_from_one_look(looked):
         assert score.max() > score.min(), name
     torch.testing.assert_close(maps["prototype"], cosine_score(evidence.logits, (50, 70))[0])
     probabilities = mean_probabilities(evidence.logits, (50, 70))
-    assert torch.equal(maps["msp"], msp_score(probabilities)[0])
+    torch.testing.assert_close(maps["msp"], msp_score(probabilities)[0])
     # Mean 0 and deviation 1 leave the max logit; (v + 10) / 20 is the prototype score.
     torch.testing.assert_close(maps["standardized_maxlogit"], maps["maxlogit"])
     torch.testing.assert_close((maps["maxlogit"] + 10) / 20, maps["prototype"])
@@ -322,3 +341,7 @@ def test_logits_are_float32_under_autocast(kind):
     expected = [classifier(features.float()), classifier.deep_supervision(features.float())]
     assert [logits.dtype for logits in found] == [torch.float32] * 2
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_every_score_has_its_map():
+    assert list(MAPS) == list(SCORES)

@@ -15,9 +15,9 @@ import build
 import train
 from argparser import parse_options
 from dataset.demo.writer import write_demo
-from report.logger import Logger
 from utils.checkpoint import load_checkpoint
 from utils.distributed import Process
+from utils.logger import Logger
 
 TINY = Path(__file__).with_name("tiny.py")
 TRAINING = (

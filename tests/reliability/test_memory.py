@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from report.logger import Logger
 from utils.faults import known_fault
 
 TOO_MUCH = 2**50
@@ -67,7 +66,7 @@ def test_a_gpus_failure_is_known() -> None:
 def test_what_the_disk_refuses_is_known(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError) as caught:
-        Logger(tmp_path / "file/logs")
+        (tmp_path / "file/logs").mkdir()
     line = known_fault(caught.value)
     assert line is not None
     assert line.endswith(f"'{tmp_path}/file/logs'; {REMEDY}")

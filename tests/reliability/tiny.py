@@ -14,7 +14,7 @@ import run
 from modules.abn import InPlaceABN
 from modules.classifier import Classifier
 from modules.segmentation import TrainingLogits
-from report.logger import Logger
+from utils.logger import Logger
 
 
 class TinyNetwork(nn.Module):

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dataset import EvaluationSample
 from metrics import AnomalyMetrics
 from report.extremes import Extremes
-from report.logger import Logger
+from utils.logger import Logger
 
 SHOWN, IMAGES = 2, 23
 

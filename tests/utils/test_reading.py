@@ -40,6 +40,7 @@ def test_a_root_that_is_hidden_itself_is_searched(tmp_path):
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache/1.png").touch()
     assert files_below(tmp_path / ".cache") == [tmp_path / ".cache/1.png"]
+    assert files_below(tmp_path / "missing") == []
 
 
 def test_text_is_read_without_its_mark_and_never_from_a_pipe(tmp_path):

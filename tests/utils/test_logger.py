@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -15,9 +16,10 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from argparser import parse_options
 from dataset import STREETHAZARDS
-from metrics import ThresholdCurve
-from report.logger import Logger
-from report.visualize import confusion_matrix_figure, render
+from report.results import log_segmentation
+from report.visualize import confusion_matrix_figure
+from utils.figures import render
+from utils.logger import Logger
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -80,21 +82,22 @@ def test_images_come_back_pixel_by_pixel(tmp_path: Path) -> None:
     assert np.array_equal(picture(tmp_path, "sample"), shown)
 
 
-def test_confusion_matrix_is_drawn(tmp_path: Path) -> None:
-    matrix, names = np.array([[3, 1], [0, 5]]), ["road", "car"]
+def test_segmentation_is_drawn_and_has_a_curve_for_every_class_that_is_present(
+    tmp_path: Path,
+) -> None:
+    matrix = torch.zeros((13, 13), dtype=torch.int64)
+    matrix[0, :2] = torch.tensor([3, 1])
+    matrix[2, 2] = 5
+    scores = {"Mean IoU": 0.875, "Class IoU": {0: 0.75, 1: math.nan, 2: 1.0}}
     with Logger(tmp_path) as logger:
-        logger.confusion_matrix("validation/confusion", matrix, names, 3)
-    expected = render(confusion_matrix_figure(matrix, names))
-    assert np.array_equal(picture(tmp_path, "validation/confusion"), expected)
-
-
-def test_class_iou_has_a_curve_for_every_class_that_is_present(tmp_path: Path) -> None:
-    with Logger(tmp_path) as logger:
-        logger.class_iou("IoU", {0: 0.25, 1: math.nan, 2: 0.75}, STREETHAZARDS, 4)
-    assert read(tmp_path).Tags()["scalars"] == ["IoU/unlabeled", "IoU/fence"]
-    assert points(tmp_path, "IoU/unlabeled") == [(4, 0.25)]
-    assert points(tmp_path, "IoU/fence") == [(4, 0.75)]
-    assert read(tmp_path).Tags()["images"] == ["IoU/bars"]
+        log_segmentation(logger, "validation", scores, matrix, STREETHAZARDS, 4)
+    tags = read(tmp_path).Tags()
+    curves = ["validation_iou/unlabeled", "validation_iou/fence"]
+    assert tags["scalars"] == ["validation/Mean IoU", *curves]
+    assert [points(tmp_path, tag) for tag in curves] == [[(4, 0.75)], [(4, 1.0)]]
+    assert sorted(tags["images"]) == ["validation/confusion_matrix", "validation_iou/bars"]
+    expected = render(confusion_matrix_figure(matrix.numpy(), STREETHAZARDS.class_names))
+    assert np.array_equal(picture(tmp_path, "validation/confusion_matrix"), expected)
 
 
 def test_options_are_a_table(tmp_path: Path) -> None:
@@ -144,14 +147,12 @@ def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         logger.start_at(3)
         logger.scalars({"loss": 1.0}, 0)
         logger.image("sample", np.zeros((2, 2, 3), dtype=np.uint8), 0)
-        logger.class_iou("IoU", {0: 0.5}, STREETHAZARDS, 0)
-        logger.confusion_matrix("confusion", np.eye(1, dtype=int), ["road"], 0)
+        logger.pr_curve("curve", np.array([1, 2]), np.array([0, 1]), 0)
         logger.table("options", {"lr": 1})
         logger.hparams({"lr": 1}, {"AUROC": 1.0}, 0)
         logger.layout({"training": {"loss": ["loss"]}})
         logger.text("table", "| a |", 0)
         logger.histogram("scores", np.array([0.0, 1.0]), np.array([3]), 0)
-        logger.pr_curve("curve", ThresholdCurve(np.array([1]), np.array([2])), 0)
         logger.flush()
     assert list(tmp_path.iterdir()) == []
 
@@ -172,7 +173,7 @@ def test_points_stay_where_the_clock_was_set_back(
     for number, begun in enumerate((5000.0, 5000.0, 1400.0, 1400.0, 2000.0)):
         clock = SimpleNamespace(time=lambda begun=begun: begun)
         monkeypatch.setattr(event_file_writer, "time", clock)
-        monkeypatch.setattr("report.logger.time", clock)
+        monkeypatch.setattr("utils.logger.time", clock)
         with Logger(tmp_path) as logger:
             logger.start_at(10 * number)
             for step in range(10 * number, 10 * number + 15):

@@ -1,6 +1,5 @@
 """TensorBoard: losses, metrics, pictures and the options of a run, in its log folder."""
 
-import math
 import sys
 import threading
 import time
@@ -17,9 +16,7 @@ from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from dataset import DatasetInfo
-from metrics import ThresholdCurve
-from report.visualize import Picture, class_iou_figure, confusion_matrix_figure, render
+from utils.figures import Picture, render
 
 _EVENTS = "events.out.tfevents."
 """Start of the name of an event file; the second in which it was begun follows."""
@@ -115,6 +112,11 @@ class Logger:
         )
         self._folder = self._writer = None
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is written at all."""
+        return self._folder is not None
+
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point for each tag, such as "train/loss"."""
         for tag, value in values.items():
@@ -130,31 +132,24 @@ class Logger:
         if self._folder is not None:
             self.image(tag, render(figure), step)
 
-    def class_iou(
-        self, tag: str, class_iou: Mapping[int, float], info: DatasetInfo, step: int
+    def pr_curve(
+        self,
+        tag: str,
+        true_positives: NDArray[np.integer],
+        false_positives: NDArray[np.integer],
+        step: int,
     ) -> None:
-        """IoU of every class: a curve each, and all of them as bars."""
-        if self._folder is not None:
-            present = {i: value for i, value in class_iou.items() if math.isfinite(value)}
-            names = info.class_names
-            self.scalars({f"{tag}/{names[i]}": value for i, value in present.items()}, step)
-            self.figure(f"{tag}/bars", class_iou_figure(class_iou, info), step)
-
-    def confusion_matrix(
-        self, tag: str, matrix: NDArray[np.integer], names: Sequence[str], step: int
-    ) -> None:
-        """Pixel counts (C, C), rows truth and columns prediction, drawn as shares of the rows."""
-        if self._folder is not None:
-            self.figure(tag, confusion_matrix_figure(matrix, names), step)
-
-    def pr_curve(self, tag: str, curve: ThresholdCurve, step: int) -> None:
         """Precision over recall, for the PR CURVES tab.
 
         The tab shows a point's place in the curve, from 0 to 1, where it says "threshold".
+
+        Args:
+            true_positives, false_positives: (T,) counts at thresholds from the highest to the
+                lowest, at which all are positive.
         """
         if self._folder is not None:
             # The tab wants the lowest threshold first.
-            true, false = curve.true_positives[::-1], curve.false_positives[::-1]
+            true, false = true_positives[::-1], false_positives[::-1]
             self._write(
                 "add_pr_curve_raw",
                 tag,
@@ -162,8 +157,8 @@ class Logger:
                 false,
                 false[0] - false,
                 true[0] - true,
-                curve.precision[::-1],
-                curve.recall[::-1],
+                true / np.maximum(true + false, 1),
+                true / true[0],
                 step,
                 len(true),
             )

@@ -1,0 +1,357 @@
+"""3x3 convolutions of stride 1 with a half or a quarter of the products, and their gradients.
+
+Winograd's minimal filtering (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
+CVPR 2016). Along one axis, m neighbouring outputs y of the taps g see n = m + 2 inputs d:
+
+    y = A' ((G g) * (B' d))        A' (m, n), G (n, 3), B' (n, n), * element by element
+
+n products in the place of 3 m; nested over both axes n^2 in the place of 9 m^2: 16 of 36 for
+F(2x2), 36 of 144 for F(4x4). Summed over channels each of the n^2 is a matrix product. For F(2x2)
+
+    m0 = (d0 - d2) g0                    y0 = m0 + m1 + m2
+    m1 = (d1 + d2) (g0 + g1 + g2) / 2    y1 = m1 - m2 - m3
+    m2 = (d2 - d1) (g0 - g1 + g2) / 2
+    m3 = (d1 - d3) g2
+
+and F(4x4) has the same by interpolation at 0, a, -a, b, -b and infinity. With a = 3/4, b = 3/2 its
+rounding errors are half of those with the usual 1 and 2 (Alam, Anderson, Barabasz, Gregg, "Winograd
+Convolution for Deep Neural Networks: Efficient Point Selection", ACM TECS 2022). Dilation only
+means that "neighbouring" is `dilation` pixels apart.
+
+Gradients: that of the input is the convolution of the output's gradient e with the taps mirrored
+and the channels exchanged. That of the taps is, the map being linear in them,
+
+    G' ((A e) * (B' d)), summed over tiles and images,
+
+matrix products again, over tiles instead of channels.
+
+Rounding errors in float32 are twice those of the direct sum with F(2x2), six times with F(4x4).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+FEWEST_CHANNELS = 256
+"""With fewer, in or out, the sums before and after the products cost what these save."""
+LARGEST_SHARE = 0.7
+"""Of the direct sum's products; small maps fill their tiles too badly to be worth it."""
+STRIP_BYTES = 64 << 20
+"""Rows of tiles are computed together as long as their factors take no more than this."""
+
+
+@dataclass(frozen=True)
+class Filtering:
+    """One of Winograd's filterings, along one axis; `out` and `y` are written to.
+
+    Attributes:
+        outputs: m.
+        taps: G, (n, 3) float64.
+        input_sums: (d, out) with n inputs d: out = B' d.
+        output_sums: (products, y) with n products: y = A' products, m outputs.
+        gradient_sums: (e, out) with the gradients of the m outputs: out = A e.
+    """
+
+    outputs: int
+    taps: Tensor
+    input_sums: Callable[[Sequence[Tensor], Tensor], None]
+    output_sums: Callable[[Tensor, Sequence[Tensor]], None]
+    gradient_sums: Callable[[Sequence[Tensor], Tensor], None]
+
+    @property
+    def factors(self) -> int:
+        """n, of one axis."""
+        return self.outputs + 2
+
+    def products(self, size: Sequence[int], dilation: int) -> int:
+        """Products of one input with one output channel for an (H, W) output."""
+        tile = self.outputs * dilation
+        tiles = [-(-length // tile) * dilation for length in size]
+        return self.factors**2 * tiles[0] * tiles[1]
+
+
+def _input_sums_of_two(d: Sequence[Tensor], out: Tensor) -> None:
+    torch.sub(d[0], d[2], out=out[0])
+    torch.add(d[1], d[2], out=out[1])
+    torch.sub(d[2], d[1], out=out[2])
+    torch.sub(d[1], d[3], out=out[3])
+
+
+def _output_sums_of_two(products: Tensor, y: Sequence[Tensor]) -> None:
+    m0, m1, m2, m3 = products
+    torch.add(m0, m1, out=y[0]).add_(m2)
+    torch.sub(m1, m2, out=y[1]).sub_(m3)
+
+
+def _gradient_sums_of_two(e: Sequence[Tensor], out: Tensor) -> None:
+    out[0].copy_(e[0])
+    torch.add(e[0], e[1], out=out[1])
+    torch.sub(e[0], e[1], out=out[2])
+    torch.neg(e[1], out=out[3])
+
+
+A, B = 3 / 4, 3 / 2
+"""The points of F(4x4)."""
+
+
+def _input_sums_of_four(d: Sequence[Tensor], out: Tensor) -> None:
+    even, odd = torch.sub(d[4], d[2], alpha=A**2), torch.sub(d[3], d[1], alpha=A**2)
+    torch.add(even, odd, alpha=B, out=out[3])
+    torch.sub(even, odd, alpha=B, out=out[4])
+    torch.sub(d[2], d[0], alpha=A**2, out=out[0])
+    torch.sub(even, out[0], alpha=B**2, out=out[0])  # d4 - (a^2 + b^2) d2 + a^2 b^2 d0
+    torch.sub(d[5], d[3], alpha=A**2, out=out[5]).sub_(odd, alpha=B**2)
+    torch.sub(d[4], d[2], alpha=B**2, out=even)
+    torch.sub(d[3], d[1], alpha=B**2, out=odd)
+    torch.add(even, odd, alpha=A, out=out[1])
+    torch.sub(even, odd, alpha=A, out=out[2])
+
+
+def _output_sums_of_four(products: Tensor, y: Sequence[Tensor]) -> None:
+    m0, m1, m2, m3, m4, m5 = products
+    even_a, odd_a, even_b, odd_b = m1 + m2, m1 - m2, m3 + m4, m3 - m4
+    torch.add(m0, even_a, out=y[0]).add_(even_b)
+    torch.add(odd_a, odd_b, alpha=B / A, out=y[1]).mul_(A)
+    torch.add(even_a, even_b, alpha=(B / A) ** 2, out=y[2]).mul_(A**2)
+    torch.add(odd_a, odd_b, alpha=(B / A) ** 3, out=y[3]).mul_(A**3).add_(m5)
+
+
+def _gradient_sums_of_four(e: Sequence[Tensor], out: Tensor) -> None:
+    out[0].copy_(e[0])
+    even, odd = torch.add(e[0], e[2], alpha=A**2), torch.add(e[1], e[3], alpha=A**2)
+    torch.add(even, odd, alpha=A, out=out[1])
+    torch.sub(even, odd, alpha=A, out=out[2])
+    torch.add(e[0], e[2], alpha=B**2, out=even)
+    torch.add(e[1], e[3], alpha=B**2, out=odd)
+    torch.add(even, odd, alpha=B, out=out[3])
+    torch.sub(even, odd, alpha=B, out=out[4])
+    out[5].copy_(e[3])
+
+
+def _taps_of_four() -> Tensor:
+    """Rows (1, p, p^2) over the product of (p - q), q the other points; infinity's is (0, 0, 1)."""
+    near, far = 2 * A**2 * (A**2 - B**2), 2 * B**2 * (B**2 - A**2)
+    points = {0.0: A**2 * B**2, A: near, -A: near, B: far, -B: far}
+    rows = [[1 / scale, p / scale, p**2 / scale] for p, scale in points.items()]
+    return torch.tensor([*rows, [0, 0, 1]], dtype=torch.float64)
+
+
+TWO = Filtering(
+    2,
+    torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64),
+    _input_sums_of_two,
+    _output_sums_of_two,
+    _gradient_sums_of_two,
+)
+FOUR = Filtering(
+    4,
+    _taps_of_four(),
+    _input_sums_of_four,
+    _output_sums_of_four,
+    _gradient_sums_of_four,
+)
+
+
+class Tiling:
+    """How one size is cut into tiles: all tensors are (N, H, W, C) in memory.
+
+    A tile has m x m outputs, `dilation` apart; `dilation`^2 interleaved tiles fill a square.
+    """
+
+    def __init__(self, filtering: Filtering, dilation: int, size: Sequence[int]) -> None:
+        self.filtering, self.dilation, self.size = filtering, dilation, tuple(size)
+        self.side = filtering.outputs * dilation
+        self.rows, self.columns = (-(-length // self.side) for length in size)
+
+    def padded(self, x: Tensor, border: int) -> Tensor:
+        """(N, C, H, W) -> (N, rows * side + 2 border, columns * side + 2 border, C)."""
+        bottom = self.rows * self.side - self.size[0] + border
+        right = self.columns * self.side - self.size[1] + border
+        return nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, border, right, border, bottom))
+
+    def strips(self, x: Tensor) -> list[slice]:
+        """Rows of tiles that are computed together, for padded (N, h, w, C)."""
+        expansion = self.filtering.factors**2 / self.filtering.outputs**2
+        row_bytes = x[:, : self.side].nbytes * expansion
+        step = max(1, int(STRIP_BYTES / row_bytes))
+        return [slice(top, min(top + step, self.rows)) for top in range(0, self.rows, step)]
+
+    def _places(self, x: Tensor, axis: int, tiles: int, count: int) -> list[Tensor]:
+        """Axis -> (tiles, dilation) at the tiles' first to `count`-th places, as views."""
+        views = []
+        for place in range(count):
+            rest = x.narrow(axis, place * self.dilation, x.shape[axis] - place * self.dilation)
+            windows = rest.unfold(axis, self.dilation, self.side).narrow(axis, 0, tiles)
+            views.append(windows.movedim(-1, axis + 1))
+        return views
+
+    def factors(self, x: Tensor, rows: slice, sums: Callable[..., None], count: int) -> Tensor:
+        """Both axes' sums of a strip: padded (N, h, w, C) -> (n^2, tiles of the strip, C).
+
+        Of the n^2 the horizontal index is the slow one.
+
+        Args:
+            sums, count: `input_sums` of n places, or `gradient_sums` of m.
+        """
+        number, tiles = self.filtering.factors, rows.stop - rows.start
+        strip = x[:, rows.start * self.side : (rows.stop - 1) * self.side + count * self.dilation]
+        places = self._places(strip, 1, tiles, count)
+        vertical = x.new_empty(number, *places[0].shape)
+        sums(places, vertical)
+        places = self._places(vertical, 4, self.columns, count)
+        both = x.new_empty(number, *places[0].shape)
+        sums(places, both)
+        return both.view(number**2, -1, x.shape[-1])
+
+    def fill(self, result: Tensor, rows: slice, products: Tensor) -> None:
+        """Write a strip's outputs, of products (n^2, tiles of the strip, C).
+
+        Args:
+            result: (N, rows, m, dilation, columns, m, dilation, C).
+        """
+        number, outputs = self.filtering.factors, self.filtering.outputs
+        strip = result[:, rows]
+        shape = strip[:, :, 0, :, :, 0].shape
+        halves = products.new_empty(outputs, number, *shape)
+        self.filtering.output_sums(products.view(number, number, *shape), list(halves))
+        for column, half in enumerate(halves):
+            places = [strip[:, :, row, :, :, column] for row in range(outputs)]
+            self.filtering.output_sums(half, places)
+
+
+def transformed_taps(weight: Tensor, filtering: Filtering) -> Tensor:
+    """(O, C, 3, 3) -> (n^2, C, O), what the input's factors are multiplied by."""
+    outputs, channels = weight.shape[:2]
+    both_axes = torch.kron(filtering.taps, filtering.taps).to(weight)
+    products = both_axes @ weight.permute(3, 2, 1, 0).reshape(9, -1)
+    return products.view(-1, channels, outputs)
+
+
+def convolve(
+    x: Tensor, taps: Tensor, bias: Tensor | None, dilation: int, filtering: Filtering
+) -> Tensor:
+    """(N, C, H, W) -> (N, O, H, W) as `F.conv2d(x, weight, bias, 1, dilation, dilation)`.
+
+    Args:
+        taps: (n^2, C, O), of `transformed_taps`.
+        bias: (O,).
+
+    Returns:
+        Pixel by pixel (channels-last), with gaps where tiles stand out; fastest from such, too.
+    """
+    tiling = Tiling(filtering, dilation, x.shape[2:])
+    padded, outputs, side = tiling.padded(x, dilation), filtering.outputs, tiling.side
+    height, width = tiling.rows * side, tiling.columns * side
+    result = torch.empty(
+        (len(x), taps.shape[2], height, width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
+    places = (len(x), tiling.rows, outputs, dilation, tiling.columns, outputs, dilation, -1)
+    tiles = result.permute(0, 2, 3, 1).view(places)
+    for rows in tiling.strips(padded):
+        factors = tiling.factors(padded, rows, filtering.input_sums, filtering.factors)
+        tiling.fill(tiles, rows, torch.bmm(factors, taps))
+        if bias is not None:
+            tiles[:, rows] += bias
+    whole = (height, width) == x.shape[2:]
+    return result if whole else result[:, :, : x.shape[2], : x.shape[3]]
+
+
+def weight_gradient(x: Tensor, gradient: Tensor, dilation: int, filtering: Filtering) -> Tensor:
+    """(O, C, 3, 3): the gradient of the weight, from input and output's gradient."""
+    tiling = Tiling(filtering, dilation, x.shape[2:])
+    padded, gradient = tiling.padded(x, dilation), tiling.padded(gradient, 0)
+    products = x.new_zeros(filtering.factors**2, padded.shape[-1], gradient.shape[-1])
+    for rows in tiling.strips(padded):
+        inputs = tiling.factors(padded, rows, filtering.input_sums, filtering.factors)
+        outputs = tiling.factors(gradient, rows, filtering.gradient_sums, filtering.outputs)
+        products.baddbmm_(inputs.transpose(1, 2), outputs)
+    both_axes = torch.kron(filtering.taps, filtering.taps).to(x)
+    taps = both_axes.T @ products.flatten(1)
+    return taps.view(3, 3, *products.shape[1:]).permute(3, 2, 1, 0)
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Whether x lies in memory pixel by pixel or plane by plane."""
+    pixels = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if pixels and not x.is_contiguous() else torch.contiguous_format
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int, filtering: Filtering) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.dilation, ctx.filtering = dilation, filtering
+        result = convolve(x, transformed_taps(weight, filtering), None, dilation, filtering)
+        return result.contiguous(memory_format=layout_of(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        how = ctx.dilation, ctx.filtering
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            mirrored = transformed_taps(weight.flip(2, 3).transpose(0, 1), ctx.filtering)
+            grad_x = convolve(gradient, mirrored, None, *how)
+            grad_x = grad_x.contiguous(memory_format=layout_of(x))
+        if ctx.needs_input_grad[1]:
+            grad_weight = weight_gradient(x, gradient, *how).contiguous()
+        return grad_x, grad_weight, None, None
+
+
+def best_filtering(size: Sequence[int], dilation: int) -> Filtering | None:
+    """The one with the fewest products for an (H, W) output; None if the direct sum is as good."""
+    best = min((TWO, FOUR), key=lambda filtering: filtering.products(size, dilation))
+    direct = 9 * size[0] * size[1]
+    return best if best.products(size, dilation) <= LARGEST_SHARE * direct else None
+
+
+def _is_direct(x: Tensor, weight: Tensor) -> bool:
+    """Whether the library's own convolution is the better one, or the only one."""
+    return (
+        x.device.type != "cpu"
+        or x.dtype not in (torch.float32, torch.float64)
+        or min(weight.shape[:2]) < FEWEST_CHANNELS
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()  # the export of a network is that, too
+    )
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
+    """`F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)`, with gradients.
+
+    (N, C, H, W) and (O, C, 3, 3) -> (N, O, H, W). Broad layers in float32 on a CPU without a bias
+    go Winograd's way, in the layout of x; all others the library's.
+    """
+    direct = bias is not None or _is_direct(x, weight)
+    filtering = None if direct else best_filtering(x.shape[2:], dilation)
+    if filtering is None:
+        return nn.functional.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
+    return _Convolution.apply(x, weight, dilation, filtering)
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution that keeps the size at stride 1, by `conv3x3`.
+
+    It has no bias, until that of a norm is folded into it. `plain=True` always takes the library's.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1, plain: bool = False
+    ) -> None:
+        super().__init__(
+            inputs, outputs, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
+        )
+        self.plain = plain
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.plain or self.stride != (1, 1):
+            return super().forward(x)
+        return conv3x3(x, self.weight, self.bias, self.dilation[0])
