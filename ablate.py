@@ -9,7 +9,6 @@ import math
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
@@ -21,13 +20,13 @@ from argparser import OptionError, Options, as_words, flags_that_bear_on, parse_
 from metrics.report import UnreadableResults, read_results
 from report.ablation_table import FIGURES, Row, draw_plot, write_tables
 from utils.errors import PansError
+from utils.flag_files import FlagFileError, read_toml, refuse_unknown
 from utils.interruption import SAVING_SIGNAL, Interrupted, handling, heeded_signals
 from utils.parent import as_parent
-from utils.reading import Unreadable, read_text
 from utils.run_lock import holding, lock_file
 
 TEST_FLAGS = flags_that_bear_on("test")
-_JOBS = {"test", "ckpt_test", "predict", "export", "out", "ablate", "local_rank"}
+_JOBS = {"test", "ckpt_test", "predict", "export", "out", "ablate", "config", "local_rank"}
 _DECIDE_FIGURES = TEST_FLAGS | {"data_root"}
 _TABLES = {"seeds", "flags", "grid", "published"}
 _PUBLISHED_KEYS = {"name", "source", "cell", "figures"}
@@ -89,16 +88,19 @@ def read_grid(path: Path) -> Grid:
         GridError: the file cannot be read, or names a table or a flag that does not exist.
     """
     try:
-        content = tomllib.loads(read_text(path, "TOML"))
-    except (Unreadable, ValueError, RecursionError) as error:
-        raise GridError(f"--ablate {path} cannot be read: {error}; see docs/ablation.md") from error
-    _refuse_unknown(path, content, _TABLES)
+        return _grid_in(path, read_toml(path, "ablate", "docs/ablation.md"))
+    except FlagFileError as error:
+        raise GridError(str(error)) from error
+
+
+def _grid_in(path: Path, content: Mapping[str, Any]) -> Grid:
+    refuse_unknown(path, content, _TABLES)
     flags, axes = content.get("flags", {}), content.get("grid", {})
     known = {flag.name for flag in fields(Options)} - _JOBS - {"name", "random_seed"}
     for table in (flags, axes):
         if not isinstance(table, dict):
             raise GridError(f"{path}: flags and grid should be tables; see docs/ablation.md")
-        _refuse_unknown(path, table, known)
+        refuse_unknown(path, table, known)
     for axis, values in axes.items():
         if not isinstance(values, list) or not values:
             raise GridError(f"{path}: {axis} should be a list of values, got {values!r}")
@@ -121,9 +123,9 @@ def _published(path: Path, entries: Any, axes: set[str]) -> tuple[Mapping[str, A
             "table of numbers; see docs/ablation.md"
         )
     for entry in entries:
-        _refuse_unknown(path, entry, _PUBLISHED_KEYS)
-        _refuse_unknown(path, entry["figures"], set(FIGURES))
-        _refuse_unknown(path, entry.get("cell", {}), axes)
+        refuse_unknown(path, entry, _PUBLISHED_KEYS)
+        refuse_unknown(path, entry["figures"], set(FIGURES))
+        refuse_unknown(path, entry.get("cell", {}), axes)
     return tuple(entries)
 
 
@@ -134,12 +136,6 @@ def _is_published(entry: Any) -> bool:
             numbers = all(isinstance(value, int | float) for value in figures.values())
             return numbers and isinstance(entry.get("cell", {}), dict)
     return False
-
-
-def _refuse_unknown(path: Path, names: Mapping[str, Any], known: set[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise GridError(f"{path}: {name!r} has no place here; take {', '.join(sorted(known))}")
 
 
 def expand(grid: Grid, typed: Mapping[str, Any]) -> list[Cell]:

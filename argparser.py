@@ -20,6 +20,7 @@ from dataset.description import UNKNOWN_INDEX, DatasetInfo, UnknownClass
 from dataset.registry import DATASETS, TRAINING_SETS, describe
 from modules.scores import ALL, DROPOUT_PASSES, SCORES, Score, resolve
 from utils.errors import PansError, exit_code
+from utils.flag_files import read_config
 from utils.output import lasting_output
 
 RECIPE: dict[str, Any] = {
@@ -41,6 +42,7 @@ RECIPE: dict[str, Any] = {
 _ALIASES = {"--multi_scale": "--multi_scala", "--no_multi_scale": "--no_multi_scala"}
 _PRECISION_OF_OPT_LEVEL = {"O0": "fp32", "O1": "bf16"}
 _METAVARS = {int: "N", float: "X", str: "NAME", tuple: "NAMES"}
+_OLD = "old flags, kept for published commands"
 _GROUPS = (
     "run",
     "data",
@@ -50,7 +52,81 @@ _GROUPS = (
     "pictures and export",
     "speed",
     "launch",
+    _OLD,
 )
+_COMMON = (
+    *("name", "default", "config", "data_root", "dataset", "backbone", "classifier", "epochs"),
+    *("batch_size", "lr", "random_seed", "precision", "nproc", "ckpt", "restart", "test"),
+    *("ckpt_test", "score", "multi_scala", "visualize", "out", "threshold"),
+)
+"""The flags in --help, beside those of its examples; --help_all lists every flag."""
+
+_JOBS = {
+    "train": "--name pans --default",
+    "test": "--test --ckpt_test FILE",
+    "predict": "--predict PATH... --ckpt_test FILE --out DIR",
+    "export": "--export onnx --ckpt_test FILE --out pans.onnx",
+    "ablate": "--ablate docs/ablation.toml --name paper",
+}
+"""What run.py does, each with an example."""
+
+_REPLACED_TOGETHER = (
+    {"score", "cosine_scores", "msp"},
+    {"precision", "opt_level"},
+    {"pretrained", "no_pretrained"},
+    {"threshold", "calibrate_fpr"},
+    {"test", "predict", "export"},
+)
+_OF_A_DATA_SET = {"num_classes", "unk_class", "trained_on", "ignore_classes", "eval_size"}
+
+_GPUS = "choose GPUs with CUDA_VISIBLE_DEVICES=0,1 before the command, and --nproc N processes"
+_CONTINUED = "the same command continues its run by itself; --ckpt FILE starts from another file"
+_FILES = "--ckpt FILE trains on from a checkpoint, --ckpt_test FILE tests one"
+_TESTED = "--test --ckpt_test FILE tests a checkpoint"
+_LOGS = "logs go below --logdir, checkpoints below --checkpoints"
+_PICTURES = "--predict PATH... --ckpt_test FILE --out DIR scores pictures and videos"
+_HABITS = {
+    _CONTINUED: "resume resume_from auto_resume continue r",
+    _FILES: "load load_from checkpoint weights pretrained_model model_path",
+    _GPUS: "gpu gpus gpu_id gpu_ids device devices cuda cpu no_cuda use_cuda accelerator ngpu "
+    "ngpus num_gpus n_gpus gpus_per_node nproc_per_node world_size nodes num_nodes rank "
+    "distributed ddp",
+    "TensorBoard's files go below --logdir; there is no other logger": "wandb use_wandb "
+    "wandb_project tensorboard tb logger mlflow",
+    "type --batch_size N": "batch bs b batchsize train_batch_size samples_per_gpu",
+    "type --lr X": "learning_rate base_lr init_lr initial_lr",
+    "type --weight_decay X": "wd l2",
+    "type --random_seed N": "seed s manual_seed",
+    "type --num_workers N": "workers j n_workers num_worker nworkers",
+    "type --epochs N": "max_epochs num_epochs n_epochs total_epochs e ep iters max_iters steps",
+    "type --data_root FOLDER": "data data_dir data_path datadir dataroot dataset_root root "
+    "data_folder",
+    "type --name NAME": "exp exp_name experiment experiment_name run_name run_id tag",
+    _LOGS: "output output_dir save_dir work_dir out_dir log_dir logs save save_path checkpoint_dir "
+    "ckpt_dir results_dir o",
+    "type --backbone NAME": "model arch encoder net network resnet a",
+    "type --precision bf16": "amp fp16 bf16 half mixed_precision use_amp autocast",
+    _TESTED: "eval evaluate test_only eval_only evaluation val validate only_test mode",
+    _PICTURES: "infer inference input image images img video source demo pictures",
+    "type --export onnx --ckpt_test FILE --out FILE": "onnx",
+    "type --config FILE": "cfg config_file yaml opts options set cfg_options c",
+    "type --norm_act iabn_sync, which is the default": "sync_bn syncbn sync_batchnorm",
+    "type --fix_bn": "freeze_bn freeze_norm frozen_bn",
+    "type --crop_size N": "crop img_size image_size imgsz input_size size",
+    "type --multi_scala, or --multi_scale": "multiscale ms tta ms_test scales multi_scale_test",
+    "type --print_interval N": "print_freq log_interval log_freq log_every",
+    "type --val_interval N": "val_freq eval_interval eval_freq eval_every",
+    "type --ckpt_interval N": "save_freq save_interval save_every",
+    "type --clip_grad_norm X": "clip_grad grad_clip max_grad_norm clip",
+    "type --accumulate N": "grad_accum accum accum_iter gradient_accumulation_steps "
+    "accumulate_grad_batches",
+    "type --lr_policy poly or step": "scheduler sched lr_scheduler",
+    "the optimizer is SGD with Nesterov momentum, see --momentum and --lr": "optimizer optim opt",
+    "type --test_weights best": "best use_best",
+    "type --score NAME": "method ood_score detector anomaly_score",
+    "type --help": "usage",
+}
+"""What to type here for flags of other programs: {words: the flags' names}."""
 
 
 BearsOn = Literal["weights", "start", "test", "nothing"]
@@ -144,11 +220,11 @@ class Options:
         "run",
         "nothing",
         "Experiment",
-        "name of the run: of its logs and its checkpoints",
+        "name of the run, its logs and its checkpoints",
         _NAME_OF_A_RUN,
     )
     default: bool = _flag(
-        "run", "nothing", False, "the published recipe, see below; a typed flag wins over it"
+        "run", "nothing", False, "PAnS as published, see --help_all; typed flags override"
     )
     random_seed: int = _flag(
         "run",
@@ -184,6 +260,15 @@ class Options:
     )
     print_interval: int = _flag(
         "run", "nothing", 10, "iterations between two reports of the loss", _COUNT
+    )
+    config: str | None = _flag(
+        "run",
+        "nothing",
+        None,
+        "flags from a TOML file or a results.json; typed flags override",
+        _PATH,
+        str,
+        "none",
     )
     ablate: str | None = _flag(
         "run",
@@ -250,8 +335,8 @@ class Options:
         "norm and activation: iabn_sync, iabn, abn or std",
         _one_of("iabn_sync", "iabn", "abn", "std"),
     )
-    pooling: int = _flag("model", "weights", 32, "only 32: no head that is left uses it")
-    head: str = _flag("model", "weights", "PPM", "head: PPM, pyramid pooling", _one_of("PPM"))
+    pooling: int = _flag(_OLD, "weights", 32, "no effect: only 32 is accepted")
+    head: str = _flag(_OLD, "weights", "PPM", "no effect: only PPM is accepted", _one_of("PPM"))
     classifier: str = _flag(
         "model",
         "weights",
@@ -367,9 +452,9 @@ class Options:
         "validation and test",
         "test",
         (),
-        "NAME,NAME: scores, listed below; the first leads",
+        "NAME,NAME: anomaly scores, the first is the headline",
         kind=tuple,
-        shown_default="by the two above",
+        shown_default="by --msp, --cosine_scores",
     )
     mc_dropout: int | None = _flag(
         "validation and test",
@@ -459,10 +544,10 @@ class Options:
 
     precision: str = _flag("speed", "weights", "fp32", "fp32 or bf16", _one_of("fp32", "bf16"))
     opt_level: str | None = _flag(
-        "speed",
+        _OLD,
         "nothing",
         None,
-        "published word for --precision: O0 = fp32, O1 = bf16",
+        "old name of --precision: O0 = fp32, O1 = bf16",
         kind=str,
         shown_default="--precision's",
     )
@@ -487,10 +572,10 @@ class Options:
         "one per GPU, one on a CPU",
     )
     local_rank: int | None = _flag(
-        "launch",
+        _OLD,
         "nothing",
         None,
-        "set by launchers; LOCAL_RANK wins over it",
+        "set by old launchers; LOCAL_RANK overrides it",
         _COUNT_OR_NONE,
         int,
         "0",
@@ -547,6 +632,15 @@ class Options:
         return ("the anomaly score is msp: neither --score, --msp nor --cosine_scores was given",)
 
     @property
+    def baseline_note(self) -> str | None:
+        """What start-up says about a training that is not PAnS's."""
+        if self.classifier == "cosine" or self.test or self.predict or self.export:
+            return None
+        if self.default:
+            return "--classifier standard: this trains the baseline, not PAnS"
+        return "without --default this trains the baseline (--classifier standard), not PAnS"
+
+    @property
     def at_input_size(self) -> bool:
         """Whether a test is measured at the size of the network's input, as published."""
         if self.eval_size is None:
@@ -591,6 +685,12 @@ class Options:
 def flags_that_bear_on(*words: BearsOn) -> frozenset[str]:
     """The names of the flags that bear on any of `words`."""
     return frozenset(flag.name for flag in fields(Options) if flag.metadata["bears_on"] in words)
+
+
+def network_flags() -> frozenset[str]:
+    """The names of the flags that describe the network itself."""
+    of_model = {flag.name for flag in fields(Options) if flag.metadata["group"] == "model"}
+    return flags_that_bear_on("weights") & of_model
 
 
 def _check_alone(flag: Field[Any], value: Any) -> None:
@@ -761,11 +861,24 @@ def _epilog() -> str:
         f"--default sets {settings}.",
         "A flag typed beside --default wins over it, before it or after it; the published code "
         "silently overrides such a flag.",
+        "--test, --predict and --export take flags that are not typed from the checkpoint.",
         "Every on/off flag --x has an opposite, --no_x, but for --no_pretrained. "
         "Dashes may stand for underscores: --batch-size is --batch_size.",
     )
-    texts = [textwrap.fill(text, 100, break_on_hyphens=False) for text in paragraphs]
-    return "\n\n".join([*texts, _score_list()])
+    return "\n\n".join([*map(_filled, paragraphs), _score_list()])
+
+
+def _short_epilog() -> str:
+    paragraphs = (
+        f"data sets: {', '.join(DATASETS)}",
+        f"scores: {', '.join((*SCORES, ALL))}",
+        f"--help_all lists all {len(fields(Options))} flags and what --default sets.",
+    )
+    return "\n".join(_filled(text, indent="  ") for text in paragraphs)
+
+
+def _filled(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 100, break_on_hyphens=False, subsequent_indent=indent)
 
 
 def _score_list() -> str:
@@ -785,21 +898,60 @@ def _needs(score: Score) -> str:
     return f"{score.words}{f' (needs {named})' * bool(named)}"
 
 
-def _make_parser() -> _Parser:
-    parser = _Parser(
+def _usage() -> str:
+    lines = [f"  {job:8} python run.py {words}" for job, words in _JOBS.items()]
+    return "\n".join(["run.py [flags]", *lines])
+
+
+def _empty_parser(epilog: str) -> _Parser:
+    return _Parser(
         prog="run.py",
-        usage="run.py --name NAME --default [flags]",
+        usage=_usage(),
         description="Train and test PAnS: anomaly segmentation with class prototypes.",
-        epilog=_epilog(),
+        epilog=epilog,
         formatter_class=_help_format,
         # Whatever was not typed stays out of the result, so that --default can fill it in.
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
+        add_help=False,
     )
+
+
+def _make_parser() -> _Parser:
+    """The parser of every flag; its help is that of --help_all."""
+    parser = _empty_parser(_epilog())
+    parser.add_argument("-h", "--help", action=_Help, help="the flags that most runs need")
+    parser.add_argument("--help_all", action=_Help, help="this list of every flag")
     groups = {title: parser.add_argument_group(title) for title in _GROUPS}
     for flag in fields(Options):
         _add_flag(groups[flag.metadata["group"]], flag)
     return parser
+
+
+def _short_help() -> str:
+    parser = _empty_parser(_short_epilog())
+    by_name = {flag.name: flag for flag in fields(Options)}
+    group = parser.add_argument_group("flags")
+    for name in _COMMON:
+        _add_flag(group, by_name[name])
+    return parser.format_help()
+
+
+class _Help(argparse.Action):
+    """Prints help and leaves: all of it for --help_all, else what most runs need."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **words: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **words)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        print(parser.format_help() if option_string == "--help_all" else _short_help(), end="")
+        parser.exit()
 
 
 def _add_flag(group: argparse._ArgumentGroup, flag: Field[Any]) -> None:
@@ -830,8 +982,13 @@ def _published_spelling(token: str) -> str:
 def _refuse_leftover(token: str, parser: _Parser) -> NoReturn:
     """Explain the first word of the command line that argparse could not place."""
     shown = repr(token.partition("=")[0])[1:-1]
+    name = shown.lstrip("-").lower()
     if not token.startswith("-"):
-        raise OptionError(f"{shown!r} belongs to no flag; see --help")
+        hint = f", did you mean --{name}?" if name in {*_JOBS, "help"} - {"train"} else ""
+        raise OptionError(f"{shown!r} belongs to no flag{hint}; see --help")
+    habit = next((words for words, names in _HABITS.items() if name in names.split()), None)
+    if habit is not None:
+        raise OptionError(f"argument {shown}: no such flag; {habit}; see --help")
     near = difflib.get_close_matches(shown, parser._option_string_actions, n=1)
     hint = f", did you mean {near[0]}?" if near else ""
     raise OptionError(f"argument {shown}: no such flag{hint}; see --help")
@@ -842,20 +999,82 @@ def _typed_options(argv: Sequence[str]) -> dict[str, Any]:
     typed, leftovers = parser.parse_known_args([_published_spelling(token) for token in argv])
     if leftovers:
         _refuse_leftover(leftovers[0], parser)
-    return vars(typed)
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(typed).items()
+    }
 
 
 def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """What was typed and nothing else, by name, unchecked; `argv` as in `parse_options`.
+    """What was typed, over what the file of --config holds, and nothing else, by name.
+
+    Values that were typed are unchecked; `argv` as in `parse_options`.
 
     Raises:
         OptionError: one line that names the flag and the reason.
+        FlagFileError: the file of --config cannot be read, or names what is no flag.
         SystemExit: after --help.
     """
     typed = _typed_options(sys.argv[1:] if argv is None else argv)
+    if "config" not in typed:
+        return typed
+    return beneath(_config_flags(Path(typed["config"])), typed) | typed
+
+
+def _config_flags(path: Path) -> dict[str, Any]:
+    """The checked flags of a file of --config."""
+    known = {flag.name: flag for flag in fields(Options)}
+    aliases = {alias[2:]: name[2:] for alias, name in _ALIASES.items() if name[2:] in known}
+    takes = known.keys() - {"config", "ablate"}
     return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()
+        aliases.get(name, name): _config_value(path, known[aliases.get(name, name)], value)
+        for name, value in read_config(path, takes | aliases.keys()).items()
     }
+
+
+def _config_value(path: Path, flag: Field[Any], value: Any) -> Any:
+    kind = flag.metadata["kind"]
+    if kind is tuple:
+        value = (value,) if isinstance(value, str) else value
+        if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+            raise OptionError(f"{path}: {flag.name} should be a list of words, got {value!r}")
+        value = tuple(value)
+    if isinstance(value, bool) != (kind is bool):
+        raise OptionError(f"{path}: {flag.name}: invalid {kind.__name__} value: {value!r}")
+    try:
+        _check_alone(flag, value)
+    except OptionError as error:
+        raise OptionError(f"{path}: {error}") from error
+    return float(value) if kind is float else value
+
+
+def beneath(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a file without those that typed ones replace: --msp replaces a score too."""
+    replaced = set(typed)
+    for together in _REPLACED_TOGETHER:
+        if together & set(typed):
+            replaced |= together
+    if values.get("dataset") != typed.get("dataset", values.get("dataset")):
+        replaced |= _OF_A_DATA_SET
+    if typed.get("multi_scala") and values.get("eval_size") == "input":
+        replaced.add("eval_size")
+    if "score" in replaced and not {"mc_dropout", ALL} & set(typed.get("score", ())):
+        replaced.add("mc_dropout")
+    return {name: value for name, value in values.items() if name not in replaced}
+
+
+def require_purpose(typed: Mapping[str, Any]) -> None:
+    """Refuse flags that neither name a run nor say what to do.
+
+    Raises:
+        OptionError: they would train a baseline for 40 epochs, as Experiment.
+    """
+    meant = {"name", "default", "test", "predict", "export", "ablate"}
+    if not typed.keys() & (meant | flags_that_bear_on("weights", "start", "test")):
+        raise OptionError(
+            "this would train a baseline, not PAnS, under the name Experiment: add "
+            "--name NAME --default; see --help"
+        )
 
 
 def as_words(flags: Mapping[str, Any]) -> list[str]:
@@ -911,7 +1130,8 @@ def check_words(argv: Sequence[str]) -> None:
 
     def check() -> None:
         typed = typed_flags(argv)
-        if not typed.keys() & {"ablate", "predict", "export"}:  # those take flags from files too
+        require_purpose(typed)
+        if not any(map(typed.get, ("ablate", "predict", "export", "test"))):  # files tell flags too
             parse_options(argv)
 
     with lasting_output():

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from argparser import OptionError, Options
+from argparser import (
+    RECIPE,
+    OptionError,
+    Options,
+    as_words,
+    beneath,
+    flags_that_bear_on,
+    network_flags,
+    parse_options,
+    typed_flags,
+)
 from build import evaluation_loader_of, model_of
-from dataset import EvaluationSample, describe, reader_of
+from dataset import DATASETS, EvaluationSample, describe, reader_of
 from dataset.own_pictures import (
     PictureSample,
     Source,
@@ -24,6 +35,7 @@ from dataset.own_pictures import (
     samples_of,
     without_support,
 )
+from dataset.registry import TRAINING_SETS
 from dataset.skipped import SkippedFiles
 from metrics.pooled import PooledCounts, sharpened
 from modules import SegmentationModel
@@ -40,20 +52,12 @@ from utils.checkpoint import DEEP_SUPERVISION, find_checkpoint, load_model_state
 from utils.distributed import Process, gather_objects, sum_over_processes
 from utils.errors import PansError
 from utils.progress import ProgressBar
-from utils.weight_files import load_checkpoint, model_state
+from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
 
-# What a checkpoint's options say about its network and how it is looked at.
-_NETWORK_FLAGS = (
-    "dataset",
-    "trained_on",
-    "num_classes",
-    "backbone",
-    "classifier",
-    "output_stride",
-    "norm_act",
-)
-_SCORE_FLAGS = ("score", "cosine_scores", "msp")
-_STORED_FLAGS = (*_NETWORK_FLAGS, *_SCORE_FLAGS, "multi_scala")
+# What a checkpoint's options say about its network and how its test is measured. Which of its
+# weights is tested, --test_weights, has led to the file already.
+_CLASSES = {"dataset", "trained_on", "num_classes"}
+_STORED_FLAGS = _CLASSES | network_flags() | (flags_that_bear_on("test") - {"test_weights"})
 
 
 class NotPredicted(PansError):
@@ -64,26 +68,89 @@ def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a checkpoint holds of its network; what its tensors tell, if it holds none.
 
     Args:
-        typed: the flags that were typed; a typed score hides the stored one.
+        typed: the flags that were typed; those that contradict them are left out, such as a stored
+            score beside a typed one.
 
     Raises:
         CheckpointError, WeightsError: the file is missing, damaged or of another network.
     """
-    content = load_checkpoint(path)
-    stored = _own_options(content.get("options"))
+    stored = _own_options(peek(path).get("options"))
     if not stored:
-        weights = identify(content, str(path))
-        if weights.kind != CHECKPOINT:
-            raise NotPredicted(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
-        stored = {
-            "backbone": weights.backbone,
-            "classifier": weights.classifier,
-            "num_classes": weights.num_classes,
-            "cosine_scores": weights.classifier == "cosine",
-        }
-    if any(name in typed for name in _SCORE_FLAGS):
-        return {name: value for name, value in stored.items() if name not in _SCORE_FLAGS}
-    return stored
+        content = load_checkpoint(path)
+        stored = _own_options(content.get("options")) or _flags_of_tensors(content, path)
+    return beneath(stored, typed) | _trained_on(stored, typed)
+
+
+def _flags_of_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    weights = identify(content, str(path))
+    if weights.kind != CHECKPOINT:
+        raise NotPredicted(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
+    flags = {
+        "backbone": weights.backbone,
+        "classifier": weights.classifier,
+        "num_classes": weights.num_classes,
+        "cosine_scores": weights.classifier == "cosine",
+    }
+    alike = [
+        name
+        for name in TRAINING_SETS
+        if DATASETS[name].published_info.num_classes == weights.num_classes
+    ]
+    return flags | ({"dataset": alike[0]} if len(alike) == 1 else {})
+
+
+def _trained_on(stored: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """--trained_on for a test on another data set than the network's, for evaluation only."""
+    source = stored.get("trained_on") or stored.get("dataset")
+    reader = DATASETS.get(typed.get("dataset", ""))
+    info = getattr(reader, "published_info", None)  # the user's own folder has none
+    if info is None or info.has_class_labels or source not in TRAINING_SETS:
+        return {}
+    return {} if "trained_on" in typed else {"trained_on": source}
+
+
+def with_stored_flags(argv: Sequence[str]) -> tuple[Options, str | None]:
+    """The options of a command line, those that it leaves unset as the checkpoint has them.
+
+    Typed flags, and in a test those of a typed --default, override the checkpoint's. Only what
+    lies on disk decides, so every process of a run decides alike.
+
+    Returns:
+        The options, and a sentence that names what was taken, if anything was.
+    """
+    typed = typed_flags(argv)
+    path = _checkpoint_of(typed)
+    if path is None:
+        return parse_options(argv), None
+    given = {**RECIPE, **typed} if typed.get("test") and typed.get("default") else typed
+    try:
+        stored = stored_flags(path, given)
+    except WeightsError:
+        if not typed.get("test"):
+            raise
+        stored = {}  # loading it will tell what it lacks of the network that flags describe
+    taken = {name: value for name, value in stored.items() if value != _unset(name)}
+    words = " ".join(as_words(taken))
+    return parse_options(argv, stored), f"taken from {path}: {words}" if words else None
+
+
+def _unset(name: str) -> Any:
+    return next(flag.default for flag in fields(Options) if flag.name == name)
+
+
+def _checkpoint_of(typed: Mapping[str, Any]) -> Path | None:
+    """The checkpoint of --test, --predict or --export; None if there is none that can be read."""
+    if not any(typed.get(job) for job in ("test", "predict", "export")):
+        return None
+    places = ("name", "checkpoints", "dataset", "test_weights")
+    run = Options(**{name: typed[name] for name in places if name in typed})
+    if "ckpt_test" in typed:
+        return find_checkpoint(typed["ckpt_test"], run.checkpoint_path.parent)
+    if not typed.get("test"):
+        return None
+    # A test falls back from the best to the newest, too.
+    candidates = (run.tested_checkpoint_path, run.checkpoint_path)
+    return next((path for path in candidates if path.is_file() and peek(path)), None)
 
 
 def _own_options(options: Any) -> dict[str, Any]:

@@ -7,15 +7,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from argparser import Options, check_words, parse_options, typed_flags
+from argparser import Options, check_words, require_purpose, typed_flags
 
 if __name__ == "__main__":
     check_words(sys.argv[1:])  # help and slips of the keyboard do not wait for torch
 
 from ablate import GridError, ablate
-from predict import export, predict, stored_flags
+from predict import export, predict, with_stored_flags
 from train import Trainer
-from utils.checkpoint import find_checkpoint
 from utils.determinism import make_deterministic
 from utils.distributed import (
     Process,
@@ -37,17 +36,6 @@ from utils.run_lock import holding, lock_file
 from utils.slurm import join_step
 
 
-def read_options(argv: Sequence[str]) -> Options:
-    """The command line's; for pictures and export, over what the checkpoint says of itself."""
-    typed = typed_flags(argv)
-    if ("predict" in typed or "export" in typed) and "ckpt_test" in typed:
-        flags = {"checkpoints": Options.checkpoints, "dataset": Options.dataset, **typed}
-        folder = Path(flags["checkpoints"], flags["dataset"])
-        path = find_checkpoint(typed["ckpt_test"], folder)
-        return parse_options(argv, stored_flags(path, typed))
-    return parse_options(argv)
-
-
 def places(options: Options) -> list[Path]:
     """The lock files of all places that the job writes to."""
     if options.export:
@@ -67,25 +55,38 @@ def _holding_among(process: Process, options: Options) -> Iterator[None]:
         yield
 
 
-def work(options: Options) -> None:
-    """What one process does, from joining the others to leaving them."""
+def work(options: Options, note: str | None = None) -> None:
+    """What one process does, from joining the others to leaving them.
+
+    Args:
+        note: said at the start.
+    """
     if options.ablate:
         raise GridError("--ablate launches every run itself; give it --nproc N, not a launcher")
     if not options.plain:
         keep_freed_memory()
     if options.export:
         if os.environ.get("RANK", "0") == "0":  # one file needs one process
+            _say(note)
             export(options)
         return
     if options.deterministic:
         make_deterministic()
     process = start_process(options.local_rank, options.timeout)
     with _holding_among(process, options):
+        if process.is_main:
+            _say(note)
+            _say(options.baseline_note)
         if options.predict:
             predict(options, process)
         else:
             _train_and_test(options, process)
     end_process()
+
+
+def _say(note: str | None) -> None:
+    if note:
+        print(f"note: {note}")
 
 
 def _train_and_test(options: Options, process: Process) -> None:
@@ -114,17 +115,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _do(argv: Sequence[str]) -> int:
     """The work of this process, or the launch of others that do it; returns the exit code."""
     require_limits()
+    typed = typed_flags(argv)
+    require_purpose(typed)
     if not launched():
-        typed = typed_flags(argv)
         if "ablate" in typed:
             ablate(typed, __file__)
             return 0
         if _may_be_of_a_step(typed):
             join_step()
-    options = read_options(argv)
+    options, note = with_stored_flags(argv)
     nproc = 1 if options.export or launched() else options.nproc or default_nproc()
     if nproc == 1:
-        work(options)
+        work(options, note)
         return 0
     with holding(places(options), f"run {options.name}"):
         return launch([__file__, *argv], nproc)

@@ -175,6 +175,11 @@ def standard_error(values: Sequence[float]) -> float | None:
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
+def standard_deviation(values: Sequence[float]) -> float | None:
+    """The sample standard deviation (n - 1), the spread over runs; None for fewer than two."""
+    return stdev(values) if len(values) > 1 else None
+
+
 def _chance(base_rate: float | None) -> Figures:
     """What random scores give in percent."""
     return {

@@ -1,7 +1,7 @@
 """Results as JSON and as Markdown tables, of one run or of several put together.
 
 `python -m metrics.report results.json [results.json ...]` prints the table of one run, or mean and
-standard error over several, such as seeds.
+sample standard deviation over several, such as seeds. A folder stands for the results.json in it.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metrics.protocols import mean, standard_error
+from metrics.protocols import mean, standard_deviation
 from utils.errors import PansError, exit_code
 from utils.files import write_text
 from utils.reading import Unreadable, read_text
@@ -22,6 +22,8 @@ _COLUMNS = {"standard_error": "Standard error", "chance": "Chance", "largest_err
 
 
 _COMPARED = ("per image", "pooled", "components", "open set")  # protocols that scores change
+
+_FILE, _SHOWN = "results.json", 3
 
 
 class UnreadableResults(PansError):
@@ -54,8 +56,15 @@ def read_results(path: Path) -> dict[str, Any]:
     """A results.json; whether all that the tables show is in it, `_table` looks.
 
     Raises:
-        UnreadableResults: `path` is none.
+        UnreadableResults: `path` is missing, or is none.
     """
+    if not path.exists():
+        found = sorted(map(str, Path("logs").glob(f"*/*/{_FILE}")))
+        there = f"; there are {', '.join(found[:_SHOWN])}" if found else ""
+        raise UnreadableResults(
+            f"there is no {path}: a test writes LOGDIR/DATASET/NAME/{_FILE}, metrics.evaluate its "
+            f"--out{there}"
+        )
     try:
         results = json.loads(read_text(path, "JSON"))
     except (Unreadable, ValueError, RecursionError) as error:
@@ -146,6 +155,7 @@ def markdown_table(results: Results) -> str:
         lines.append(
             f"- {name}: {protocol['rule']}{f'; without the classes {ignored}' * bool(ignored)}."
         )
+    lines.append("- Standard error: of the mean over the images of this one run.")
     lines.append(
         f"- {results['images']} images, {results['images_scored']} scored, "
         f"{results['images_skipped']} skipped for want of normal or of anomalous pixels; "
@@ -181,9 +191,10 @@ def markdown_scores(results: Results) -> str:
 
 
 def combine_runs(runs: Sequence[Results]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """{protocol: {figure: {"mean", "standard error", "runs"}}} over runs, in the figure's unit.
+    """{protocol: {figure: {"mean", "standard deviation", "runs"}}} over runs, in the figure's unit.
 
-    A run in which a figure is missing does not count for it.
+    It is the sample standard deviation, as in the tables of --ablate. A run in which a figure is
+    missing does not count for it.
     """
     combined: dict[str, dict[str, dict[str, float | None]]] = {}
     for name, protocol in runs[0]["protocols"].items():
@@ -193,20 +204,21 @@ def combine_runs(runs: Sequence[Results]) -> dict[str, dict[str, dict[str, float
             values = [value for value in found if value is not None]
             combined[name][figure] = {
                 "mean": mean(values),
-                "standard error": standard_error(values),
+                "standard deviation": standard_deviation(values),
                 "runs": len(values),
             }
     return combined
 
 
 def markdown_runs(runs: Sequence[Results]) -> str:
-    """Mean and standard error over runs, in percent."""
-    lines = _table_head("Protocol", "Figure", "Mean %", "Standard error", "Runs")
+    """Mean and sample standard deviation over runs, in percent."""
+    lines = _table_head("Protocol", "Figure", "Mean %", "Standard deviation", "Runs")
     for name, figures in combine_runs(runs).items():
         unit = runs[0]["protocols"][name]["unit"]
         for figure, cells in figures.items():
-            spread = (_percent(cells[key], unit) for key in ("mean", "standard error"))
+            spread = (_percent(cells[key], unit) for key in ("mean", "standard deviation"))
             lines.append(_table_row(name, figure, *spread, str(cells["runs"])))
+    lines += ["", f"- {len(runs)} runs; the spread is the sample standard deviation over runs."]
     return "\n".join(lines) + "\n"
 
 
@@ -224,12 +236,14 @@ def _printable(text: str) -> str:
 
 
 def _table(paths: Sequence[Path]) -> str:
+    paths = [path / _FILE if path.is_dir() else path for path in paths]
     runs = [read_results(path) for path in paths]
     for path, run in zip(paths, runs, strict=True):
         if not _are_results(run):
             raise _no_results(path)
     if len(runs) == 1:
         return markdown_run(runs[0])
+    _refuse_twice(paths, runs)
     for path, run in zip(paths, runs, strict=True):
         difference = _difference(runs[0], run)
         if difference:
@@ -238,6 +252,18 @@ def _table(paths: Sequence[Path]) -> str:
                 "measured alike"
             )
     return markdown_runs(runs)
+
+
+def _refuse_twice(paths: Sequence[Path], runs: Sequence[Results]) -> None:
+    """Two files of one test, or one file named twice, would count as two runs without spread."""
+    for number, run in enumerate(runs):
+        for other in range(number):
+            # Where and when it was measured is all that may differ.
+            if {**run, "environment": None} == {**runs[other], "environment": None}:
+                what = f"{paths[other]} and {paths[number]} hold the same results"
+                if paths[other].samefile(paths[number]):
+                    what = f"{paths[number]} is given twice"
+                raise RunsDiffer(f"{what}; name every run once")
 
 
 def _difference(one: Results, other: Results) -> str | None:

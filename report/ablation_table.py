@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 
 from matplotlib.figure import Figure
 
+from metrics.protocols import mean, standard_deviation
 from utils.files import replacing, write_text
 
 FIGURES = {"AUPR": 1.0, "AUROC": 1.0, "FPR95": 1.0, "Mean IoU": 100.0}
@@ -39,8 +39,11 @@ class Row:
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (n - 1); NaN where there are too few values."""
-    mean = fmean(values) if values else math.nan
-    return mean, stdev(values) if len(values) > 1 else math.nan
+    centre, deviation = mean(values), standard_deviation(values)
+    return (
+        math.nan if centre is None else centre,
+        math.nan if deviation is None else deviation,
+    )
 
 
 def write_tables(folder: Path, rows: Sequence[Row]) -> None:
@@ -68,10 +71,10 @@ def _markdown(rows: Sequence[Row]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    mean, deviation = mean_and_deviation(values)
-    if math.isnan(mean):
+    centre, deviation = mean_and_deviation(values)
+    if math.isnan(centre):
         return ""
-    return f"{mean:.2f}" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f}"
+    return f"{centre:.2f}" if math.isnan(deviation) else f"{centre:.2f} ± {deviation:.2f}"
 
 
 def _csv(rows: Sequence[Row]) -> str:

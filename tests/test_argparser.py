@@ -10,8 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from argparser import RECIPE, OptionError, Options, parse_options
+from argparser import (
+    _HABITS,
+    RECIPE,
+    OptionError,
+    Options,
+    parse_options,
+    require_purpose,
+    typed_flags,
+)
+from dataset.registry import DATASETS
 from modules.scores import SCORES
+from utils.errors import PansError
+from utils.flag_files import FlagFileError
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -61,6 +72,7 @@ PUBLISHED_DEFAULTS = {
 }
 OWN_DEFAULTS = {
     "ablate": None,
+    "config": None,
     "default": False,
     "checkpoints": "./checkpoints",
     "trained_on": None,
@@ -201,7 +213,7 @@ def test_every_flag_is_tested_above() -> None:
     tested = {*OTHER_VALUES, *SWITCHES, "dataset", "num_classes", "pooling", "head", "opt_level"}
     tested |= {"trained_on", "ignore_classes", "score", "mc_dropout"}
     tested |= {"predict", "out", "threshold", "calibrate_fpr", "export"}
-    tested |= {"ablate"}  # see tests/test_ablate.py
+    tested |= {"ablate", "config"}  # see tests/test_ablate.py and tests/test_config.py
     assert tested == {flag.name for flag in fields(Options)}
 
 
@@ -326,7 +338,7 @@ def test_validation_draws_a_score_that_needs_no_training_images() -> None:
 
 def test_help_lists_every_score(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_options(["-h"])
+        parse_options(["--help_all"])
     text = capsys.readouterr().out
     for name, score in SCORES.items():
         assert re.search(rf"^  {name} +{re.escape(score.words)}", text, re.MULTILINE)
@@ -547,7 +559,7 @@ def test_help_tells_every_flag_and_its_default_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse_options(["--help"])
+        parse_options(["--help_all"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     for flag in fields(Options):
@@ -563,7 +575,7 @@ def test_help_tells_every_flag_and_its_default_in_one_line(
 
 def test_help_tells_what_default_does(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_options(["-h"])
+        parse_options(["--help_all"])
     text = " ".join(capsys.readouterr().out.split())
     for name, value in RECIPE.items():
         assert (f"--{name}" if value is True else f"--{name} {value}") in text
@@ -571,13 +583,116 @@ def test_help_tells_what_default_does(capsys: pytest.CaptureFixture[str]) -> Non
     assert "the published code silently overrides such a flag" in text
 
 
+@pytest.mark.parametrize("typed", ["-h", "--help"])
+def test_the_short_help_fits_on_a_screen(typed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_options([typed])
+    assert caught.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 42
+    assert max(map(len, lines)) <= 110
+    text = "\n".join(lines)
+    names = set(re.findall(r"\w+", text))
+    assert {*DATASETS, *SCORES, "help_all"} <= names
+    jobs = re.findall(r"^  (\w+) +python run\.py (.+)$", text, re.MULTILINE)
+    assert [job for job, _ in jobs] == ["train", "test", "predict", "export", "ablate"]
+    for job, words in jobs:
+        assert {"train": "default"}.get(job, job) in typed_flags(words.split())
+
+
+def test_old_flags_stand_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_options(["--help_all"])
+    text = capsys.readouterr().out
+    (group,) = re.findall(r"^old flags.*:\n((?:  .*\n)+)", text, re.MULTILINE)
+    assert re.findall(r"--(\w+) [A-Z]", group) == ["pooling", "head", "opt_level", "local_rank"]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["", "--nproc 2", "--num_workers 0 --logdir l", "--data_root data", "--print_interval 5"],
+)
+def test_flags_without_a_purpose_start_no_training(typed: str) -> None:
+    with pytest.raises(OptionError, match=r"not PAnS, .*: add --name NAME --default; see --help"):
+        require_purpose(typed_flags(typed.split()))
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *("--name x", "--default", "--epochs 1", "--no_pretrained", "--score msp", "--lr 0.1"),
+        *("--dataset bdd_anomaly", "--test", "--predict a", "--export onnx", "--ablate a.toml"),
+    ],
+)
+def test_a_name_a_training_flag_or_a_job_is_a_purpose(typed: str) -> None:
+    require_purpose(typed_flags(typed.split()))
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("--name x", "without --default this trains the baseline (--classifier standard)"),
+        ("--default --classifier standard", "--classifier standard: this trains the baseline"),
+        ("--default", None),
+        ("--classifier cosine", None),
+        ("--name x --test", None),
+    ],
+)
+def test_a_training_of_the_baseline_says_so(typed: str, says: str | None) -> None:
+    note = parse_options(typed.split()).baseline_note
+    assert note is None if says is None else str(note).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("--resume", "the same command continues its run by itself; --ckpt FILE"),
+        ("--resume last.pth", "the same command continues its run by itself; --ckpt FILE"),
+        ("--gpu 0", "CUDA_VISIBLE_DEVICES=0,1 before the command, and --nproc N"),
+        ("--gpus=2", "CUDA_VISIBLE_DEVICES=0,1 before the command, and --nproc N"),
+        ("--device cuda:0", "CUDA_VISIBLE_DEVICES=0,1 before the command, and --nproc N"),
+        ("--wandb", "TensorBoard's files go below --logdir"),
+        ("--batch 8", "type --batch_size N"),
+        ("-b 8", "type --batch_size N"),
+        ("--learning-rate 0.1", "type --lr X"),
+        ("--seed 1", "type --random_seed N"),
+        ("--workers 4", "type --num_workers N"),
+        ("--data-dir d", "type --data_root FOLDER"),
+        ("--amp", "type --precision bf16"),
+        ("--eval", "--test --ckpt_test FILE"),
+        ("--weights w.pth", "--ckpt FILE trains on from a checkpoint, --ckpt_test FILE tests one"),
+        ("--input a.png", "--predict PATH... --ckpt_test FILE --out DIR"),
+        ("--cfg a.yaml", "type --config FILE"),
+    ],
+)
+def test_habits_of_other_programs_are_told_what_to_type(typed: str, says: str) -> None:
+    message = refusal(*typed.split())
+    shown = typed.split()[0].partition("=")[0].replace("-", "_").replace("__", "--", 1)
+    assert message.startswith(f"argument {'-b' if typed[1] == 'b' else shown}: no such flag; ")
+    assert says in message
+
+
+def test_a_habit_s_flags_and_what_it_names_do_and_do_not_exist() -> None:
+    flags = {flag.name for flag in fields(Options)}
+    for words, names in _HABITS.items():
+        assert not flags & set(names.split())
+        assert set(re.findall(r"--(\w+)", words)) <= flags | {"multi_scale", "help"}
+    every = [name for names in _HABITS.values() for name in names.split()]
+    assert len(every) == len(set(every))
+
+
+@pytest.mark.parametrize("word", ["test", "predict", "help"])
+def test_a_job_without_dashes_is_told_its_flag(word: str) -> None:
+    assert refusal(word) == f"'{word}' belongs to no flag, did you mean --{word}?"
+
+
 TOKENS = [*(f"--{flag.name}" for flag in fields(Options)), "0", "1", "-1", "O1", "fp32", "a=b"]
 
 
-def outcome(argv: list[str]) -> Options | OptionError | SystemExit:
+def outcome(argv: list[str]) -> Options | PansError | SystemExit:
     try:
         return parse_options(argv)
-    except (OptionError, SystemExit) as end:
+    except (OptionError, FlagFileError, SystemExit) as end:
         return end
 
 
@@ -587,7 +702,7 @@ def test_any_command_line_ends_in_options_or_one_line(argv: list[str]) -> None:
     end = outcome(argv)
     if isinstance(end, Options):
         assert json.loads(json.dumps(end.to_dict())) == end.to_dict()
-    elif isinstance(end, OptionError):
+    elif isinstance(end, PansError):
         assert len(str(end).splitlines()) == 1
     else:
         assert any(token.startswith(("-h", "--help")) for token in argv)

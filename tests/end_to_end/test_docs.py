@@ -127,7 +127,7 @@ def check_script(script, words):
     if script != "run.py":
         check_parser(lambda: runpy.run_path(str(REPOSITORY / script), run_name="__main__"), words)
         return
-    if "--help" in words:
+    if {"--help", "--help_all"} & {*words}:
         return
     typed = typed_flags(words)
     if "ablate" in typed:
@@ -249,6 +249,12 @@ def test_the_grid_in_the_docs_is_the_file_beside_them():
     assert shown == kept
 
 
+def test_the_flags_in_the_docs_are_the_file_beside_them():
+    text = (REPOSITORY / "docs/training.md").read_text()
+    (block,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert tomllib.loads(block) == tomllib.loads((REPOSITORY / "docs/run.toml").read_text())
+
+
 def test_the_classes_in_the_docs_are_those_of_the_code():
     text = (REPOSITORY / "docs/data.md").read_text()
     rows = re.findall(r"^\| (\d+) \| (.+?) \| (\d+) (\d+) (\d+) \|$", text, re.MULTILINE)
@@ -328,7 +334,7 @@ def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
     assert "| per image | AUROC |" in capsys.readouterr().out
 
 
-OTHER_JOBS = {"--predict", "--export", "--ablate", "--help"}
+OTHER_JOBS = {"--predict", "--export", "--ablate", "--help", "--help_all"}
 SMALL = ("--epochs", "1", "--crop_size", "32", "--no_pretrained", "--num_workers", "0")
 
 
@@ -366,6 +372,7 @@ def test_trainings_and_tests_run(words, data_sets, tmp_path, monkeypatch):
     monkeypatch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
     for name in ("data", "ROOT"):
         Path(name).symlink_to(data_sets / name)
+    Path("docs").symlink_to(REPOSITORY / "docs")
     options = parse_options(words[2:])
     if options.test:
         tested = Path(options.ckpt_test or options.tested_checkpoint_path)

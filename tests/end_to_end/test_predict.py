@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from torchvision.models import ResNet50_Weights
 import run
 from dataset import STREETHAZARDS
 from dataset.demo.writer import write_demo
+from dataset.own_pictures import picture_sample
 from modules import build_model
+from modules.normalisation import normalised as normalised_planes
 from modules.resnet import BLOCKS
 from modules.scores import cosine_score, msp_score
 from tests.end_to_end import command
@@ -363,7 +366,7 @@ def test_errors_of_users_are_one_line(root, tmp_path, capsys, monkeypatch):
         ([*predict, own, "--classifier", "standard"], "trained with --classifier cosine"),
         ([*predict, own, "--calibrate_fpr", 0.1, *nowhere], "validation.odgt is missing"),
         (["--predict", tmp_path / "empty", *predict[2:], own], "--predict found nothing to read: "),
-        ([*predict[:2], "--out", tmp_path / "file", "--ckpt_test", own], "could not be written to"),
+        ([*predict[:2], "--out", tmp_path / "file", "--ckpt_test", own], "cannot be written to"),
         (
             ["--export", "onnx", "--ckpt_test", own, "--out", tmp_path / "file/a.onnx"],
             "could not be written",
@@ -427,6 +430,25 @@ def test_the_onnx_file_is_valid_and_tells_its_preprocessing(exported):
     assert told["classes"].startswith("unlabeled, building, fence")
     names = [dimension.dim_param for dimension in model.graph.input[0].type.tensor_type.shape.dim]
     assert names == ["batch", "", "height", "width"]
+
+
+@pytest.mark.parametrize("size", [(160, 96), (83, 61), (1281, 47)])
+def test_the_snippet_in_the_docs_prepares_a_picture_of_any_size(
+    exported, tmp_path, monkeypatch, size
+):
+    text = (REPOSITORY / "docs/predict.md").read_text()
+    (snippet,) = re.findall(r"^```python\n(import numpy.*?)^```", text, re.MULTILINE | re.DOTALL)
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    picture.save(tmp_path / "street.png")
+    (tmp_path / "pans.onnx").symlink_to(exported)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(snippet, found)
+    (expected,) = picture_sample("", picture, multi_scale=False).images
+    expected = normalised_planes(expected.reshape(1, *expected.shape[-3:]))[0].numpy()
+    np.testing.assert_allclose(found["image"].transpose(2, 0, 1), expected, atol=1e-5)
+    assert found["score"].shape == (1, *expected.shape[-2:])
 
 
 def test_two_processes_write_each_picture_once(root, tmp_path):

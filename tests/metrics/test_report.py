@@ -79,12 +79,15 @@ def test_runs_are_put_together():
     combined = combine_runs(runs)
     assert combined["per image"]["AUROC"] == {
         "mean": pytest.approx(np.mean(auroc)),
-        "standard error": pytest.approx(np.std(auroc, ddof=1) / 5**0.5),
+        "standard deviation": pytest.approx(np.std(auroc, ddof=1)),
         "runs": 5,
     }
     assert combined["segmentation"]["Mean IoU"]["runs"] == 4
     found = {row[:2]: row[2:] for row in rows(markdown_runs(runs))}
     assert float(found["per image", "AUROC"][0]) == pytest.approx(np.mean(auroc), abs=0.0051)
+    assert float(found["per image", "AUROC"][1]) == pytest.approx(np.std(auroc, ddof=1), abs=0.0051)
+    assert rows(markdown_runs(runs))[0][3] == "Standard deviation"
+    assert "5 runs; the spread is the sample standard deviation over runs." in markdown_runs(runs)
     assert found["segmentation", "Mean IoU"][2] == "4"
     mean_iou = np.mean([one["Mean IoU"] for one in runs[:4]])
     assert float(found["segmentation", "Mean IoU"][0]) == pytest.approx(100 * mean_iou, abs=0.0051)
@@ -100,11 +103,10 @@ def test_the_command_takes_one_file_or_several(tmp_path, capsys):
     assert capsys.readouterr().out == markdown_runs([run(0), run(1)])
 
 
-@pytest.mark.parametrize("content", [None, "{", "{}", "[]"])
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
 def test_a_file_that_is_no_results_is_named(tmp_path, content):
     path = tmp_path / "results.json"
-    if content is not None:
-        path.write_text(content)
+    path.write_text(content)
     with pytest.raises(UnreadableResults, match=r"results\.json is not a results\.json"):
         read_results(path)
 
@@ -172,9 +174,39 @@ def test_runs_that_were_not_measured_alike_are_not_put_together(
     assert captured.err.startswith(f"error: {paths[0]} and {paths[1]} differ in {difference};")
 
 
-def test_a_missing_file_ends_with_one_line_and_exit_code_2(tmp_path, capsys):
-    assert main([str(tmp_path / "none.json")]) == 2
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path}/none.json is not a results.json of this code; "
-        "run a test or metrics.evaluate first\n"
+def test_a_missing_file_ends_with_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = (
+        "error: there is no results.json: a test writes LOGDIR/DATASET/NAME/results.json, "
+        "metrics.evaluate its --out"
     )
+    assert main(["results.json"]) == 2
+    assert capsys.readouterr().err == f"{line}\n"
+    write_results(tmp_path / "logs/streethazards/pans/results.json", run(0))
+    assert main(["results.json"]) == 2
+    assert capsys.readouterr().err == f"{line}; there are logs/streethazards/pans/results.json\n"
+
+
+def test_a_folder_stands_for_the_results_in_it(tmp_path, capsys):
+    write_results(tmp_path / "results.json", run(0))
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out == markdown_table(run(0))
+
+
+def test_one_run_does_not_count_twice(tmp_path, capsys):
+    first, second, third = (tmp_path / name for name in ("a.json", "b.json", "c.json"))
+    write_results(first, run(0) | {"environment": {"host": "one"}})
+    write_results(second, run(1))
+    write_results(third, run(0) | {"environment": {"host": "two"}})
+    (tmp_path / "link.json").symlink_to(first)
+    twice = [str(first), str(second), f"{tmp_path}/../{tmp_path.name}/a.json"]
+    for paths, message in (
+        (twice, f"{twice[2]} is given twice"),
+        ([first, second, tmp_path / "link.json"], "link.json is given twice"),
+        ([first, second, third], f"{first} and {third} hold the same results"),
+    ):
+        assert main([str(path) for path in paths]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        assert f"{message}; name every run once" in captured.err
