@@ -93,6 +93,9 @@ def test_the_overlay_keeps_normal_regions_and_covers_anomalies_by_four_fifths() 
     for x, share in ((2, 0.2), (3, 0.8), (4, 0.8)):
         expected = (1 - share) * picture[0, x] + share * heat[0, x]
         assert np.abs(drawn[0, x] - expected).max() <= 1, x
+    constant = overlay(picture, np.where(np.isnan(score), score, 0.3), (0.3, 0.3))
+    assert constant[0, :4].tolist() == [[100, 150, 200]] * 4
+    assert constant[0, 4].tolist() == [20, 234, 244]  # cyan over the picture
 
 
 @pytest.mark.parametrize(("side", "width"), [(40, 1), (720, 2)])
