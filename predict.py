@@ -23,7 +23,7 @@ from argparser import (
     parse_options,
     typed_flags,
 )
-from build import evaluation_loader_of, model_of
+from build import evaluation_loader_of, inference_settings, model_of
 from dataset import DATASETS, EvaluationSample, describe, reader_of
 from dataset.own_pictures import (
     PictureSample,
@@ -42,14 +42,15 @@ from modules import SegmentationModel
 from modules.inference.export import check_export_support, export_onnx
 from modules.inference.network import Inference
 from modules.normalisation import MEAN, STD
-from modules.scores import DROPOUT_PASSES, SCORES, Scorer
+from modules.scores import DROPOUT_PASSES, SCORES, Scorer, kept_state
 from modules.scores.bounds import bounds_of
+from modules.scores.network_output import State
 from modules.weights.pretrained import CHECKPOINT, identify
 from report.predictions import PredictionFolder
 from report.video import NoVideo
 from report.visualize import HeatScale
 from utils.checkpoint import DEEP_SUPERVISION, find_checkpoint, load_model_state
-from utils.distributed import Process, gather_objects, sum_over_processes
+from utils.distributed import Process, from_main, gather_objects, sum_over_processes
 from utils.errors import PansError
 from utils.progress import ProgressBar
 from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
@@ -172,11 +173,34 @@ def _own_options(options: Any) -> dict[str, Any]:
 
 def load_network(options: Options) -> SegmentationModel:
     """The network of --ckpt_test, on the CPU."""
-    path = find_checkpoint(options.ckpt_test or "", options.checkpoint_path.parent)
-    model = model_of(options)
+    path, model = _weights_file(options), model_of(options)
     state = model_state(load_checkpoint(path))
     load_model_state(model, state, path, may_lack=DEEP_SUPERVISION)
     return model
+
+
+def _weights_file(options: Options) -> Path:
+    return find_checkpoint(options.ckpt_test or "", options.checkpoint_path.parent)
+
+
+def _kept_states(names: Sequence[str], options: Options) -> dict[str, State]:
+    """{score: what it has learned}, of the fitted scores, from beside the checkpoint.
+
+    Raises:
+        OptionError: it is not there, or is of other weights or settings.
+    """
+    states: dict[str, State] = {}
+    for name in names:
+        if SCORES[name].fitted:
+            settings, seed = inference_settings(options), options.random_seed
+            state = kept_state(name, _weights_file(options), settings, seed)
+            if state is None:
+                raise OptionError(
+                    f"argument --score: {name} needs a data set's training images; run --test "
+                    f"--score {name} on this checkpoint with the same flags first"
+                )
+            states[name] = state
+    return states
 
 
 # Pictures
@@ -200,7 +224,8 @@ class Predictor:
         inference = Inference(network, process.device, options.precision, plain=options.plain)
         passes = options.mc_dropout or DROPOUT_PASSES
         headline = options.scores[:1]
-        self.scorer = Scorer(inference, headline, passes=passes, seed=options.random_seed)
+        states = from_main(process, lambda: _kept_states(headline, options))
+        self.scorer = Scorer(inference, headline, states, passes=passes, seed=options.random_seed)
         self.threshold = options.threshold
         if options.calibrate_fpr is not None:
             self.threshold = self._calibrated(options.calibrate_fpr)
@@ -225,9 +250,9 @@ class Predictor:
         """(H, W) class indices and anomaly score of one picture, at the size of the file."""
         size = sample.picture.shape[:2]
         # The number seeds MC dropout: that of a picture does not depend on what else is looked at.
-        evidence = self.scorer.look(sample.images, size, sample.picture, 0)
-        (score,) = self.scorer.maps(evidence).values()
-        prediction = evidence.prediction.to(torch.uint8)
+        output = self.scorer.forward(sample.images, size, sample.picture)
+        (score,) = self.scorer.maps(output).values()
+        prediction = output.prediction.to(torch.uint8)
         return prediction.cpu().numpy(), score.float().cpu().numpy()
 
     def _calibrated(self, fpr: float) -> float:
