@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn
 
 from dataset.description import UNKNOWN_INDEX, DatasetInfo, UnknownClass
 from dataset.registry import DATASETS, TRAINING_SETS, describe
+from modules.backbones import BLOCKS
 from modules.scores import ALL, DROPOUT_PASSES, SCORES, Score, resolve
 from utils.errors import PansError, exit_code
 from utils.flag_files import read_config
@@ -311,7 +312,7 @@ class Options:
     )
 
     backbone: str = _flag(
-        "model", "weights", "resnet50", "resnet50 or resnet101", _one_of("resnet50", "resnet101")
+        "model", "weights", "resnet50", f"the network's body: {', '.join(BLOCKS)}", _one_of(*BLOCKS)
     )
     output_stride: int = _flag(
         "model", "weights", 8, "the backbone's stride: 8 or 16", _one_of(8, 16)
@@ -605,9 +606,9 @@ class Options:
 
     @property
     def shown_score(self) -> str:
-        """The score that validation draws: the headline, or what it is before its statistics."""
+        """The score that validation draws: the headline, but maxlogit for a fitted one."""
         headline = self.scores[0]
-        return "maxlogit" if SCORES[headline].statistics else headline
+        return "maxlogit" if SCORES[headline].fitted else headline
 
     @property
     def _published_score(self) -> str | None:
@@ -796,8 +797,6 @@ def _check_scores(options: Options) -> None:
         if missing:
             raise _refusal("score", f"{name} needs {missing}")
     headline = SCORES[options.scores[0]]
-    if options.predict and headline.statistics:
-        raise _refusal("score", f"{options.scores[0]} needs a data set's training images")
     if options.export and not headline.of_logits:
         raise _refusal("score", f"{options.scores[0]} needs more than logits, and no file holds it")
     if options.mc_dropout is not None and not any(SCORES[name].samples for name in options.scores):
@@ -891,7 +890,7 @@ def _needs(score: Score) -> str:
     """What a score is, and what not every run has of what it needs."""
     needs = {
         "--classifier cosine": score.cosine,
-        "a pass over the training images": score.statistics,
+        "a pass over the training images": score.fitted,
         "pydensecrf2": score.crf,
     }
     named = ", ".join(name for name, needed in needs.items() if needed)

@@ -1,5 +1,7 @@
 """From the options to the objects that training, evaluation and prediction share."""
 
+from typing import Any
+
 from torch.utils.data import DataLoader
 
 from argparser import Options
@@ -40,3 +42,14 @@ def evaluation_loader_of(
         timeout=options.timeout,
         at_input_size=options.at_input_size and split == "test",
     )
+
+
+def inference_settings(options: Options) -> list[Any]:
+    """What beside its weights changes the network's output for an image."""
+    return [
+        options.multi_scala,
+        options.norm_act,
+        options.output_stride,
+        options.precision,
+        options.plain,
+    ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from argparser import Options
-from build import evaluation_loader_of
+from build import evaluation_loader_of, inference_settings
 from dataset import IGNORE_INDEX, DatasetInfo, EvaluationSample, Split, reader_of
 from dataset.skipped import SkippedFiles
 from metrics.evaluation import AnomalyEvaluation
@@ -19,8 +19,7 @@ from metrics.segmentation import ConfusionMatrix, segmentation_scores
 from modules import SegmentationModel
 from modules.inference.network import Inference
 from modules.loss import segmentation_loss
-from modules.scores import DROPOUT_PASSES, SCORES, Scorer, upsample
-from modules.scores.max_logits import training_statistics
+from modules.scores import DROPOUT_PASSES, SCORES, Scorer, fitted_states, upsample
 from report.curves import log_anomaly_figures, log_prototypes
 from report.environment import environment, sha256
 from report.extremes import Extremes
@@ -86,15 +85,15 @@ class Evaluator:
                 if next(answers, None) is not None:
                     between_images()
                 label, size = self._to_device(sample.label), sample.label.shape
-                evidence = scorer.look(sample.images, size, sample.picture, sample.index)
-                full_logits = upsample(evidence.logits[0], size)
+                output = scorer.forward(sample.images, size, sample.picture, sample.index)
+                full_logits = upsample(output.logits[0], size)
                 loss_and_images[0] += segmentation_loss(full_logits, label[None])
                 loss_and_images[1] += 1
                 # Several times as fast as argmax.
                 prediction = to_host(full_logits.max(dim=1).indices[0].to(torch.uint8))
                 background.run(partial(confusion.update, prediction, sample.label))
                 if panels.wants(sample.index):
-                    (score,) = scorer.maps(evidence).values()
+                    (score,) = scorer.maps(output).values()
                     background.run(partial(panels.add, sample, prediction, to_host(score)))
         for _ in answers:
             between_images()
@@ -152,8 +151,8 @@ class Evaluator:
         with Background() as background:
             for sample in self._progress(loader, "test"):
                 size = sample.label.shape
-                evidence = scorer.look(sample.images, size, sample.picture, sample.index)
-                prediction, parts = evidence.prediction.to(torch.uint8), scorer.parts(evidence)
+                output = scorer.forward(sample.images, size, sample.picture, sample.index)
+                prediction, parts = output.prediction.to(torch.uint8), scorer.parts(output)
                 on_host = _to_host(scorer.maps_from(parts, size), parts)
                 found = sample, to_host(prediction), *on_host
                 background.run(partial(_measure, *found, evaluation, extremes, panels))
@@ -220,18 +219,21 @@ class Evaluator:
         )
 
     def _scorer(self, names: Sequence[str]) -> Scorer:
-        """Looks at the training images first if one of the scores needs that."""
-        options, inference = self.options, self._inference()
-        statistics = None
-        if any(SCORES[name].statistics for name in names):
-            loader = self._evaluation_loader("train", options.multi_scala)
-            settings = [options.multi_scala, options.norm_act, options.output_stride]
-            settings += [self.precision, options.plain]
-            statistics = training_statistics(
-                inference, loader, self.process, self.tested_path, settings
+        """Fits the fitted ones among the scores to the training images first."""
+        options, inference, states = self.options, self._inference(), {}
+        fitted = [name for name in names if SCORES[name].fitted]
+        if fitted:
+            states = fitted_states(
+                fitted,
+                inference,
+                self._evaluation_loader("train", options.multi_scala),
+                self.process,
+                self.tested_path,
+                inference_settings(options),
+                options.random_seed,
             )
         passes = options.mc_dropout or DROPOUT_PASSES
-        return Scorer(inference, names, statistics, passes=passes, seed=options.random_seed)
+        return Scorer(inference, names, states, passes=passes, seed=options.random_seed)
 
     def _inference(self) -> Inference:
         return Inference(self.model, self.process.device, self.precision, plain=self.options.plain)

@@ -23,13 +23,14 @@ from argparser import (
     parse_options,
     typed_flags,
 )
-from build import evaluation_loader_of, model_of
+from build import evaluation_loader_of, inference_settings, model_of
 from dataset import DATASETS, EvaluationSample, describe, reader_of
 from dataset.own_pictures import (
     PictureSample,
     Source,
     Unreadable,
     find_sources,
+    frame_rate,
     picture_sample,
     samples_of,
     without_support,
@@ -41,11 +42,15 @@ from modules import SegmentationModel
 from modules.inference.export import check_export_support, export_onnx
 from modules.inference.network import Inference
 from modules.normalisation import MEAN, STD
-from modules.scores import DROPOUT_PASSES, SCORES, Scorer
+from modules.scores import DROPOUT_PASSES, SCORES, Scorer, kept_state
+from modules.scores.bounds import bounds_of
+from modules.scores.network_output import State
 from modules.weights.pretrained import CHECKPOINT, identify
 from report.predictions import PredictionFolder
+from report.video import NoVideo
+from report.visualize import HeatScale
 from utils.checkpoint import DEEP_SUPERVISION, find_checkpoint, load_model_state
-from utils.distributed import Process, gather_objects, sum_over_processes
+from utils.distributed import Process, from_main, gather_objects, sum_over_processes
 from utils.errors import PansError
 from utils.progress import ProgressBar
 from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
@@ -168,11 +173,34 @@ def _own_options(options: Any) -> dict[str, Any]:
 
 def load_network(options: Options) -> SegmentationModel:
     """The network of --ckpt_test, on the CPU."""
-    path = find_checkpoint(options.ckpt_test or "", options.checkpoint_path.parent)
-    model = model_of(options)
+    path, model = _weights_file(options), model_of(options)
     state = model_state(load_checkpoint(path))
     load_model_state(model, state, path, may_lack=DEEP_SUPERVISION)
     return model
+
+
+def _weights_file(options: Options) -> Path:
+    return find_checkpoint(options.ckpt_test or "", options.checkpoint_path.parent)
+
+
+def _kept_states(names: Sequence[str], options: Options) -> dict[str, State]:
+    """{score: what it has learned}, of the fitted scores, from beside the checkpoint.
+
+    Raises:
+        OptionError: it is not there, or is of other weights or settings.
+    """
+    states: dict[str, State] = {}
+    for name in names:
+        if SCORES[name].fitted:
+            settings, seed = inference_settings(options), options.random_seed
+            state = kept_state(name, _weights_file(options), settings, seed)
+            if state is None:
+                raise OptionError(
+                    f"argument --score: {name} needs a data set's training images; run --test "
+                    f"--score {name} on this checkpoint with the same flags first"
+                )
+            states[name] = state
+    return states
 
 
 # Pictures
@@ -184,6 +212,7 @@ class Predictor:
     Attributes:
         class_names: of the indices, in their order.
         threshold: scores from here on are anomalies; None if nobody asked.
+        heat_scale: of the pictures of the score.
     """
 
     def __init__(self, options: Options, process: Process) -> None:
@@ -195,10 +224,13 @@ class Predictor:
         inference = Inference(network, process.device, options.precision, plain=options.plain)
         passes = options.mc_dropout or DROPOUT_PASSES
         headline = options.scores[:1]
-        self.scorer = Scorer(inference, headline, passes=passes, seed=options.random_seed)
+        states = from_main(process, lambda: _kept_states(headline, options))
+        self.scorer = Scorer(inference, headline, states, passes=passes, seed=options.random_seed)
         self.threshold = options.threshold
         if options.calibrate_fpr is not None:
             self.threshold = self._calibrated(options.calibrate_fpr)
+        bounds = bounds_of(options.scores[0], len(self.class_names), options.classifier)
+        self.heat_scale = HeatScale(bounds, self.threshold)
 
     def predict(self, picture: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Class indices and anomaly score of a picture, both (H, W) at its own size.
@@ -218,9 +250,9 @@ class Predictor:
         """(H, W) class indices and anomaly score of one picture, at the size of the file."""
         size = sample.picture.shape[:2]
         # The number seeds MC dropout: that of a picture does not depend on what else is looked at.
-        evidence = self.scorer.look(sample.images, size, sample.picture, 0)
-        (score,) = self.scorer.maps(evidence).values()
-        prediction = evidence.prediction.to(torch.uint8)
+        output = self.scorer.forward(sample.images, size, sample.picture)
+        (score,) = self.scorer.maps(output).values()
+        prediction = output.prediction.to(torch.uint8)
         return prediction.cpu().numpy(), score.float().cpu().numpy()
 
     def _calibrated(self, fpr: float) -> float:
@@ -280,7 +312,7 @@ class Predictor:
         picture = sample.picture.numpy()
         prediction, score = self.maps(sample)
         mask = None if self.threshold is None else score >= np.float32(self.threshold)
-        folder.write(sample.name, picture, prediction, score, mask)
+        limits = folder.write(sample.name, picture, prediction, score, mask, self.heat_scale)
         return {
             "name": sample.name,
             "size": [picture.shape[1], picture.shape[0]],
@@ -288,6 +320,7 @@ class Predictor:
             "mean_score": float(score.mean(dtype=np.float64)),
             "highest_score": float(score.max()),
             "anomalous_share": None if mask is None else float(mask.mean()),
+            "heat_limits": list(limits),
         }
 
     def _progress(self, items: Any, name: str) -> ProgressBar:
@@ -321,6 +354,7 @@ def predict(options: Options, process: Process) -> None:
         return
     done = sorted(chain.from_iterable(share[0] for share in shares), key=lambda one: one["name"])
     unread = [*map(str, problems), *sorted({str(one) for share in shares for one in share[1]})]
+    no_video = _write_videos(sources, done, folder, options.frame_step)
     folder.finish(
         {
             "checkpoint": options.ckpt_test,
@@ -337,8 +371,27 @@ def predict(options: Options, process: Process) -> None:
     if unread:
         raise NotPredicted(
             f"{len(unread)} could not be looked at, the other {len(done)} are done: "
-            + "; ".join(unread)
+            + "; ".join(unread + no_video)
         )
+    if no_video:
+        raise NotPredicted(f"all pictures are done, but {'; '.join(no_video)}")
+
+
+def _write_videos(
+    sources: Sequence[Source],
+    pictures: Sequence[Mapping[str, Any]],
+    folder: PredictionFolder,
+    frame_step: int,
+) -> list[str]:
+    """A video of the overlays of each video's frames; what was wrong, if something was."""
+    names, problems = [picture["name"] for picture in pictures], []
+    for source in sources:
+        if source.is_video:
+            try:
+                folder.write_video(source.name, names, frame_rate(source.path) / frame_step)
+            except NoVideo as error:
+                problems.append(str(error))
+    return problems
 
 
 def _words(threshold: float | None) -> str:

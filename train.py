@@ -69,8 +69,8 @@ from utils.interruption import (
     command_to_continue,
 )
 from utils.logger import Logger
+from utils.lr import learning_rate
 from utils.progress import Countdown, ProgressBar
-from utils.scheduler import go_to, make_scheduler
 from utils.step_guard import StepGuard, check_row
 
 BACKBONES = Path("pretrained")
@@ -112,7 +112,7 @@ class Trainer:
         return torch.channels_last if on_gpu and not self.options.plain else torch.contiguous_format
 
     def _prepare_training(self) -> None:
-        """Loader, optimizer and scheduler; weights from --ckpt, from ImageNet or at random."""
+        """Loader and optimizer; weights from --ckpt, from ImageNet or at random."""
         options, process = self.options, self.process
         self._require_statistics()
         self.loader = training_loader(
@@ -132,22 +132,7 @@ class Trainer:
         self.shape = Shape(len(self.loader) // options.accumulate, process.world_size)
         if options.fix_bn:
             self.model.freeze_norms()
-        self.optimizer = torch.optim.SGD(
-            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
-            lr=options.lr,
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-            nesterov=options.momentum > 0,
-            fused=True,
-        )
-        self.scheduler = make_scheduler(
-            self.optimizer,
-            options.lr_policy,
-            total_iterations=options.epochs * self.shape.steps_per_epoch,
-            power=options.lr_power,
-            decay_step=options.lr_decay_step,
-            decay_factor=options.lr_decay_factor,
-        )
+        self.optimizer = self._make_optimizer()
         self.guard = StepGuard(self.optimizer, self.model, options.clip_grad_norm)
         self.recorded_options = options.to_dict()
         self._check_places()
@@ -157,21 +142,55 @@ class Trainer:
         elif not options.no_pretrained:
             self._load_backbone()
         self.guard.keep_statistics_of_now()  # a first step that fails goes back to these
+        self._set_learning_rate()
+        self._start_log()
+        self.network = self._parallel(compiled(self.model) if options.compile else self.model)
+
+    def _make_optimizer(self) -> torch.optim.SGD:
+        options = self.options
+        return torch.optim.SGD(
+            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
+            lr=options.lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            nesterov=options.momentum > 0,
+            fused=True,
+        )
+
+    def _set_learning_rate(self) -> None:
+        """That of the next step; nothing but the iteration decides it."""
+        options = self.options
+        rate = learning_rate(
+            self.iteration,
+            lr=options.lr,
+            policy=options.lr_policy,
+            total_iterations=options.epochs * self.shape.steps_per_epoch,
+            power=options.lr_power,
+            decay_step=options.lr_decay_step,
+            decay_factor=options.lr_decay_factor,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _start_log(self) -> None:
         position = Position(self.epoch, self.iteration)
         self.logger.start_at(position.first_logged(self.shape))
         if position.first_logged(self.shape) == self.iteration > 0:
             self._log_report(self.last_report)  # which the line above has hidden
         if self.iteration == 0:
             log_start(self.logger, self.recorded_options)
-        self.network: nn.Module = compiled(self.model) if options.compile else self.model
-        if dist.is_initialized():
-            self.network = DistributedDataParallel(
-                self.network,
-                # Synchronised norms have the same running statistics everywhere.
-                forward_sync_buffers=options.norm_act != "iabn_sync",
-                gradient_as_bucket_view=True,
-                static_graph=options.accumulate == 1,  # no_sync does not go with it
-            )
+
+    def _parallel(self, network: nn.Module) -> nn.Module:
+        """The network, with its gradients averaged over all processes."""
+        if not dist.is_initialized():
+            return network
+        return DistributedDataParallel(
+            network,
+            # Synchronised norms have the same running statistics everywhere.
+            forward_sync_buffers=self.options.norm_act != "iabn_sync",
+            gradient_as_bucket_view=True,
+            static_graph=self.options.accumulate == 1,  # no_sync does not go with it
+        )
 
     def _check_places(self) -> None:
         """What is needed later shall not be missed then: all splits, and room for checkpoints."""
@@ -231,7 +250,6 @@ class Trainer:
             self.epoch, self.iteration = position.epoch, position.iteration
             score = load_training_state(checkpoint, path, self.optimizer, self.guard, self.process)
             self.best_score = from_main(self.process, lambda: best_score_of(score, path, options))
-            go_to(self.scheduler, self.iteration)
             self.last_report = checkpoint.get("last_report", {})
             self.recorded_options = options_to_record(checkpoint, path, options)
         if self.process.is_main:
@@ -304,8 +322,8 @@ class Trainer:
             step_loss += loss.detach()
         self.guard.step(step_loss)
         self.optimizer.zero_grad()
-        self.scheduler.step()
         self.iteration += 1
+        self._set_learning_rate()
         return step_loss
 
     def _autocast(self) -> torch.autocast:
@@ -346,7 +364,7 @@ class Trainer:
         check_row(tally, options.max_bad_steps, self.iteration, advice)
         report = {
             "loss": tally.loss,
-            "lr": float(self.scheduler.get_last_lr()[0]),
+            "lr": self.optimizer.param_groups[0]["lr"],
             "images_per_second": steps_per_second
             * (options.accumulate * options.batch_size * processes),
         }
@@ -395,7 +413,7 @@ class Trainer:
             state = {
                 "model_state": self.model.state_dict(),
                 "optimizer_state": self.optimizer.state_dict(),
-                "scheduler_state": self.scheduler.state_dict(),
+                "scheduler_state": {"last_epoch": self.iteration},
                 "epoch": self.epoch,
                 "iteration": self.iteration,
                 "best_score": self.best_score,

@@ -216,8 +216,8 @@ def test_rows(device: torch.device, data: Path, times: int) -> list[Row]:
         images = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in TEST_SIZES]
 
         def look(scorer: Scorer = scorer, images: list[Tensor] = images) -> object:
-            evidence = scorer.look(images, LABEL_SIZE, torch.empty(0), 0)
-            return evidence.prediction, scorer.maps(evidence)
+            output = scorer.forward(images, LABEL_SIZE)
+            return output.prediction, scorer.maps(output)
 
         torch.cuda.reset_peak_memory_stats()
         seconds = seconds_a_call(look, times // 3, times)

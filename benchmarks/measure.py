@@ -81,10 +81,10 @@ def measure_test(trainer: Trainer) -> dict[str, float]:
     samples = list(trainer.evaluator._evaluation_loader("test", True))
 
     def one(sample: Any) -> None:
-        evidence = scorer.look(sample.images, sample.label.shape, sample.picture, sample.index)
-        (score,) = scorer.maps(evidence).values()
+        output = scorer.forward(sample.images, sample.label.shape, sample.picture, sample.index)
+        (score,) = scorer.maps(output).values()
         label = sample.label.masked_fill(sample.label == UNKNOWN_INDEX, classes)
-        evaluation.update(sample.index, sample.name, score, evidence.prediction, label)
+        evaluation.update(sample.index, sample.name, score, output.prediction, label)
 
     one(samples[0])
     seconds = seconds_of(lambda: one(samples[1]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from utils.reading import Unreadable, files_below, require_file
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 _SUFFIXES = (*PICTURE_SUFFIXES, *FOREIGN_SUFFIXES, *VIDEO_SUFFIXES)
+_USUAL_FRAME_RATE = 25
 # Where a display matrix ((a, b), (c, d)) puts the axes: x' = a x + c y, y' = b x + d y.
 _TURNS = {
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,  # Pillow counts anticlockwise
@@ -155,6 +157,19 @@ def video_frames(path: Path, step: int, first: int = 0) -> Iterator[tuple[int, I
         raise Unreadable(
             f"{path} cannot be decoded{where} ({error}); it may be cut off, copy it again"
         ) from error
+
+
+def frame_rate(path: Path) -> Fraction:
+    """Frames a second of the first video stream; 25 if the video does not tell."""
+    import av  # optional, see without_support
+
+    try:
+        with av.open(f"file:{path}") as container:
+            streams = container.streams.video
+            told = streams and (streams[0].average_rate or streams[0].guessed_rate)
+    except (av.FFmpegError, OSError):
+        told = None
+    return Fraction(told or _USUAL_FRAME_RATE)
 
 
 def _all_frames(path: Path, container: Any) -> Iterator[Any]:

@@ -336,9 +336,12 @@ class PooledCounts(BinnedScores):
 
     def _keys(self, scores: np.ndarray) -> np.ndarray:
         rounded = _rounded(scores)
-        if scores.dtype != np.float32:
+        if scores.dtype == np.int64:
+            # NumPy would compare them as float64, which tells no neighbours apart above 2^53.
+            self._is_float32 &= bool((_integers(rounded.astype(np.float64)) == scores).all())
+            self.has_wide_integers = True
+        elif scores.dtype != np.float32:
             self._is_float32 &= bool((rounded == scores).all())
-            self.has_wide_integers |= scores.dtype == np.int64
         keys = ordered_keys(rounded)
         self._key_bits |= int(np.bitwise_or.reduce(keys)) & (_PAGES - 1)
         return keys

@@ -5,9 +5,9 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from modules.abn import NormFactory
+from modules.backbones import BLOCKS
 from modules.residual import Bottleneck
 
-BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 # Output stride -> the (stride, dilation) of mod2 to mod5 (Yu et al., "Dilated Residual Networks").
 STRIDES_AND_DILATIONS = {
     8: ((1, 1), (2, 1), (1, 2), (1, 4)),
@@ -18,7 +18,7 @@ MOD5_CHANNELS = 2048
 
 
 class ResNet(nn.Module):
-    """ResNet-50 or -101 whose last stages are dilated instead of strided.
+    """A ResNet of `BLOCKS` whose last stages are dilated instead of strided.
 
     images (N, 3, H, W) -> mod4's (N, 1024, h, w) and mod5's (N, 2048, h, w) output, where h and w
     are H and W over the output stride, rounded up. At output stride 16, mod4 and mod5 have the

@@ -37,18 +37,23 @@ class SegmentationModel(nn.Module):
         return [module for module in self.modules() if isinstance(module, ActivatedNorm)]
 
     def forward(self, images: Tensor) -> Tensor | TrainingLogits:
-        if self.training:  # one launch on a GPU in the place of one a norm
-            torch._foreach_add_([norm.num_batches_tracked for norm in self._norms()], 1)
+        if not self.training:
+            return self.cls(self.features(images))
+        # One launch on a GPU in the place of one a norm.
+        torch._foreach_add_([norm.num_batches_tracked for norm in self._norms()], 1)
         mod4, mod5 = self.body(images)
-        logits = self.cls(self.head(mod5))
-        if not (self.training or self.head.plain):
-            return logits
-        deepsup_logits = self.cls.deep_supervision(self.head.deep_supervision(mod4))
-        return TrainingLogits(logits, deepsup_logits) if self.training else logits
+        return TrainingLogits(self.cls(self.head(mod5)), self._deep_supervision(mod4))
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, 512, h, w), what the classifier sees."""
-        return self.head(self.body(images)[1])
+        """(N, 3, H, W) -> (N, 512, h, w), what the classifier sees; for evaluation."""
+        mod4, mod5 = self.body(images)
+        features = self.head(mod5)
+        if self.head.plain:
+            self._deep_supervision(mod4)  # as published: computed and dropped
+        return features
+
+    def _deep_supervision(self, mod4: Tensor) -> Tensor:
+        return self.cls.deep_supervision(self.head.deep_supervision(mod4))
 
     def freeze_norms(self) -> None:
         """Keep weight and bias of every norm as they are; running statistics go on."""
@@ -75,7 +80,7 @@ def build_model(
     +-1 / sqrt(fan_in), norms 1 and 0.
 
     Args:
-        backbone: "resnet50" or "resnet101".
+        backbone: of `BLOCKS`, such as "resnet50".
         classifier: "cosine" (prototypes) or "standard".
         norm_act: "iabn_sync", "iabn", "abn" or "std" (see `modules.abn`).
         output_stride: 8 or 16.

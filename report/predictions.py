@@ -3,22 +3,30 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image
 
 from dataset import DatasetInfo
 from dataset.own_pictures import Source
-from report.visualize import Picture, colorize, heat_map, overlay
+from report.video import write_video
+from report.visualize import (
+    HeatScale,
+    Picture,
+    SheetEntry,
+    contact_sheet,
+    heat_map,
+    overlay,
+    prediction_panel,
+)
 from utils.errors import PansError
 from utils.reading import is_hidden
 
-_CELL = (320, 200)  # of a panel: width, height
-_CAPTION_HEIGHT = 14
-_PANELS_A_SHEET = 16
+_PICTURES_A_SHEET = 16
 _KINDS = ("classes", "heat", "overlay", "score", "mask", "panel")
 _SUMMARY, _SHEET = "predictions.json", "contact_sheet_"
 
@@ -31,9 +39,11 @@ class PredictionFolder:
     """A folder a kind of result, in it the pictures' own names and folders.
 
     classes/NAME.png: class indices in the palette's colours. heat/NAME.png: the anomaly score, from
-    black to bright yellow between its 1st and 99th percentile. overlay/NAME.png: that over the
-    picture. score/NAME.npy: (H, W) float32. mask/NAME.png: 255 where the score reaches the
-    threshold, 0 elsewhere, if there is one. panel/NAME.png: all of them small, side by side.
+    black to bright yellow between the limits of `report.visualize.HeatScale`. overlay/NAME.png:
+    that over the picture, with the mask's outline. score/NAME.npy: (H, W) float32. mask/NAME.png:
+    255 where the score reaches the threshold, 0 elsewhere, if there is one. panel/NAME.png:
+    picture, classes, overlay and heat with titles, legend and colour bar. overlay/NAME.mp4: the
+    overlays of a video's frames, overlay/NAME/000000.png and on.
     """
 
     def __init__(self, folder: Path, info: DatasetInfo) -> None:
@@ -80,6 +90,11 @@ class PredictionFolder:
         for kind in _KINDS:
             suffix = "" if source.is_video else ".npy" if kind == "score" else ".png"
             yield (self.folder / kind / f"{source.name}{suffix}").resolve()
+        if source.is_video:
+            yield self._video(source.name).resolve()
+
+    def _video(self, name: str) -> Path:
+        return self.folder / "overlay" / f"{name}.mp4"
 
     def _earlier_summary(self) -> dict[str, Any] | None:
         """The folder's predictions.json, if it is one."""
@@ -96,7 +111,7 @@ class PredictionFolder:
     @staticmethod
     def _sheets(summary: Mapping[str, Any]) -> list[str]:
         """The names of the contact sheets of a summary's pictures."""
-        count = -(-len(summary["pictures"]) // _PANELS_A_SHEET)
+        count = -(-len(summary["pictures"]) // _PICTURES_A_SHEET)
         return [f"{_SHEET}{number:03d}.png" for number in range(1, count + 1)]
 
     def write(
@@ -106,35 +121,61 @@ class PredictionFolder:
         prediction: NDArray[np.uint8],
         score: NDArray[np.float32],
         mask: NDArray[np.bool_] | None,
-    ) -> None:
+        scale: HeatScale,
+    ) -> tuple[float, float]:
         """Write the results of one picture.
 
         Args:
             picture: (H, W, 3) RGB.
             prediction, score, mask: (H, W).
+            scale: of the heat map.
+
+        Returns:
+            The scores of the heat map's first and last colour.
 
         Raises:
             NotWritten: the folder cannot be written to, or the disk is full.
         """
-        heat = heat_map(score)
+        limits = scale.limits(score)
+        heat, overlaid = heat_map(score, limits), overlay(picture, score, limits, mask)
+        panel = prediction_panel(
+            picture, prediction, overlaid, heat, limits, self.info, scale.threshold
+        )
         classes = Image.fromarray(prediction, mode="P")
         classes.putpalette(self.info.palette.tobytes())
         pictures = {
             "classes": classes,
             "heat": Image.fromarray(heat),
-            "overlay": Image.fromarray(overlay(picture, heat)),
+            "overlay": Image.fromarray(overlaid),
+            "panel": Image.fromarray(panel),
         }
         if mask is not None:
             pictures["mask"] = Image.fromarray(mask.astype(np.uint8) * 255)
-        shown = [Image.fromarray(picture), Image.fromarray(colorize(prediction, self.info))]
-        shown += [pictures[kind] for kind in ("heat", "overlay", "mask") if kind in pictures]
-        pictures["panel"] = _panel(name, shown)
         try:
             for kind, image in pictures.items():
                 self._save(self._place(kind, name, ".png"), image)
             self._save(self._place("score", name, ".npy"), score)
         except OSError as error:
             raise _not_written(self.folder, error) from error
+        return limits
+
+    def write_video(self, name: str, pictures: Sequence[str], rate: Fraction) -> None:
+        """Write the overlays of a video's frames as overlay/NAME.mp4, if there are any.
+
+        Args:
+            name: of the video.
+            pictures: the names of all pictures, in any order, of which the frames are some.
+            rate: frames a second.
+
+        Raises:
+            NoVideo: it cannot be encoded, or the folder cannot be written to.
+        """
+        numbers = [
+            int(path.name) for path in map(PurePosixPath, pictures) if str(path.parent) == name
+        ]
+        frames = [self.folder / f"overlay/{name}/{number:06d}.png" for number in sorted(numbers)]
+        if frames:
+            write_video(self._video(name), frames, rate)
 
     def _place(self, kind: str, name: str, suffix: str) -> Path:
         path = self.folder / kind / f"{name}{suffix}"
@@ -142,29 +183,37 @@ class PredictionFolder:
         return path
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write predictions.json, and contact_sheet_001.png and on: its pictures' panels, 16 each.
+        """Write predictions.json, and contact_sheet_001.png and on, of 16 pictures each.
 
         Sheets of an earlier summary that has more of them are deleted.
 
         Args:
-            summary: with "checkpoint", "score" and "pictures", each with its "name".
+            summary: with "checkpoint", "score", "threshold" and "pictures", each with its "name"
+                and "heat_limits".
 
         Raises:
             NotWritten: as `write`.
         """
         stale = self._sheets(self._earlier_summary() or {"pictures": []})
         self.write_summary(summary)
-        names = [picture["name"] for picture in summary["pictures"]]
         sheets = self._sheets(summary)
         try:
             for name in set(stale) - set(sheets):
                 (self.folder / name).unlink(missing_ok=True)
             for number, sheet in enumerate(sheets):
-                page = names[number * _PANELS_A_SHEET :][:_PANELS_A_SHEET]
-                panels = [Image.open(self.folder / "panel" / f"{name}.png") for name in page]
-                self._save(self.folder / sheet, _stacked(panels))
+                page = summary["pictures"][number * _PICTURES_A_SHEET :][:_PICTURES_A_SHEET]
+                entries = [self._sheet_entry(one["name"], one["heat_limits"]) for one in page]
+                drawn = contact_sheet(entries, self.info, summary["threshold"])
+                self._save(self.folder / sheet, Image.fromarray(drawn))
         except OSError as error:
             raise _not_written(self.folder, error) from error
+
+    def _sheet_entry(self, name: str, limits: tuple[float, float]) -> SheetEntry:
+        overlaid, classes, heat = (
+            np.asarray(Image.open(self.folder / kind / f"{name}.png").convert("RGB"))
+            for kind in ("overlay", "classes", "heat")
+        )
+        return SheetEntry(name, overlaid, classes, heat, limits)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """predictions.json.
@@ -204,26 +253,3 @@ def _not_written(folder: Path, error: OSError) -> NotWritten:
     return NotWritten(
         f"{folder} could not be written to ({error}); name a folder with space by --out"
     )
-
-
-def _panel(name: str, pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of any size in cells of one size, beside each other below their name."""
-    width, height = _CELL
-    panel = Image.new("RGB", (width * len(pictures), height + _CAPTION_HEIGHT), "white")
-    # The built-in font knows Latin letters alone.
-    caption = name.encode("latin-1", "replace").decode("latin-1")
-    ImageDraw.Draw(panel).text((2, 1), caption, fill="black")
-    for column, picture in enumerate(pictures):
-        cell = ImageOps.pad(picture.convert("RGB"), (width - 2, height), color="white")
-        panel.paste(cell, (column * width + 1, _CAPTION_HEIGHT))
-    return panel
-
-
-def _stacked(panels: Sequence[Image.Image]) -> Image.Image:
-    width = max(panel.width for panel in panels)
-    sheet = Image.new("RGB", (width, sum(panel.height for panel in panels)), "white")
-    top = 0
-    for panel in panels:
-        sheet.paste(panel, (0, top))
-        top += panel.height
-    return sheet

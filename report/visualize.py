@@ -2,11 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,11 +22,24 @@ from utils.files import replacing
 
 _NOT_A_NUMBER_COLOUR = (0, 255, 255)
 _PICTURE_WIDTH_INCHES = 4.8
-_PICTURES = 4
+_ASPECTS = (1 / 16, 3 / 2)  # height by width of a picture's place; others leave some of it empty
+_WIDE = 1 / 3  # below that height by width pictures stand below each other
+_THINNEST_INCHES = 0.03
 _LEGEND_HEIGHT_INCHES = 0.45
 _LEGEND_LINE_INCHES = 0.25
-_LEGEND_COLUMNS = 14  # of a row of four pictures
+_LEGEND_FONT_SIZE = 11
 _TITLE_HEIGHT_INCHES = 0.35
+_INCHES_A_POINT = 1 / 72
+
+LEAST_SHARE = 0.2
+"""Of a score's range, that a heat map without a threshold spans at least."""
+
+_STRONGEST = 0.8  # share of the heat map in the overlay where the score is highest
+_SHORT_SIDE_A_LINE = 360  # pixels of a picture's shorter side for each of an outline's width
+
+_SHEET_CELL_INCHES = (3.2, 2.0)
+_SHEET_LINE_INCHES = 0.35
+_SHEET_TITLES = ("overlay", "prediction", "anomaly score")
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
@@ -52,18 +70,97 @@ def heat_map(score: NDArray[np.floating], limits: tuple[float, float] | None = N
         limits: the scores that get the first and the last colour, `score_limits` by default. A
             map that is constant comes out black, and NaN as cyan, which inferno does not contain.
     """
-    low, high = score_limits(score) if limits is None else limits
-    span = high - low
-    relative = np.clip((score - low) / span, 0, 1) if span > 0 else np.zeros_like(score)
+    relative = _relative(score, score_limits(score) if limits is None else limits)
     colours: Picture = matplotlib.colormaps["inferno"](np.nan_to_num(relative), bytes=True)[..., :3]
     colours[np.isnan(score)] = _NOT_A_NUMBER_COLOUR
     return colours
 
 
-def overlay(picture: Picture, colours: Picture) -> Picture:
-    """Half a picture (H, W, 3), half other colours (H, W, 3)."""
-    blended: Picture = np.rint(picture * 0.5 + colours * 0.5).astype(np.uint8)
-    return blended
+def _relative(score: NDArray[np.floating], limits: tuple[float, float]) -> NDArray[np.floating]:
+    """Place between the limits, in [0, 1]; all 0 where they are one. NaN stays."""
+    low, high = limits
+    if not high > low:
+        return np.zeros_like(score)
+    place: NDArray[np.floating] = np.clip((score - low) / (high - low), 0, 1)
+    return place
+
+
+@dataclass(frozen=True)
+class HeatScale:
+    """Which scores get the first and the last colour of a heat map.
+
+    With a threshold they are the same in every picture, and the threshold is in their middle: they
+    reach to the nearer end of the score's range, or without a range from 0 to twice the threshold.
+    Without a threshold they are the picture's own `score_limits`, at least `LEAST_SHARE` of the
+    score's range apart, so that small differences in a harmless picture stay dark.
+
+    Attributes:
+        bounds: lowest and highest value the score can have; None if there are none.
+        threshold: scores from here on are anomalies; None if there is none.
+    """
+
+    bounds: tuple[float, float] | None = None
+    threshold: float | None = None
+
+    def limits(self, score: NDArray[np.floating]) -> tuple[float, float]:
+        """Those of a picture with this score (H, W)."""
+        if self.threshold is not None:
+            return self._around(self.threshold)
+        low, high = score_limits(score)
+        if self.bounds is None:
+            return low, high
+        least = LEAST_SHARE * (self.bounds[1] - self.bounds[0])
+        if high - low < least:
+            low = min(low, self.bounds[1] - least)
+            high = low + least
+        return low, high
+
+    def _around(self, threshold: float) -> tuple[float, float]:
+        if self.bounds is None:
+            reach = abs(threshold) or 1.0
+        else:
+            reach = min(threshold - self.bounds[0], self.bounds[1] - threshold)
+            if reach <= 0:
+                return self.bounds
+        return threshold - reach, threshold + reach
+
+
+def overlay(
+    picture: Picture,
+    score: NDArray[np.floating],
+    limits: tuple[float, float],
+    mask: NDArray[np.bool_] | None = None,
+) -> Picture:
+    """A picture (H, W, 3) under its heat map, which is the more opaque the higher the score is.
+
+    Its opacity is 0.8 r**2 where the score is at r of the way between the limits, so that normal
+    regions keep the picture's brightness; at NaN it is 0.8.
+
+    Args:
+        score: (H, W).
+        limits: as of `heat_map`.
+        mask: (H, W); its outline is drawn, white inside and black outside of its edge.
+    """
+    opacity = _STRONGEST * np.nan_to_num(_relative(score, limits), nan=1.0)[..., None] ** 2
+    blended = picture + opacity * (heat_map(score, limits).astype(np.float32) - picture)
+    drawn: Picture = np.rint(blended).astype(np.uint8)
+    if mask is not None:
+        width = max(1, round(min(mask.shape) / _SHORT_SIDE_A_LINE))
+        drawn[_grown(~mask, width) & mask] = 255
+        drawn[_grown(mask, width) & ~mask] = 0
+    return drawn
+
+
+def _grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
+    """A mask (H, W) and all within so many steps up, down, left or right of it."""
+    for _ in range(pixels):
+        grown = mask.copy()
+        grown[1:] |= mask[:-1]
+        grown[:-1] |= mask[1:]
+        grown[:, 1:] |= mask[:, :-1]
+        grown[:, :-1] |= mask[:, 1:]
+        mask = grown
+    return mask
 
 
 def sample_panel(
@@ -99,47 +196,194 @@ def sample_panel(
         "prediction": colorize(prediction, info),
         "anomaly score": heat_map(score, limits),
     }
-    entries = _legend_entries(info)
-    legend_columns = math.ceil(_LEGEND_COLUMNS * columns / _PICTURES / text_scale)
-    legend_lines = math.ceil(len(entries) / legend_columns)
-    legend_height = (_LEGEND_HEIGHT_INCHES + _LEGEND_LINE_INCHES * (legend_lines - 1)) * text_scale
-    figure = _in_rows(pictures, columns, legend_height if legend else 0.0, limits, text_scale)
-    if legend:
-        columns_of_legend = math.ceil(len(entries) / legend_lines)
-        _add_class_legend(figure, entries, info, columns_of_legend, text_scale)
+    patches = _class_patches(_legend_entries(info), info) if legend else []
+    return _panel(pictures, columns, patches, limits, text_scale)
+
+
+def prediction_panel(
+    image: Picture,
+    prediction: NDArray[np.integer],
+    overlaid: Picture,
+    heat: Picture,
+    limits: tuple[float, float],
+    info: DatasetInfo,
+    threshold: float | None = None,
+) -> Picture:
+    """One picture without a ground truth: image, prediction, overlay and anomaly score.
+
+    Args:
+        image: (H, W, 3) RGB, 0..255.
+        prediction: (H, W) class indices.
+        overlaid, heat: (H, W, 3), by `overlay` and `heat_map` between `limits`.
+        info: gives the classes their names and colours.
+        threshold: of the outline in the overlay, which the legend names.
+
+    Returns:
+        RGB, 960 pixels wide: 2x2 pictures, or four below each other if they are wide.
+    """
+    pictures = {
+        "image": image,
+        "prediction": colorize(prediction, info),
+        "overlay": overlaid,
+        "anomaly score": heat,
+    }
+    wide = image.shape[0] < _WIDE * image.shape[1]
+    return _panel(
+        pictures, 1 if wide else 2, _prediction_patches(info, threshold), limits, widths=2
+    )
+
+
+def _panel(
+    pictures: Mapping[str, Picture],
+    columns: int,
+    patches: Sequence[Patch],
+    limits: tuple[float, float],
+    text_scale: float = 1.0,
+    widths: int | None = None,
+) -> Picture:
+    """Titled pictures of one shape over a legend of the patches, if there are any.
+
+    The last picture's title has the colour bar of its `limits` beside it. The panel is `widths`
+    times 480 pixels wide, as many as its columns by default.
+    """
+    width = _PICTURE_WIDTH_INCHES * (widths or columns)
+    legend_columns, legend_height = _legend_size(patches, width, text_scale)
+    picture_height, picture_width = next(iter(pictures.values())).shape[:2]
+    cell = (
+        width / columns,
+        width / columns * float(np.clip(picture_height / picture_width, *_ASPECTS)),
+    )
+    title_height = _TITLE_HEIGHT_INCHES * text_scale
+    height = len(pictures) // columns * (title_height + cell[1]) + legend_height
+    figure = Figure((width, height), dpi=100)
+    for number, (title, picture) in enumerate(pictures.items()):
+        row, column = divmod(number, columns)
+        bottom = height - (row + 1) * (title_height + cell[1])
+        axes = _add_picture(figure, picture, (column * cell[0], bottom, *cell))
+        axes.set_axis_off()
+        place = (column + 0.005) * cell[0], bottom + cell[1] + 0.3 * title_height
+        _write(figure, title, place, 12 * text_scale)
+    bar = (place[0] + 0.62 * cell[0], place[1], 0.22 * cell[0], 0.4 * title_height)
+    _add_colour_bar(figure, bar, limits, 10 * text_scale)
+    _add_legend(figure, patches, legend_columns, text_scale)
     return render(figure)
 
 
-def _in_rows(
-    pictures: Mapping[str, Picture],
-    columns: int,
-    legend_height: float,
-    limits: tuple[float, float],
-    text_scale: float,
-) -> Figure:
-    """Titled pictures of one shape, with space (in inches) for a legend below.
+class SheetEntry(NamedTuple):
+    """A picture in a contact sheet: (h, w, 3) pictures of any one size, and the score's limits."""
 
-    The last picture's title has the colour bar of its `limits` beside it.
+    name: str
+    overlay: Picture
+    prediction: Picture
+    heat: Picture
+    limits: tuple[float, float]
+
+
+def contact_sheet(
+    entries: Sequence[SheetEntry], info: DatasetInfo, threshold: float | None = None
+) -> Picture:
+    """Overlay, prediction and anomaly score of many pictures, two a row, over one legend.
+
+    Above each are its name, cut from the left if it is long, and the colour bar of its limits.
+
+    Returns:
+        RGB, 960 pixels wide for one picture and 1920 for more.
     """
-    height, width = next(iter(pictures.values())).shape[:2]
-    rows = len(pictures) // columns
-    picture_height = _PICTURE_WIDTH_INCHES * height / width
-    title_height = _TITLE_HEIGHT_INCHES * text_scale
-    row_height = title_height + picture_height
-    total_height = rows * row_height + legend_height
-    figure = Figure((_PICTURE_WIDTH_INCHES * columns, total_height), dpi=100)
-    for number, (title, picture) in enumerate(pictures.items()):
+    cell_width, cell_height = _SHEET_CELL_INCHES
+    line = _SHEET_LINE_INCHES
+    columns = min(2, len(entries))
+    width = len(_SHEET_TITLES) * cell_width * columns
+    patches = _prediction_patches(info, threshold)
+    legend_columns, legend_height = _legend_size(patches, width, 1.0)
+    rows = math.ceil(len(entries) / columns)
+    figure = Figure((width, line + rows * (line + cell_height) + legend_height), dpi=100)
+    for number, entry in enumerate(entries):
         row, column = divmod(number, columns)
-        left = (column + 0.005) / columns
-        bottom = 1 - (row + 1) * row_height / total_height
-        axes = figure.add_axes((left, bottom, 0.99 / columns, picture_height / total_height))
-        axes.imshow(picture, aspect="auto")
-        axes.set_title(title, fontsize=12 * text_scale, loc="left")
-        axes.set_axis_off()
-    bar_bottom = bottom + (picture_height + 0.3 * title_height) / total_height
-    bar = (left + 0.62 / columns, bar_bottom, 0.22 / columns, 0.4 * title_height / total_height)
-    _add_colour_bar(figure, bar, limits, 10 * text_scale)
-    return figure
+        left = column * width / columns
+        bottom = legend_height + (rows - 1 - row) * (line + cell_height)
+        for picture in (entry.overlay, entry.prediction, entry.heat):
+            small = _within(picture, round(cell_width * 100), round(cell_height * 100))
+            _add_picture(figure, small, (left, bottom, cell_width, cell_height)).set_axis_off()
+            left += cell_width
+        text_bottom = bottom + cell_height + 0.3 * line
+        name = _fitted(entry.name, 2 * cell_width - 0.2, 12)
+        _write(figure, name, (left - 3 * cell_width + 0.02, text_bottom), 12, weight="bold")
+        bar = (left - 0.75 * cell_width, text_bottom, 0.45 * cell_width, 0.4 * line)
+        _add_colour_bar(figure, bar, entry.limits, 11)
+    for number, title in enumerate(_SHEET_TITLES * columns):
+        place = number * cell_width + 0.02, figure.get_figheight() - 0.65 * line
+        _write(figure, title, place, 12)
+    _add_legend(figure, patches, legend_columns, 1.0)
+    return render(figure)
+
+
+def _within(picture: Picture, width: int, height: int) -> Picture:
+    """A picture no larger than that: the figure's own reduction of large pictures is slow."""
+    share = min(width / picture.shape[1], height / picture.shape[0])
+    if share >= 1:
+        return picture
+    size = max(1, round(share * picture.shape[1])), max(1, round(share * picture.shape[0]))
+    return np.asarray(Image.fromarray(picture).resize(size, reducing_gap=2.0))
+
+
+def _add_picture(
+    figure: Figure, picture: Picture, place: tuple[float, float, float, float]
+) -> Axes:
+    """A picture in a place (left, bottom, width, height in inches), as large as its shape allows.
+
+    A rim of half a percent of the width is left at both sides.
+    """
+    left, bottom, width, height = place
+    shape = (picture.shape[0] / picture.shape[1]) / (height / width)
+    wide, high = min(1, 1 / shape) * 0.99 * width, min(1, shape) * height
+    wide, high = max(wide, _THINNEST_INCHES), max(high, _THINNEST_INCHES)
+    axes = _add_axes(figure, (left + 0.005 * width, bottom + (height - high) / 2, wide, high))
+    axes.imshow(picture, aspect="auto")
+    return axes
+
+
+def _add_axes(figure: Figure, place: tuple[float, float, float, float]) -> Axes:
+    """Axes at (left, bottom, width, height) in inches."""
+    width, height = figure.get_size_inches()
+    left, bottom, wide, high = place
+    return figure.add_axes((left / width, bottom / height, wide / width, high / height))
+
+
+def _write(
+    figure: Figure, text: str, place: tuple[float, float], size: float, weight: str = "normal"
+) -> None:
+    """Text, whatever is in it, from (left, baseline) in inches on."""
+    width, height = figure.get_size_inches()
+    x, y = place[0] / width, place[1] / height
+    figure.text(x, y, _printable(text), fontsize=size, weight=weight, parse_math=False)
+
+
+def _font() -> FT2Font:
+    return font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+
+
+def _printable(text: str) -> str:
+    """With a question mark for each character that the font does not have."""
+    font = _font()
+    return "".join(letter if font.get_char_index(ord(letter)) else "?" for letter in text)
+
+
+def _text_width(text: str, size: float) -> float:
+    """In inches, of a font size in points."""
+    font = _font()
+    font.set_size(size, 72)
+    font.set_text(_printable(text))
+    return float(font.get_width_height()[0] / 64 * _INCHES_A_POINT)
+
+
+def _fitted(text: str, width: float, size: float) -> str:
+    """Text of a width in inches at most, bold or not: without its beginning where it is longer."""
+    bold = 1.15
+    shown = text
+    while len(text) > 1 and _text_width(shown, size) * bold > width:
+        text = text[1:]
+        shown = "\u2026" + text
+    return shown
 
 
 def _add_colour_bar(
@@ -148,8 +392,11 @@ def _add_colour_bar(
     limits: tuple[float, float],
     font_size: float,
 ) -> None:
-    """The colours of `heat_map` from left to right, between the numbers of its limits."""
-    axes = figure.add_axes(place)
+    """The colours of `heat_map` from left to right, between the numbers of its limits.
+
+    The place is (left, bottom, width, height) in inches.
+    """
+    axes = _add_axes(figure, place)
     axes.imshow(heat_map(np.linspace(0, 1, 256)[None], (0.0, 1.0)), aspect="auto")
     axes.set_axis_off()
     for x, alignment, value in ((-0.04, "right", limits[0]), (1.04, "left", limits[1])):
@@ -172,27 +419,63 @@ def _legend_entries(info: DatasetInfo) -> dict[int, str]:
     return entries | {info.anomaly_index: "anomaly"}
 
 
-def _add_class_legend(
-    figure: Figure,
-    entries: Mapping[int, str],
-    info: DatasetInfo,
-    columns: int,
-    text_scale: float,
-) -> None:
-    patches = [
-        Patch(facecolor=info.palette[index] / 255, edgecolor="grey", label=name)
+def _class_patches(entries: Mapping[int, str], info: DatasetInfo) -> list[Patch]:
+    """A patch a class, labelled by its name."""
+    return [
+        Patch(facecolor=info.palette[index] / 255, edgecolor="grey", label=_printable(name))
         for index, name in entries.items()
     ]
-    figure.legend(
-        handles=patches,
+
+
+def _prediction_patches(info: DatasetInfo, threshold: float | None) -> list[Patch]:
+    """Of all classes that can be predicted, and of the outline in the overlay."""
+    patches = _class_patches(dict(enumerate(info.class_names)), info)
+    if threshold is not None:
+        words = f"outline: anomaly, score of {threshold:.3g} or more"
+        patches.append(Patch(facecolor="white", edgecolor="black", linewidth=2, label=words))
+    return patches
+
+
+def _legend_size(patches: Sequence[Patch], width: float, text_scale: float) -> tuple[int, float]:
+    """Columns and height in inches of a legend that is no wider than `width` inches."""
+    if not patches:
+        return 1, 0.0
+    size = _LEGEND_FONT_SIZE * text_scale
+    # Patch, its distance from the name and the next column's distance: see _add_legend.
+    widths = [
+        _text_width(str(patch.get_label()), size) + 2.8 * size * _INCHES_A_POINT
+        for patch in patches
+    ]
+    lines = 1
+    while lines < len(widths) and _columns_width(widths, lines) > width - 0.1:
+        lines += 1
+    columns = math.ceil(len(patches) / lines)
+    height = _LEGEND_HEIGHT_INCHES + _LEGEND_LINE_INCHES * (lines - 1)
+    return columns, height * text_scale
+
+
+def _columns_width(widths: Sequence[float], lines: int) -> float:
+    """Of entries in columns of so many lines at most, split as the legend splits them."""
+    columns = np.array_split(np.array(widths), math.ceil(len(widths) / lines))
+    return float(sum(column.max() for column in columns))
+
+
+def _add_legend(figure: Figure, patches: Sequence[Patch], columns: int, text_scale: float) -> None:
+    """The patches and their labels at the bottom, if there are any."""
+    if not patches:
+        return
+    legend = figure.legend(
+        handles=list(patches),
         loc="lower center",
         ncols=columns,
-        fontsize=11 * text_scale,
+        fontsize=_LEGEND_FONT_SIZE * text_scale,
         frameon=False,
         handlelength=1.2,
         handletextpad=0.4,
         columnspacing=1.2,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def confusion_matrix_figure(matrix: NDArray[np.integer], names: Sequence[str]) -> Figure:

@@ -436,7 +436,10 @@ def test_the_last_weights_are_tested_unless_the_best_are_asked_for(
         ),
         ("--dataset road_anomaly", "argument --dataset: road_anomaly is for evaluation only"),
         ("--head ASPP", "argument --head: must be one of PPM, got 'ASPP'"),
-        ("--backbone vgg", "argument --backbone: must be one of resnet50, resnet101, got 'vgg'"),
+        (
+            "--backbone vgg",
+            "argument --backbone: must be one of resnet50, resnet101, resnet152, got 'vgg'",
+        ),
         ("--output_stride 32", "argument --output_stride: must be one of 8, 16, got 32"),
         ("--norm_act bn", "argument --norm_act: must be one of iabn_sync, iabn, abn, std"),
         ("--classifier linear", "argument --classifier: must be one of standard, cosine"),

@@ -216,7 +216,12 @@ def _likely_cause(missing: set[str], unexpected: set[str], other_shape: set[str]
     causes = {
         "it was trained with --classifier standard": "cls.cls.bias" in unexpected,
         "it was trained with --classifier cosine": "cls.cls.bias" in missing,
-        "it was trained with --backbone resnet101": any_starts(unexpected, "body.mod4.block7."),
+        "it was trained with --backbone resnet152": any_starts(unexpected, "body.mod4.block24."),
+        "it was trained with --backbone resnet101": any_starts(unexpected, "body.mod4.block7.")
+        or (
+            any_starts(missing, "body.mod4.block24.")
+            and not any_starts(missing, "body.mod4.block7.")
+        ),
         "it was trained with --backbone resnet50": any_starts(missing, "body.mod4.block7."),
         "it was trained with another number of classes": "cls.cls.weight" in other_shape,
     }

@@ -11,7 +11,7 @@ from torch.export import Dim
 
 from modules.inference.folding import fold_norms
 from modules.pyramid import MatrixPooling
-from modules.scores import Evidence, Score
+from modules.scores import NetworkOutput, Score
 from modules.segmentation import SegmentationModel
 from utils.errors import PansError
 from utils.files import replacing
@@ -33,10 +33,10 @@ class ScoredNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.network(image)
-        evidence = Evidence([logits], image.shape[2:])
+        output = NetworkOutput([logits], image.shape[2:])
         # First of all, so that a score of confidences takes it from these too, not by strips.
-        classes = evidence.probabilities.argmax(dim=1)
-        return logits, self.score.map_of(evidence), classes
+        classes = output.probabilities.argmax(dim=1)
+        return logits, self.score.map_of(output), classes
 
 
 def exportable(model: SegmentationModel) -> SegmentationModel:

@@ -8,7 +8,7 @@ from torch import Tensor
 from modules.inference.folding import fold_norms
 from modules.inference.winograd import use_winograd
 from modules.normalisation import normalised
-from modules.pyramid import DROPOUT, HEAD_CHANNELS
+from modules.pyramid import DROPOUT
 from modules.segmentation import SegmentationModel
 
 
@@ -22,7 +22,7 @@ def dropout_masks(passes: int, channels: int, rate: float, generator: torch.Gene
 
 
 class Inference:
-    """Images at several scales -> logits, without gradients.
+    """Images at several scales -> features -> logits, without gradients.
 
     Images are bytes, normalised where the network is: a quarter of the values' bytes to move.
 
@@ -55,32 +55,33 @@ class Inference:
         return batch.to(self.dtype, memory_format=self.layout)
 
     @torch.inference_mode()
-    def logits(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """(3, H, W) uint8 images, one a scale -> (1, C, h, w) float32 logits, one a scale.
+    def features(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """(3, H, W) uint8 images, one per scale -> (1, D, h, w), what the classifier sees."""
+        return [self.model.features(self._input(image)) for image in images]
+
+    @torch.inference_mode()
+    def classify(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """(N, D, h, w) features, one per scale -> (N, C, h, w) float32 logits, one per scale.
 
         Contiguous: what is done with them at full size goes class by class.
         """
-        return [self.model(self._input(image)).contiguous() for image in images]
+        return [self.model.cls(one).contiguous() for one in features]
+
+    def logits(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """(3, H, W) uint8 images, one per scale -> (1, C, h, w) float32 logits, one per scale."""
+        return self.classify(self.features(images))
 
     @torch.inference_mode()
-    def logits_and_samples(
-        self, images: Sequence[Tensor], passes: int, seed: int
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """As `logits`, and beside them those of `passes` stochastic passes.
+    def samples(self, features: Sequence[Tensor], passes: int, seed: int) -> list[Tensor]:
+        """(1, D, h, w) features -> (passes, C, h, w) float32 logits of stochastic passes.
 
         A stochastic pass has dropout on and norms in evaluation mode. Dropout stands just before
         the classifier, so all passes share the features of one forward pass.
-
-        Returns:
-            (1, C, h, w) and (passes, C, h, w) float32 logits, one of each a scale.
         """
         generator = torch.Generator().manual_seed(seed)
-        logits, samples = [], []
-        for image in images:
-            features = self.model.features(self._input(image))
-            masks = dropout_masks(passes, HEAD_CHANNELS, DROPOUT, generator)
+        samples = []
+        for one in features:
+            masks = dropout_masks(passes, one.shape[1], DROPOUT, generator)
             masks = masks.to(self.device, non_blocking=True)
-            stochastic = [self.model.cls(features * mask) for mask in masks]
-            logits.append(self.model.cls(features).contiguous())
-            samples.append(torch.cat(stochastic).contiguous())
-        return logits, samples
+            samples.append(torch.cat(self.classify([one * mask for mask in masks])).contiguous())
+        return samples

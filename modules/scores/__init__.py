@@ -11,33 +11,37 @@ from modules.scores.registry import ALL, DROPOUT_PASSES, SCORES, Score, resolve
 from utils.lazy import imported_on_demand
 
 if TYPE_CHECKING:
-    from modules.scores.evidence import Evidence, mean_over_scales, mean_probabilities, upsample
+    from modules.scores.fitted import fitted_states, kept_state
     from modules.scores.formulas import cosine_score, msp_score
+    from modules.scores.network_output import (
+        NetworkOutput,
+        mean_over_scales,
+        mean_probabilities,
+        upsample,
+    )
     from modules.scores.scorer import Scorer
-    from modules.scores.statistics import MaxLogitStatistics, max_logit_sums, statistics_of
 else:
     __getattr__ = imported_on_demand(
         __name__,
-        evidence=("Evidence", "mean_over_scales", "mean_probabilities", "upsample"),
+        fitted=("fitted_states", "kept_state"),
         formulas=("cosine_score", "msp_score"),
+        network_output=("NetworkOutput", "mean_over_scales", "mean_probabilities", "upsample"),
         scorer=("Scorer",),
-        statistics=("MaxLogitStatistics", "max_logit_sums", "statistics_of"),
     )
 
 __all__ = [
     "ALL",
     "DROPOUT_PASSES",
     "SCORES",
-    "Evidence",
-    "MaxLogitStatistics",
+    "NetworkOutput",
     "Score",
     "Scorer",
     "cosine_score",
-    "max_logit_sums",
+    "fitted_states",
+    "kept_state",
     "mean_over_scales",
     "mean_probabilities",
     "msp_score",
     "resolve",
-    "statistics_of",
     "upsample",
 ]

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from modules.classifier import COSINE_SCALE
-from modules.scores.evidence import mean_over_scales
-from modules.scores.statistics import MaxLogitStatistics
+from modules.scores.network_output import mean_over_scales
 
 
 def cosine_score(logits_per_scale: Sequence[Tensor], size: Sequence[int]) -> Tensor:
@@ -21,12 +20,21 @@ def cosine_score(logits_per_scale: Sequence[Tensor], size: Sequence[int]) -> Ten
     Logits of the cosine classifier, (N, C, h_s, w_s) a scale, give (N, H, W) in [0, 1]. The
     maximum is taken before upsampling (Fontanel et al., "Detecting Anomalies in Semantic
     Segmentation with Prototypes", CVPR workshops 2021, section 3.3).
+
+    >>> import torch
+    >>> cosine_score([torch.tensor([6.0, -2.0]).view(1, 2, 1, 1)], (1, 2))
+    tensor([[[0.2000, 0.2000]]])
     """
     return 1 - mean_over_scales([nearness(logits) for logits in logits_per_scale], size)
 
 
 def nearness(logits: Tensor) -> Tensor:
-    """(max_c logit_c + 10) / 20: the cosine to the nearest prototype, scaled to [0, 1]."""
+    """(max_c logit_c + 10) / 20: the cosine to the nearest prototype, scaled to [0, 1].
+
+    >>> import torch
+    >>> nearness(torch.tensor([6.0, -2.0]).view(1, 2, 1, 1))
+    tensor([[[0.8000]]])
+    """
     return (logits.amax(dim=1) + COSINE_SCALE) / (2 * COSINE_SCALE)
 
 
@@ -35,6 +43,10 @@ def msp_score(probabilities: Tensor) -> Tensor:
 
     The maximum softmax probability of Hendrycks and Gimpel, "A Baseline for Detecting
     Misclassified and Out-of-Distribution Examples in Neural Networks", ICLR 2017.
+
+    >>> import torch
+    >>> msp_score(torch.tensor([0.7, 0.2, 0.1]).view(1, 3, 1, 1))
+    tensor([[[0.3000]]])
     """
     return 1 - probabilities.amax(dim=1)
 
@@ -43,6 +55,10 @@ def max_logit(logits: Tensor) -> Tensor:
     """-max_c logit_c: in [-10, 10] with the cosine classifier, else unbounded.
 
     Hendrycks et al., "Scaling Out-of-Distribution Detection for Real-World Settings", ICML 2022.
+
+    >>> import torch
+    >>> max_logit(torch.tensor([2.0, 0.0]).view(1, 2, 1, 1))
+    tensor([[[-2.]]])
     """
     return -logits.amax(dim=1)
 
@@ -52,6 +68,10 @@ def entropy(logits: Tensor) -> Tensor:
 
     Chan et al., "Entropy Maximization and Meta Classification for Out-of-Distribution Detection
     in Semantic Segmentation", ICCV 2021, whose score is this over log C.
+
+    >>> import torch
+    >>> entropy(torch.zeros(1, 2, 1, 1))  # log 2
+    tensor([[[0.6931]]])
     """
     log_probabilities = logits.log_softmax(dim=1)
     return -(log_probabilities.exp() * log_probabilities).sum(dim=1)
@@ -62,24 +82,12 @@ def energy(logits: Tensor) -> Tensor:
 
     In [-10 - log C, 10 - log C] with the cosine classifier, else unbounded. Liu et al.,
     "Energy-based Out-of-distribution Detection", NeurIPS 2020.
+
+    >>> import torch
+    >>> energy(torch.tensor([2.0, 0.0]).view(1, 2, 1, 1))
+    tensor([[[-2.1269]]])
     """
     return -logits.logsumexp(dim=1)
-
-
-def standardized_max_logit(logits: Tensor, statistics: MaxLogitStatistics) -> Tensor:
-    """-(max_c logit_c - mean_k) / deviation_k, k the class of the maximum; unbounded.
-
-    mean_k and deviation_k are those of the max logits of the training pixels that were predicted
-    as k. Jung et al., "Standardized Max Logits: A Simple yet Effective Approach for Identifying
-    Unexpected Road Obstacles in Urban-Scene Segmentation", ICCV 2021, without its boundary
-    suppression and smoothing.
-    """
-    largest, predicted = logits.max(dim=1)
-    mean, deviation = (
-        values.to(logits.device, logits.dtype)[predicted]
-        for values in (statistics.mean, statistics.deviation)
-    )
-    return (mean - largest) / deviation
 
 
 def prototype_margin(logits: Tensor) -> Tensor:
@@ -88,6 +96,10 @@ def prototype_margin(logits: Tensor) -> Tensor:
     In [0, 1]: 1 where two prototypes are equally near. Needs the cosine classifier and two
     classes. The best-versus-second-best margin of Joshi et al., "Multi-class Active Learning for
     Image Classification", CVPR 2009, with cosines in place of probabilities.
+
+    >>> import torch
+    >>> prototype_margin(torch.tensor([10.0, 6.0]).view(1, 2, 1, 1))
+    tensor([[[0.8000]]])
     """
     nearest, second = logits.topk(2, dim=1).values.unbind(dim=1)
     return 1 - (nearest - second) / (2 * COSINE_SCALE)
@@ -100,6 +112,11 @@ def mutual_information(samples: Tensor) -> Tensor:
     below 0 is cut off. Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016, for
     the passes; Mukhoti and Gal, "Evaluating Bayesian Deep Learning Methods for Semantic
     Segmentation", 2018, for the measure.
+
+    >>> import torch
+    >>> opposed = torch.tensor([[50.0, -50.0], [-50.0, 50.0]]).view(2, 2, 1, 1)
+    >>> mutual_information(opposed)  # log 2
+    tensor([[[0.6931]]])
     """
     log_probabilities = samples.log_softmax(dim=1)
     log_mean = log_probabilities.logsumexp(dim=0) - math.log(len(samples))

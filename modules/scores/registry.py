@@ -1,4 +1,4 @@
-"""All scores by name. A score is a line here and a line in `maps`.
+"""All scores by name. A score is a line here and a line in `maps`, or a file if it is fitted.
 
 What the command line asks of them is told without torch, which takes seconds to import.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from modules.scores import dense_crf
@@ -15,8 +16,8 @@ from modules.scores import dense_crf
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from modules.scores.evidence import Evidence
     from modules.scores.maps import ScoreMap
+    from modules.scores.network_output import NetworkOutput
 
 ALL = "all"
 DROPOUT_PASSES = 10
@@ -32,7 +33,7 @@ class Score:
         words: what it is, for the command line's help.
         cosine: it needs the cosine classifier.
         samples: it needs stochastic passes.
-        statistics: it needs a pass over the training images.
+        fitted: it learns from the training images first; its file is `modules/scores/NAME.py`.
         crf: it needs the optional package of `dense_crf`.
     """
 
@@ -40,13 +41,13 @@ class Score:
     words: str
     cosine: bool = False
     samples: bool = False
-    statistics: bool = False
+    fitted: bool = False
     crf: bool = False
 
     @property
     def of_logits(self) -> bool:
         """Whether the logits of one pass are all it needs."""
-        return not (self.samples or self.statistics or self.crf)
+        return not (self.samples or self.fitted or self.crf)
 
     def missing(self, classifier: str) -> str | None:
         """What it needs and can't have, if there is such a thing."""
@@ -55,22 +56,26 @@ class Score:
         return CRF_REMEDY if self.crf and not dense_crf.is_installed() else None
 
     @cached_property
-    def _map(self) -> ScoreMap:
+    def map(self) -> ScoreMap:
+        """How it is computed; its first use imports torch."""
+        if self.fitted:
+            score_map: ScoreMap = import_module(f"modules.scores.{self.name}").MAP
+            return score_map
         from modules.scores.maps import MAPS
 
         return MAPS[self.name]
 
-    def parts_of(self, evidence: Evidence) -> Sequence[Tensor]:
+    def parts_of(self, output: NetworkOutput) -> Sequence[Tensor]:
         """What the map is computed from, see `ScoreMap`."""
-        return self._map.parts_of(evidence)
+        return self.map.parts_of(output)
 
     def from_parts(self, parts: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """(1, H, W), higher = more anomalous."""
-        return self._map.from_parts(parts, size)
+        return self.map.from_parts(parts, size)
 
-    def map_of(self, evidence: Evidence) -> Tensor:
+    def map_of(self, output: NetworkOutput) -> Tensor:
         """(1, H, W), higher = more anomalous."""
-        return self.from_parts(self.parts_of(evidence), evidence.size)
+        return self.from_parts(self.parts_of(output), output.size)
 
 
 _ALL_SCORES = (
@@ -79,9 +84,12 @@ _ALL_SCORES = (
     Score("maxlogit", "minus the largest logit"),
     Score("entropy", "entropy of the softmax"),
     Score("energy", "minus the log-sum-exp of the logits"),
-    Score("standardized_maxlogit", "largest logit, standardized by class", statistics=True),
+    Score("standardized_maxlogit", "largest logit, standardized by class", fitted=True),
     Score("prototype_margin", "how near the second nearest prototype is as well", cosine=True),
     Score("mc_dropout", "disagreement of passes with dropout", samples=True),
+    Score("class_mean", "distance from the nearest class mean", fitted=True),
+    Score("mahalanobis", "Mahalanobis distance from the nearest class", fitted=True),
+    Score("knn", "distance from near training features", fitted=True),
     Score("msp_crf", "msp smoothed by a dense CRF", crf=True),
 )
 SCORES = {score.name: score for score in _ALL_SCORES}

@@ -6,18 +6,17 @@ import torch
 from torch import Tensor
 
 from modules.inference.network import Inference
-from modules.scores.evidence import Evidence
+from modules.scores.network_output import NetworkOutput, State
 from modules.scores.registry import DROPOUT_PASSES, SCORES
-from modules.scores.statistics import MaxLogitStatistics
 
 
 class Scorer:
-    """Looks at images once each and gives every score's map.
+    """Runs the network once per image and gives every score's map.
 
     Args:
         inference: the network.
         names: of `SCORES`.
-        statistics: needed by the scores whose `statistics` is set.
+        states: {score: what it has learned}, of the fitted scores among them.
         passes: stochastic passes, for the scores that need samples.
         seed: of the stochastic passes, in 0..2**32 - 1; an image's draws depend on it and on the
             image's index alone, whatever the number of processes.
@@ -27,40 +26,47 @@ class Scorer:
         self,
         inference: Inference,
         names: Sequence[str],
-        statistics: MaxLogitStatistics | None = None,
+        states: Mapping[str, State] | None = None,
         *,
         passes: int = DROPOUT_PASSES,
         seed: int = 0,
     ) -> None:
         self.inference, self.names = inference, names
-        self.statistics = statistics and statistics.on(inference.device)
+        self.states = {  # where the features are, so that no image waits for a copy
+            name: {key: value.to(inference.device) for key, value in state.items()}
+            for name, state in (states or {}).items()
+        }
         self.passes = passes if any(SCORES[name].samples for name in names) else 0
         self.seed = seed
 
     @torch.inference_mode()
-    def look(
-        self, images: Sequence[Tensor], size: Sequence[int], picture: Tensor, index: int
-    ) -> Evidence:
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        size: Sequence[int],
+        picture: Tensor | None = None,
+        index: int = 0,
+    ) -> NetworkOutput:
         """One forward pass.
 
         Args:
-            images: (3, h, w) uint8 RGB, one a scale.
+            images: (3, h, w) uint8 RGB, one per scale.
             size: (H, W) of the maps.
-            picture: (H, W, 3) uint8.
-            index: of the image in its split, below 2**31.
+            picture: (H, W, 3) uint8, for scores that use colours.
+            index: of the image in its split, below 2**31, for stochastic passes.
         """
-        if not self.passes:
-            logits = self.inference.logits(images)
-            return Evidence(logits, size, picture, statistics=self.statistics)
-        seed = (self.seed << 31) + index
-        logits, samples = self.inference.logits_and_samples(images, self.passes, seed)
-        return Evidence(logits, size, picture, samples, self.statistics)
+        features = self.inference.features(images)
+        logits = self.inference.classify(features)
+        samples: Sequence[Tensor] = ()
+        if self.passes:
+            samples = self.inference.samples(features, self.passes, (self.seed << 31) + index)
+        return NetworkOutput(logits, size, features, picture, samples, self.states)
 
     @torch.inference_mode()
-    def parts(self, evidence: Evidence) -> dict[str, list[Tensor]]:
+    def parts(self, output: NetworkOutput) -> dict[str, list[Tensor]]:
         """{name: what `maps_from` computes its map from}, most of it at the logits' resolution."""
         return {
-            name: [part.contiguous() for part in SCORES[name].parts_of(evidence)]
+            name: [part.contiguous() for part in SCORES[name].parts_of(output)]
             for name in self.names
         }
 
@@ -75,6 +81,6 @@ class Scorer:
             for name, own in parts.items()
         }
 
-    def maps(self, evidence: Evidence) -> dict[str, Tensor]:
+    def maps(self, output: NetworkOutput) -> dict[str, Tensor]:
         """{name: (H, W), higher = more anomalous}, in the order of the names."""
-        return self.maps_from(self.parts(evidence), evidence.size)
+        return self.maps_from(self.parts(output), output.size)

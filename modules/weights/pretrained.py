@@ -108,7 +108,9 @@ def _backbone_of(state: Mapping[str, Tensor], source: str) -> str:
     }
     found = [name for key, name in last_blocks.items() if key in state or f"body.{key}" in state]
     if not found:
-        raise WeightsError(f"{source} is no ResNet-50 or -101; use the weights of one of them")
+        raise WeightsError(
+            f"{source} is none of {', '.join(BLOCKS)}; use the weights of one of them"
+        )
     return max(found, key=lambda name: BLOCKS[name])
 
 

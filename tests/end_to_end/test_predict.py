@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.models import ResNet50_Weights
 
 import run
-from dataset import STREETHAZARDS
+from dataset import STREETHAZARDS, evaluation_loader
 from dataset.demo.writer import write_demo
 from dataset.own_pictures import picture_sample
 from modules import build_model
@@ -110,6 +110,54 @@ def test_predictions_are_those_of_the_plain_network(root, capsys):
     assert [one["size"] for one in summary["pictures"]] == [[160, 96]] * 3
     assert summary["pictures"][-1]["anomalous_share"] == pytest.approx((mask == 255).mean())
     assert Image.open(out / "contact_sheet_001.png").size == (5 * 320, 3 * 214)
+
+
+def test_a_fitted_score_is_that_which_a_test_has_kept(root, capsys):
+    path, own = pictures_of(root)[0], root / "own.pth"
+    words = ["--predict", path, "--ckpt_test", own, "--score", "class_mean"]
+    assert start(*words, "--out", root / "none") == 2
+    refusal = "class_mean needs a data set's training images; run --test --score class_mean"
+    assert refusal in capsys.readouterr().err.splitlines()[-1]
+    test = ["--test", "--name", "fitted", "--ckpt_test", own, "--data_root", root / "data"]
+    test += ["--classifier", "cosine", "--output_stride", 16, "--multi_scala", "--num_workers", 0]
+    test += ["--score", "class_mean", "--logdir", root / "logs"]
+    assert start(*test) == 0, capsys.readouterr().err
+    assert start(*words, "--out", root / "fitted") == 0, capsys.readouterr().err
+    assert start(*words, "--out", root / "one", "--no_multi_scala") == 2
+    assert refusal in capsys.readouterr().err.splitlines()[-1]
+    found = np.load(root / "fitted/score" / f"{path.stem}.npy")
+    np.testing.assert_allclose(found, distance_from_class_means(root, path), atol=1e-4)
+
+
+def distance_from_class_means(root, path):
+    """(H, W), by the plain network and numpy."""
+    network = build_model(output_stride=16, plain=True).eval()
+    network.load_state_dict(torch.load(root / "published.pth")["model_state"])
+
+    def features(picture):
+        scaled = [picture.resize((w, h), Image.Resampling.BILINEAR) for h, w in SIZES]
+        with torch.inference_mode():
+            return [network.features(normalised(one))[0].numpy() for one in scaled]
+
+    sums, counts = np.zeros((13, 512)), np.zeros(13)
+    alone = {"multi_scale": False, "num_workers": 0, "rank": 0, "world_size": 1}
+    for sample in evaluation_loader(root / "data", "train", **alone):
+        for one in features(Image.fromarray(sample.picture.numpy())):
+            height, width = one.shape[1:]
+            rows = ((np.arange(height) + 0.5) * 96 / height).astype(int)
+            columns = ((np.arange(width) + 0.5) * 160 / width).astype(int)
+            label = sample.label.numpy()[np.ix_(rows, columns)]
+            for index in range(13):
+                sums[index] += one[:, label == index].sum(axis=1)
+                counts[index] += (label == index).sum()
+    means = sums[counts > 0] / counts[counts > 0, None]
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    maps = []
+    for one in features(Image.open(path).convert("RGB")):
+        cosines = np.einsum("kc,chw->khw", means, one / np.linalg.norm(one, axis=0))
+        nearest = torch.from_numpy(1 - cosines.max(axis=0))[None, None]
+        maps.append(F.interpolate(nearest, size=(96, 160), mode="bilinear")[0, 0].numpy())
+    return np.mean(maps, axis=0)
 
 
 def test_a_published_checkpoint_tells_its_classifier_and_typed_flags_win(root, capsys):
@@ -303,6 +351,7 @@ def test_errors_of_users_are_one_line(root, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty").mkdir()
     torch.save({"state_dict": build_model().body.state_dict()}, tmp_path / "imagenet.pth")
     predict = ["--predict", picture, "--out", tmp_path / "out", "--ckpt_test"]
+    export = ["--export", "onnx", "--ckpt_test", own, "--out"]
     nowhere = "--data_root", tmp_path
     for words, message in (
         ([*predict, tmp_path / "gone.pth"], "there is no checkpoint"),
@@ -310,10 +359,17 @@ def test_errors_of_users_are_one_line(root, tmp_path, capsys, monkeypatch):
         ([*predict, own, "--classifier", "standard"], "trained with --classifier cosine"),
         ([*predict, own, "--calibrate_fpr", 0.1, *nowhere], "validation.odgt is missing"),
         (["--predict", tmp_path / "empty", *predict[2:], own], "--predict found nothing to read: "),
-        ([*predict[:2], "--out", tmp_path / "file", "--ckpt_test", own], "could not be written to"),
         (
-            ["--export", "onnx", "--ckpt_test", own, "--out", tmp_path / "file/a.onnx"],
+            [*predict[:2], "--out", tmp_path / "file", "--ckpt_test", own],
+            "/file cannot be written to",
+        ),
+        (
+            [*export, tmp_path / "file/a.onnx"],
             "could not be written",
+        ),
+        (
+            [*export, tmp_path / "a.onnx", "--score", "knn"],
+            "argument --score: knn needs more than logits, and no file holds it",
         ),
     ):
         assert start(*words) == 2, words

@@ -13,7 +13,7 @@ from argparser import parse_options
 from dataset.demo.writer import write_demo
 from dataset.transforms import TEST_SCALES, scaled_size
 from metrics import AnomalyEvaluation
-from modules.scores import SCORES, Evidence, MaxLogitStatistics, Scorer
+from modules.scores import SCORES, NetworkOutput, Scorer
 from tests.end_to_end import command
 from train import Trainer
 from utils.checkpoint import save_checkpoint
@@ -80,8 +80,17 @@ def test_what_is_put_aside_for_all_scores_fits_and_changes_nothing():
     A dense CRF's map, which needs an optional package, takes as much as that of msp.
     """
     size, names = (360, 640), [name for name, score in SCORES.items() if not score.crf]
-    statistics = MaxLogitStatistics(torch.zeros(13).double(), torch.ones(13).double())
-    scorer = Scorer(SimpleNamespace(device=torch.device("cpu")), names, statistics)
+    states = {
+        "standardized_maxlogit": {"mean": torch.zeros(13), "deviation": torch.ones(13)},
+        "class_mean": {"means": torch.eye(13, 16)},
+        "mahalanobis": {
+            "centre": torch.zeros(16),
+            "whitening": torch.eye(16),
+            "means": torch.eye(13, 16),
+        },
+        "knn": {"sample": torch.eye(16)},
+    }
+    scorer = Scorer(SimpleNamespace(device=torch.device("cpu")), names, states)
     options = {"scores": names, "min_predicted_size": 20, "min_true_size": 5}
     of_parts, of_maps = (
         AnomalyEvaluation(
@@ -98,11 +107,12 @@ def test_what_is_put_aside_for_all_scores_fits_and_changes_nothing():
             [10 * torch.rand(passes, 13, *shape, generator=generator) for shape in shapes]
             for passes in (1, 3)
         )
-        evidence = Evidence(logits, size, None, samples, statistics)
+        features = [torch.randn(1, 16, *shape, generator=generator) for shape in shapes]
+        output = NetworkOutput(logits, size, features, None, samples, scorer.states)
         label = torch.randint(0, 14, (9, 16), generator=generator).to(torch.uint8)
         label = label.repeat_interleave(40, 0).repeat_interleave(40, 1)
-        parts = scorer.parts(evidence)
-        image = index, str(index), scorer.maps_from(parts, size), evidence.prediction, label
+        parts = scorer.parts(output)
+        image = index, str(index), scorer.maps_from(parts, size), output.prediction, label
         of_parts.update(*image, parts)
         of_maps.update(*image)
     msp = of_parts._spool._groups[0]["parts of msp"][0].length
@@ -124,11 +134,11 @@ def test_single_runs_give_the_figures_of_all(tiny, every_score, typed, name):
 
 
 def test_two_processes_give_the_figures_of_one(tiny, every_score):
-    names = ["standardized_maxlogit", "mc_dropout"]
+    names = ["standardized_maxlogit", "mc_dropout", "class_mean", "mahalanobis", "knn"]
     flags = [*tiny, "--name", "two", "--nproc", "2"]
     flags += ["--mc_dropout", "2", "--score", ",".join(names)]
     checkpoint = Path(flags[flags.index("--ckpt_test") + 1])
-    for kept in checkpoint.parent.glob("*.json"):
+    for kept in checkpoint.parent.glob("*.pt"):
         kept.unlink()
     ended = command.start(*flags)
     assert ended.returncode == 0, ended.stderr

@@ -302,6 +302,23 @@ def test_255_is_ignored_whatever_the_offset(tmp_path):
     assert evaluate(parse_arguments(words))["AUROC"] == 100.0
 
 
+@pytest.mark.parametrize(
+    ("base", "kind"),
+    [(2**40, "i8"), (2**60, "i8"), (2**63 - 2, "i8"), (2**31, "u4"), (1, "f8"), (-(2**63), "i8")],
+)
+def test_neighbouring_scores_of_any_type_are_told_apart(tmp_path, base, kind):
+    """Anomalies score one step higher: an AUROC of 100, where float32 or float64 would give 50."""
+    tree(tmp_path, ["a.npy"], ["a.png"])
+    scores = np.full(LABEL.shape, base, kind)
+    step = np.finfo(kind).eps if kind == "f8" else 1
+    scores[LABEL == 1] += np.asarray(step, kind)
+    np.save(tmp_path / "s/a.npy", scores)
+    results = results_of(tmp_path)
+    assert results["AUROC"] == 100.0
+    assert results["protocols"]["pooled"]["figures"]["AUROC"] == 100.0
+    assert results["protocols"]["pooled"]["figures"]["AUPR"] == 100.0
+
+
 @pytest.mark.parametrize("exif", [3, 6])
 def test_labels_are_turned_as_pictures_are(tmp_path, exif):
     turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[exif]

@@ -15,20 +15,22 @@ from modules.inference.network import Inference, dropout_masks
 from modules.normalisation import normalised
 from modules.scores import (
     SCORES,
-    Evidence,
-    MaxLogitStatistics,
+    NetworkOutput,
     Scorer,
     cosine_score,
     dense_crf,
     formulas,
-    max_logit_sums,
     mean_over_scales,
     mean_probabilities,
     msp_score,
+)
+from modules.scores.maps import MAPS
+from modules.scores.network_output import confidence_and_prediction
+from modules.scores.standardized_maxlogit import (
+    max_logit_sums,
+    standardized_max_logit,
     statistics_of,
 )
-from modules.scores.evidence import confidence_and_prediction
-from modules.scores.maps import MAPS
 
 CPU = torch.device("cpu")
 
@@ -73,17 +75,17 @@ def test_shared_maps_change_no_bit_of_the_probabilities(scale):
     expected = sum(
         F.interpolate(tensor, size=(31, 57), mode="bilinear").softmax(1) for tensor in logits
     )
-    evidence = Evidence(logits, (31, 57))
-    assert torch.equal(evidence.probabilities, expected / 3)
-    assert torch.equal(evidence.prediction, expected.argmax(1)[0])
-    torch.testing.assert_close(evidence.confidence, evidence.probabilities.amax(1))
+    output = NetworkOutput(logits, (31, 57))
+    assert torch.equal(output.probabilities, expected / 3)
+    assert torch.equal(output.prediction, expected.argmax(1)[0])
+    torch.testing.assert_close(output.confidence, output.probabilities.amax(1))
     assert all(map(torch.equal, logits, before))
 
 
 @pytest.mark.parametrize("strip", [1, 5_000, 1 << 30])
 @pytest.mark.parametrize("size", [(1, 1), (9, 13), (47, 30)])
 def test_strips_give_the_maximum_of_all_probabilities(monkeypatch, size, strip):
-    monkeypatch.setattr("modules.scores.evidence.STRIP_BYTES", strip)
+    monkeypatch.setattr("modules.scores.network_output.STRIP_BYTES", strip)
     logits = [cosine_logits(2, 7, *low, seed=low[0]) for low in ((1, 1), (3, 5), (8, 6), (12, 4))]
     confidence, prediction = confidence_and_prediction(logits, size)
     expected, winner = mean_probabilities(logits, size).max(dim=1)
@@ -92,13 +94,13 @@ def test_strips_give_the_maximum_of_all_probabilities(monkeypatch, size, strip):
 
 
 def test_a_score_that_needs_all_probabilities_shares_them():
-    evidence = Evidence([cosine_logits(1, 5, 4, 6)], (9, 13))
-    assert torch.equal(evidence.probabilities.amax(1), evidence.confidence)
-    assert torch.equal(evidence.probabilities.argmax(1)[0], evidence.prediction)
+    output = NetworkOutput([cosine_logits(1, 5, 4, 6)], (9, 13))
+    assert torch.equal(output.probabilities.amax(1), output.confidence)
+    assert torch.equal(output.probabilities.argmax(1)[0], output.prediction)
 
 
 def test_prediction_of_a_tie_is_the_first_class():
-    assert Evidence([torch.zeros(1, 13, 2, 2)], (20, 20)).prediction.count_nonzero() == 0
+    assert NetworkOutput([torch.zeros(1, 13, 2, 2)], (20, 20)).prediction.count_nonzero() == 0
 
 
 def test_mean_over_scales_upsamples_first():
@@ -171,8 +173,8 @@ def test_statistics_are_those_of_numpy():
     found = statistics_of(sum(max_logit_sums(part) for part in parts))
     for index in range(3):
         own = pixels.max(0)[pixels.argmax(0) == index]
-        assert found.mean[index].item() == pytest.approx(own.mean(), abs=1e-12)
-        assert found.deviation[index].item() == pytest.approx(own.std(), abs=1e-9)
+        assert found["mean"][index].item() == pytest.approx(own.mean(), abs=1e-12)
+        assert found["deviation"][index].item() == pytest.approx(own.std(), abs=1e-9)
 
 
 def test_classes_without_spread_get_the_statistics_of_all_pixels():
@@ -180,16 +182,16 @@ def test_classes_without_spread_get_the_statistics_of_all_pixels():
     logits = torch.tensor([[2.0, 4.0, 0.0], [0.0, 0.0, 3.0], [0.0, 0.0, 0.0]]).view(1, 3, 1, 3)
     found = statistics_of(max_logit_sums([logits]))
     overall = (2 / 3) ** 0.5
-    torch.testing.assert_close(found.mean, torch.tensor([3.0, 3.0, 3.0]).double())
-    torch.testing.assert_close(found.deviation, torch.tensor([1.0, overall, overall]).double())
+    torch.testing.assert_close(found["mean"], torch.tensor([3.0, 3.0, 3.0]).double())
+    torch.testing.assert_close(found["deviation"], torch.tensor([1.0, overall, overall]).double())
     constant = statistics_of(max_logit_sums([torch.zeros(1, 3, 2, 2)]))
-    assert formulas.standardized_max_logit(torch.zeros(1, 3, 1, 1), constant).item() == 0
+    assert standardized_max_logit(torch.zeros(1, 3, 1, 1), **constant).item() == 0
 
 
 def test_standardized_max_logit_uses_the_statistics_of_the_winner():
-    statistics = MaxLogitStatistics(torch.tensor([5.0, 1.0]), torch.tensor([2.0, 0.5]))
+    mean, deviation = torch.tensor([5.0, 1.0]), torch.tensor([2.0, 0.5])
     logits = torch.tensor([[4.0, 0.0], [3.0, 2.0]]).view(1, 2, 1, 2)
-    found = formulas.standardized_max_logit(logits, statistics)
+    found = standardized_max_logit(logits, mean, deviation)
     torch.testing.assert_close(found, torch.tensor([[[0.5, -2.0]]]))  # -(4-5)/2, -(2-1)/0.5
 
 
@@ -227,7 +229,8 @@ def test_stochastic_passes_are_forward_passes_with_dropout_alone_active(classifi
     model = build_model(classifier=classifier).eval()
     images = random_images()
     inference = Inference(model, CPU, "fp32")
-    logits, samples = inference.logits_and_samples(images, 3, seed=7)
+    features = inference.features(images)
+    logits, samples = inference.classify(features), inference.samples(features, 3, seed=7)
     generator = torch.Generator().manual_seed(7)
     dropout = model.head.conv_last[-1]
     assert isinstance(dropout, nn.Dropout2d)
@@ -243,28 +246,39 @@ def test_stochastic_passes_are_forward_passes_with_dropout_alone_active(classifi
     assert not torch.equal(samples[0][0], samples[0][1])
 
 
+def states(channels):
+    """Of all fitted scores: max logits of mean 0 and deviation 1, and random features."""
+    random = torch.randn(30, channels, generator=torch.Generator().manual_seed(0))
+    whitening = {"centre": random[0], "whitening": torch.eye(channels), "means": random[1:5]}
+    return {
+        "standardized_maxlogit": {"mean": torch.zeros(13), "deviation": torch.ones(13)},
+        "class_mean": {"means": random[:13]},
+        "mahalanobis": whitening,
+        "knn": {"sample": F.normalize(random, dim=1)},
+    }
+
+
 @pytest.fixture(scope="module")
 def looked():
     torch.manual_seed(0)
     inference = Inference(build_model(), CPU, "fp32")
     names = [name for name in SCORES if not SCORES[name].missing("cosine")]
-    statistics = MaxLogitStatistics(torch.zeros(13).double(), torch.ones(13).double())
-    scorer = Scorer(inference, names, statistics, passes=2, seed=42)
+    scorer = Scorer(inference, names, states(512), passes=2, seed=42)
     images = random_images()
     picture = torch.randint(0, 256, (50, 70, 3), dtype=torch.uint8)
-    return scorer, images, picture, scorer.look(images, (50, 70), picture, 5)
+    return scorer, images, picture, scorer.forward(images, (50, 70), picture, 5)
 
 
 def test_every_score_is_a_finite_map_from_one_look(looked):
-    scorer, _, _, evidence = looked
-    maps = scorer.maps(evidence)
+    scorer, _, _, output = looked
+    maps = scorer.maps(output)
     assert list(maps) == list(scorer.names)
     for name, score in maps.items():
         assert score.shape == (50, 70), name
         assert score.isfinite().all(), name
         assert score.max() > score.min(), name
-    torch.testing.assert_close(maps["prototype"], cosine_score(evidence.logits, (50, 70))[0])
-    probabilities = mean_probabilities(evidence.logits, (50, 70))
+    torch.testing.assert_close(maps["prototype"], cosine_score(output.logits, (50, 70))[0])
+    probabilities = mean_probabilities(output.logits, (50, 70))
     torch.testing.assert_close(maps["msp"], msp_score(probabilities)[0])
     # Mean 0 and deviation 1 leave the max logit; (v + 10) / 20 is the prototype score.
     torch.testing.assert_close(maps["standardized_maxlogit"], maps["maxlogit"])
@@ -272,17 +286,17 @@ def test_every_score_is_a_finite_map_from_one_look(looked):
 
 
 def test_dropout_depends_on_seed_and_index_alone(looked):
-    scorer, images, picture, evidence = looked
-    again = scorer.look(images, (50, 70), picture, 5)
-    other = scorer.look(images, (50, 70), picture, 6)
-    assert all(map(torch.equal, evidence.samples, again.samples))
-    assert not torch.equal(evidence.samples[0], other.samples[0])
+    scorer, images, picture, output = looked
+    again = scorer.forward(images, (50, 70), picture, 5)
+    other = scorer.forward(images, (50, 70), picture, 6)
+    assert all(map(torch.equal, output.samples, again.samples))
+    assert not torch.equal(output.samples[0], other.samples[0])
 
 
 def test_samples_are_drawn_only_where_a_score_needs_them(looked):
     scorer, images, picture, _ = looked
-    evidence = Scorer(scorer.inference, ["prototype"]).look(images, (50, 70), picture, 5)
-    assert evidence.samples == ()
+    output = Scorer(scorer.inference, ["prototype"]).forward(images, (50, 70), picture, 5)
+    assert output.samples == ()
 
 
 @pytest.mark.skipif(
@@ -344,4 +358,5 @@ def test_logits_are_float32_under_autocast(kind):
 
 
 def test_every_score_has_its_map():
-    assert list(MAPS) == list(SCORES)
+    assert list(MAPS) == [name for name, score in SCORES.items() if not score.fitted]
+    assert all((score.map.fit is not None) == score.fitted for score in SCORES.values())

@@ -210,7 +210,7 @@ def test_freeze_norms_stops_weight_and_bias_only():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"backbone": "vgg"}, "resnet50, resnet101"),
+        ({"backbone": "vgg"}, "resnet50, resnet101, resnet152"),
         ({"output_stride": 4}, "8 or 16"),
         ({"classifier": "linear"}, "standard, cosine"),
         ({"norm_act": "bn"}, "iabn_sync"),

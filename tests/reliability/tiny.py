@@ -25,8 +25,11 @@ class TinyNetwork(nn.Module):
         self.dropout = nn.Dropout2d(0.5)
         self.cls = Classifier("cosine", 8, 13)
 
+    def features(self, images: Tensor) -> Tensor:
+        return self.dropout(self.norm(self.conv(images)))
+
     def forward(self, images: Tensor) -> Tensor | TrainingLogits:
-        features = self.dropout(self.norm(self.conv(images)))
+        features = self.features(images)
         logits = self.cls(features)
         if not self.training:
             return logits

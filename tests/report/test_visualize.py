@@ -10,10 +10,10 @@ from report.visualize import (
     colorize,
     confusion_matrix_figure,
     heat_map,
-    render,
     sample_panel,
     score_limits,
 )
+from utils.figures import render
 
 
 def texts(axes: matplotlib.axes.Axes) -> list[str]:

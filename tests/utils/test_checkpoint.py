@@ -289,6 +289,9 @@ def test_other_backbone_is_recognised() -> None:
     assert "unexpected (17): body.mod4.block7.w" in message
     assert "and 14 more" in message
     assert message.endswith("; it was trained with --backbone resnet101")
+    deeper = {f"body.mod4.block{block}.w": torch.ones(1) for block in range(7, 37)}
+    message = refusal(Network(), state | deeper)
+    assert message.endswith("; it was trained with --backbone resnet152")
 
 
 def test_foreign_network_is_refused_without_a_guess() -> None:

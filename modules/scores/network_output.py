@@ -1,7 +1,7 @@
-"""What one forward pass shows of an image: all that the scores are computed from."""
+"""The network's output for an image: all that the scores are computed from."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modules.pyramid import upsampling_matrix
-from modules.scores.statistics import MaxLogitStatistics
 
 STRIP_BYTES = 8 << 20
 """Probabilities of so many rows are computed together: that much stays in a CPU's cache."""
@@ -82,23 +81,29 @@ def mean_over_scales(maps_per_scale: Sequence[Tensor], size: Sequence[int]) -> T
     return (sum(upsampled[1:], upsampled[0]) / len(upsampled)).squeeze(1)
 
 
+State = Mapping[str, Tensor]
+"""What a fitted score has learned from the training images, by name; on the CPU in its file."""
+
+
 @dataclass(frozen=True)
-class Evidence:
-    """One image as the network sees it. Only `logits` and `size` are always there.
+class NetworkOutput:
+    """What the network gives for one image. Only `logits` and `size` are always there.
 
     Attributes:
-        logits: (1, C, h_s, w_s) float32, one a scale.
+        logits: (1, C, h_s, w_s) float32, one per scale.
         size: (H, W) of the label.
-        picture: (H, W, 3) uint8, for scores that look at colours.
-        samples: (passes, C, h_s, w_s) logits of stochastic passes, one a scale.
-        statistics: of the max logits on the training images.
+        features: (1, D, h_s, w_s), what the classifier sees, one per scale.
+        picture: (H, W, 3) uint8, for scores that use colours.
+        samples: (passes, C, h_s, w_s) logits of stochastic passes, one per scale.
+        states: {score: what it has learned from the training images}, of the fitted scores.
     """
 
     logits: Sequence[Tensor]
     size: Sequence[int]
+    features: Sequence[Tensor] = ()
     picture: Tensor | None = None
     samples: Sequence[Tensor] = ()
-    statistics: MaxLogitStatistics | None = None
+    states: Mapping[str, State] = field(default_factory=dict)
 
     @cached_property
     def probabilities(self) -> Tensor:

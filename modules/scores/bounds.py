@@ -1,0 +1,27 @@
+"""The lowest and the highest value that each score can have."""
+
+import math
+
+from modules.classifier import COSINE_SCALE
+
+
+def bounds_of(name: str, classes: int, classifier: str) -> tuple[float, float] | None:
+    """(lowest, highest) value of a score of `SCORES`, None where there are none.
+
+    Args:
+        classes: of the network.
+        classifier: "cosine", whose logits are in [-10, 10], or another with unbounded ones.
+    """
+    nats = math.log(classes)
+    bounds = {
+        "prototype": (0.0, 1.0),
+        "prototype_margin": (0.0, 1.0),
+        "msp": (0.0, 1 - 1 / classes),
+        "msp_crf": (0.0, 1 - 1 / classes),
+        "entropy": (0.0, nats),
+        "mc_dropout": (0.0, nats),
+    }
+    if classifier == "cosine":
+        bounds["maxlogit"] = -COSINE_SCALE, COSINE_SCALE
+        bounds["energy"] = -COSINE_SCALE - nats, COSINE_SCALE - nats
+    return bounds.get(name)

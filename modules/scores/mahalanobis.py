@@ -1,0 +1,80 @@
+"""Mahalanobis distance from the nearest class: min_c (f - mean_c)^T covariance^-1 (f - mean_c).
+
+mean_c is the mean of the features of the training pixels labelled c, covariance the one that the
+classes share: the mean over these pixels of (f - mean_c) (f - mean_c)^T, c the pixel's class. Lee
+et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial
+Attacks", NeurIPS 2018, of the last features alone and without input preprocessing.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from modules.scores.fitted import (
+    Fit,
+    NotFitted,
+    class_sums,
+    exact,
+    labelled_features,
+    pixels,
+    rounded,
+)
+from modules.scores.maps import ScoreMap
+from modules.scores.network_output import NetworkOutput, State
+
+SMALLEST_VARIANCE = 1e-10
+"""Directions with a smaller share of the largest variance are rounding, and are left out."""
+
+
+def squared_distance(features: Tensor, centre: Tensor, whitening: Tensor, means: Tensor) -> Tensor:
+    """min_c |(f - centre) whitening - mean_c|^2: (P, D) features -> (P,), 0 or more.
+
+    Args:
+        centre: (D,).
+        whitening: (D, R), after which the shared covariance is the identity.
+        means: (C, R), of the classes, centred and whitened too.
+
+    >>> import torch
+    >>> halved, means = torch.tensor([[0.5, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 0.0]])
+    >>> squared_distance(torch.tensor([[4.0, 1.0]]), torch.zeros(2), halved, means)
+    tensor([5.])
+    """
+    whitened = (features - centre.to(features)) @ whitening.to(features)
+    means = means.to(features)
+    squares = means.square().sum(1) - 2 * whitened @ means.T
+    return (whitened.square().sum(1) + squares.amin(1)).clamp_min(0)
+
+
+def observe(output: NetworkOutput, label: Tensor, seed: int) -> State:
+    features, classes = labelled_features(output, label)
+    counts, sums = class_sums(features, classes, output.logits[0].shape[1])
+    features = features.double()
+    products = features.T @ features
+    return {"counts": exact(counts), "sums": exact(sums), "products": exact(products)}
+
+
+def finish(state: State) -> State:
+    """What `squared_distance` takes, of the classes that some label holds."""
+    counts, sums = rounded(state["counts"]), rounded(state["sums"])
+    total = counts.sum()
+    if not total:
+        raise NotFitted("mahalanobis: no training label holds a known class")
+    sums, counts = sums[counts > 0], counts[counts > 0, None]
+    means, centre = sums / counts, sums.sum(0) / total
+    covariance = (rounded(state["products"]) - sums.T @ means) / total
+    variances, directions = torch.linalg.eigh((covariance + covariance.T) / 2)
+    kept = variances > SMALLEST_VARIANCE * variances[-1].clamp_min(0)
+    whitening = directions[:, kept] / variances[kept].sqrt()
+    return {"centre": centre, "whitening": whitening, "means": (means - centre) @ whitening}
+
+
+def parts_of(output: NetworkOutput) -> Sequence[Tensor]:
+    state = output.states["mahalanobis"]
+    return [
+        squared_distance(pixels(features), **state).view(1, *features.shape[2:])
+        for features in output.features
+    ]
+
+
+MAP = ScoreMap(parts_of, fit=Fit(observe, finish))
