@@ -453,7 +453,7 @@ class Options:
         "validation and test",
         "test",
         (),
-        "NAME,NAME: anomaly scores, the first is the headline",
+        "NAME,NAME: anomaly scores, headline first",
         kind=tuple,
         shown_default="by --msp, --cosine_scores",
     )

@@ -5,6 +5,7 @@ torch sends to the device; a fused or foreach operation is one launch here, thou
 are split on a real GPU.
 """
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -54,5 +55,6 @@ def table() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m benchmarks.launches", description=__doc__).parse_args()
     abn.package_function = None  # its launches are not seen
     print(table())

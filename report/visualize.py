@@ -80,7 +80,7 @@ def _relative(score: NDArray[np.floating], limits: tuple[float, float]) -> NDArr
     """Place between the limits, in [0, 1]; all 0 where they are one. NaN stays."""
     low, high = limits
     if not high > low:
-        return np.zeros_like(score)
+        return np.where(np.isnan(score), score, np.zeros_like(score))
     place: NDArray[np.floating] = np.clip((score - low) / (high - low), 0, 1)
     return place
 

@@ -71,7 +71,7 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path: Path, text: str, says:
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     for name in ("gone.toml", "gone.json"):
-        with pytest.raises(PansError, match=f"--config .*{name} cannot be read: .*No such file"):
+        with pytest.raises(PansError, match=f"--config .*{name} cannot be read: .*is missing"):
             typed_flags(["--config", str(tmp_path / name)])
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import onnx
 import onnxruntime
@@ -109,7 +110,36 @@ def test_predictions_are_those_of_the_plain_network(root, capsys):
     )
     assert [one["size"] for one in summary["pictures"]] == [[160, 96]] * 3
     assert summary["pictures"][-1]["anomalous_share"] == pytest.approx((mask == 255).mean())
-    assert Image.open(out / "contact_sheet_001.png").size == (5 * 320, 3 * 214)
+    sheet = Image.open(out / "contact_sheet_001.png")
+    assert sheet.size == (2 * 3 * 320, 35 + 2 * (35 + 200) + 45)
+    for one in summary["pictures"]:  # one scale for all, with the threshold in its middle
+        assert one["heat_limits"] == pytest.approx([0, 0.8])
+        assert_pictures_show_the_score(folder / f"{one['name']}.png", out, one["name"])
+
+
+def assert_pictures_show_the_score(picture, out, name):
+    """Heat, overlay and panel of a score on the scale of 0 to 0.8, and the threshold's outline."""
+    score = np.load(out / "score" / f"{name}.npy")
+    heat = np.asarray(Image.open(out / "heat" / f"{name}.png")).astype(float)
+    colours = matplotlib.colormaps["inferno"](np.clip(score / 0.8, 0, 1))[..., :3] * 255
+    assert np.abs(heat - colours).max() <= 5
+    original = np.asarray(Image.open(picture).convert("RGB")).astype(float)
+    opacity = 0.8 * np.clip(score / 0.8, 0, 1)[..., None] ** 2
+    blended = (1 - opacity) * original + opacity * heat
+    drawn = np.asarray(Image.open(out / "overlay" / f"{name}.png")).astype(float)
+    outline = (drawn == 0).all(-1) | (drawn == 255).all(-1)
+    assert np.abs(drawn - blended)[~outline].max() <= 1
+    mask = np.asarray(Image.open(out / "mask" / f"{name}.png")) == 255
+    right = mask[:, :-1] & ~mask[:, 1:]  # the mask ends between a pixel and the next in its row
+    assert (drawn[:, :-1][right] == 255).all()
+    assert (drawn[:, 1:][right] == 0).all()
+    panel = np.asarray(Image.open(out / "panel" / f"{name}.png"))
+    assert panel.shape[1] == 960
+    for top, left, kind in ((35, 0, picture), (358, 0, "overlay"), (358, 480, "heat")):
+        path = picture if kind == picture else out / kind / f"{name}.png"
+        expected = np.asarray(Image.open(path).convert("RGB"))
+        shown = panel[top : top + 288, left : left + 480]
+        assert np.abs(shown.mean((0, 1)) - expected.mean((0, 1))).max() < 4, kind
 
 
 def test_a_fitted_score_is_that_which_a_test_has_kept(root, capsys):
@@ -207,16 +237,21 @@ def test_unreadable_pictures_are_named_and_the_rest_is_done(root, tmp_path, caps
     assert len(summary["unreadable"]) == 2
 
 
+def write_lossless(av, path, pictures):
+    """A video of five pictures of 160x96 a second."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "bgr0"
+        for picture in pictures:
+            frame = np.asarray(Image.open(picture).convert("RGB"))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
 def test_every_second_frame_of_a_video_is_looked_at_as_its_picture_is(root, tmp_path, capsys):
     av = pytest.importorskip("av", reason="reading videos is optional: pip install -e .[video]")
     pictures = pictures_of(root)
-    with av.open(str(tmp_path / "drive.mkv"), "w") as container:
-        stream = container.add_stream("ffv1", rate=5)  # which loses nothing
-        stream.width, stream.height, stream.pix_fmt = 160, 96, "bgr0"
-        for path in pictures:
-            frame = np.asarray(Image.open(path).convert("RGB"))
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+    write_lossless(av, tmp_path / "drive.mkv", pictures)
     flags = ["--ckpt_test", root / "own.pth", "--out", tmp_path / "out", "--no_multi_scale"]
     sources = [tmp_path / "drive.mkv", *pictures]
     assert start("--predict", *sources, *flags, "--frame_step", 2) == 0, capsys.readouterr().err
@@ -227,6 +262,20 @@ def test_every_second_frame_of_a_video_is_looked_at_as_its_picture_is(root, tmp_
             folder = tmp_path / "out" / kind
             ours = (folder / "drive" / frame).with_suffix(suffix)
             assert ours.read_bytes() == (folder / path.stem).with_suffix(suffix).read_bytes()
+    with av.open(str(tmp_path / "out/overlay/drive.mp4")) as container:
+        assert container.streams.video[0].average_rate == 2.5  # of 5, every second
+        decoded = [np.asarray(frame.to_image()) for frame in container.decode(video=0)]
+    assert len(decoded) == 2
+    assert_video_shows(decoded, tmp_path / "out/overlay/drive")
+
+
+def assert_video_shows(decoded, folder):
+    """Each decoded frame is the picture of the same place in the folder, and no other's."""
+    pictures = [np.asarray(Image.open(path)).astype(float) for path in sorted(folder.iterdir())]
+    for number, frame in enumerate(decoded):
+        distances = [np.abs(frame - picture).mean() for picture in pictures]
+        assert np.argmin(distances) == number
+        assert distances[number] < 8
 
 
 def test_calibration_lists_what_it_leaves_out(root, tmp_path, capsys):
@@ -291,6 +340,13 @@ def test_an_input_is_never_overwritten(root, tmp_path, capsys):
     flags = ["--ckpt_test", root / "own.pth", "--no_multi_scale"]
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/overlay").symlink_to(own.parent, target_is_directory=True)
+    video = tmp_path / "overlay/drive.mp4"  # would be that of its own frames
+    video.write_bytes(b"video")
+    assert start("--predict", video, "--out", tmp_path, *flags, "--overwrite") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: --out {tmp_path}: the results of {video} would overwrite")
+    assert video.read_bytes() == b"video"
+    video.unlink()
     for out in (tmp_path, tmp_path / "elsewhere"):
         for more in ([], ["--overwrite"]):
             assert start("--predict", own, "--out", out, *flags, *more) == 2
@@ -452,16 +508,23 @@ def test_the_snippet_in_the_docs_prepares_a_picture_of_any_size(
 
 
 def test_two_processes_write_each_picture_once(root, tmp_path):
-    """The real network, as two processes from the shell."""
+    """The real network, as two processes from the shell, which share a video's frames too."""
+    av = pytest.importorskip("av", reason="reading videos is optional: pip install -e .[video]")
+    pictures = pictures_of(root)
+    write_lossless(av, tmp_path / "drive.mkv", pictures)
     torch.save({"model_state": build_real().state_dict()}, tmp_path / "real.pth")
     folder = root / "data/StreetHazards/test/images"
     flags = ["--ckpt_test", tmp_path / "real.pth", "--out", tmp_path / "out", "--num_workers", 0]
-    ended = command.start("--predict", folder, *flags, "--nproc", "2")
+    ended = command.start("--predict", folder, tmp_path / "drive.mkv", *flags, "--nproc", "2")
     assert ended.returncode == 0, ended.stderr
-    assert len(list((tmp_path / "out/score").rglob("*.npy"))) == 3
+    assert len(list((tmp_path / "out/score").rglob("*.npy"))) == 6
     summary = json.loads((tmp_path / "out/predictions.json").read_text())
-    assert len(summary["pictures"]) == 3
-    assert f"3 pictures in {tmp_path / 'out'}, score prototype" in ended.stdout
+    assert len(summary["pictures"]) == 6
+    with av.open(str(tmp_path / "out/overlay/drive.mp4")) as container:
+        decoded = [np.asarray(frame.to_image()) for frame in container.decode(video=0)]
+    assert len(decoded) == 3
+    assert_video_shows(decoded, tmp_path / "out/overlay/drive")
+    assert f"6 pictures in {tmp_path / 'out'}, score prototype" in ended.stdout
 
 
 def build_real():
