@@ -251,7 +251,7 @@ class Options:
         "run",
         "nothing",
         False,
-        "begin anew (with the weights of --ckpt) and keep older files aside",
+        "start from scratch or from --ckpt's weights, keeping older files",
     )
     accept_changes: bool = _flag(
         "run", "nothing", False, "continue a checkpoint with other flags or processes"
@@ -289,7 +289,7 @@ class Options:
         "data",
         "weights",
         None,
-        "the network's data set, where labels tell no classes",
+        "the network's data set, for evaluation-only sets",
         _one_of(*TRAINING_SETS),
         str,
         "streethazards",
@@ -301,7 +301,7 @@ class Options:
         "data", "test", 13, "class index of anomalies, up to 254; other data sets have their own"
     )
     skip_bad_files: bool = _flag(
-        "data", "weights", False, "go on without files that cannot be read, list them at the end"
+        "data", "weights", False, "skip files that cannot be read, list them at the end"
     )
     num_workers: int = _flag(
         "data",
@@ -371,7 +371,7 @@ class Options:
         "training",
         "weights",
         "poly",
-        "learning rate's course: poly or step",
+        "learning rate schedule: poly or step",
         _one_of("poly", "step"),
     )
     lr_decay_step: int = _flag(
@@ -447,7 +447,7 @@ class Options:
         "validation and test",
         "test",
         False,
-        "anomaly score 1 - max softmax; wins over --cosine_scores",
+        "anomaly score 1 - max softmax; overrides --cosine_scores",
     )
     score: tuple[str, ...] = _flag(
         "validation and test",
@@ -488,7 +488,7 @@ class Options:
         "pictures and export",
         "nothing",
         (),
-        "look at pictures, folders and videos",
+        "run inference on pictures, folders and videos",
         _PATHS,
         tuple,
         "none",
@@ -506,7 +506,7 @@ class Options:
         "pictures and export",
         "nothing",
         None,
-        "--predict: scores from here on are anomalies",
+        "--predict: scores >= X are anomalies",
         _Range("a number", math.isfinite),
         float,
         "none",
@@ -515,7 +515,7 @@ class Options:
         "pictures and export",
         "nothing",
         None,
-        "--predict: threshold that this share of known pixels reaches",
+        "--predict: threshold for this false positive rate on validation",
         _Range("a number between 0 and 1", lambda value: 0 < value < 1),
         float,
         "none",
@@ -530,7 +530,7 @@ class Options:
         "pictures and export",
         "nothing",
         1,
-        "--predict: look at every N-th frame of a video",
+        "--predict: run on every N-th frame of a video",
         _COUNT,
     )
     export: str | None = _flag(
@@ -561,7 +561,9 @@ class Options:
     checkpoint_activations: bool = _flag(
         "speed", "nothing", False, "recompute blocks in backward: less memory, slower"
     )
-    accumulate: int = _flag("speed", "weights", 1, "batches whose gradients make one step", _COUNT)
+    accumulate: int = _flag(
+        "speed", "weights", 1, "gradient accumulation: batches per step", _COUNT
+    )
 
     nproc: int | None = _flag(
         "launch",
