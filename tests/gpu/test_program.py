@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-import modules.inference.network
 import modules.pyramid
 import modules.resnet
 import modules.segmentation
@@ -38,7 +37,7 @@ def data(tmp_path_factory):
 def small(monkeypatch):
     for module in (modules.resnet, modules.segmentation):
         monkeypatch.setattr(module, "BLOCKS", TINY)
-    for module in (modules.pyramid, modules.segmentation, modules.inference.network):
+    for module in (modules.pyramid, modules.segmentation):
         monkeypatch.setattr(module, "HEAD_CHANNELS", HEAD)
     monkeypatch.setattr(Logger, "figure", lambda *_: None)
     # The package's C++ would take the tensors for the CPU's.

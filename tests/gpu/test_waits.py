@@ -6,7 +6,6 @@ import itertools
 import pytest
 import torch
 
-import modules.inference.network
 import modules.pyramid
 import modules.resnet
 import modules.segmentation
@@ -34,7 +33,7 @@ def data(tmp_path_factory):
 def small(monkeypatch):
     for module in (modules.resnet, modules.segmentation):
         monkeypatch.setattr(module, "BLOCKS", {"resnet50": (1, 1, 1, 1)})
-    for module in (modules.pyramid, modules.segmentation, modules.inference.network):
+    for module in (modules.pyramid, modules.segmentation):
         monkeypatch.setattr(module, "HEAD_CHANNELS", 32)
     monkeypatch.setattr(Logger, "figure", lambda *_: None)
     monkeypatch.setattr(abn, "package_function", None)

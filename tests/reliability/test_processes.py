@@ -28,9 +28,10 @@ def children(pid: int) -> list[int]:
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
-    """Exit code and the lines of stderr that are no progress bars."""
+    """Exit code and the lines of stderr that tell no progress."""
     _, errors = process.communicate(timeout=120)
     errors = re.sub(r"[^\r\n]*\|[^\r\n]*it/s[^]]*\]", "", errors)
+    errors = re.sub(r"^epoch \d+/\d+  .*$", "", errors, flags=re.MULTILINE)
     return process.returncode, [line for line in re.split(r"[\r\n]", errors) if line.strip()]
 
 
