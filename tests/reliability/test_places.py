@@ -64,14 +64,13 @@ def test_what_another_run_writes_to_is_refused(
     }
     before = files_below(runs.folder)
     capsys.readouterr()
-    with holding([locks[job]], "the first"):
-        monkeypatch.delenv(HELD_VARIABLE)  # as another process sees it
+    with holding([locks[job]], "the first"), monkeypatch.context() as patch:
+        patch.delenv(HELD_VARIABLE)  # as another process sees it
         if job == "ablate":
             places = [*runs.flags[runs.flags.index("--name") :], "--ablate", str(grid)]
             assert run.main(places) == 2
         else:
             assert start(runs, *flags[job]) == 2
-        monkeypatch.setenv(HELD_VARIABLE, "")
     (line,) = capsys.readouterr().err.splitlines()
     assert f"is running already: process {os.getpid()} on " in line
     assert files_below(runs.folder) == before
