@@ -24,7 +24,7 @@ def distance_from_means(features: Tensor, means: Tensor) -> Tensor:
     >>> distance_from_means(torch.tensor([3.0, 4.0]).view(1, 2, 1, 1), means)
     tensor([[[0.2000]]])
     """
-    directions = F.normalize(means, dim=1).to(features)
+    directions = F.normalize(means, dim=1).to(features.dtype)
     length = features.norm(dim=1).clamp_min(1e-12)
     return 1 - F.conv2d(features, directions[:, :, None, None]).amax(dim=1) / length
 

@@ -32,7 +32,7 @@ def neighbour_distance(features: Tensor, sample: Tensor, k: int = NEIGHBOUR) -> 
     >>> neighbour_distance(torch.tensor([[0.0, 3.0, 4.0]]), sample, k=2) ** 2
     tensor([0.8000])
     """
-    directions, sample = F.normalize(features, dim=1), sample.to(features)
+    directions, sample = F.normalize(features, dim=1), sample.to(features.dtype)
     k = min(k, len(sample))
     cosines = [(chunk @ sample.T).topk(k, dim=1).values[:, -1] for chunk in directions.split(CHUNK)]
     return (2 - 2 * torch.cat(cosines)).clamp_min(0).sqrt()

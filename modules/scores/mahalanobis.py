@@ -40,8 +40,8 @@ def squared_distance(features: Tensor, centre: Tensor, whitening: Tensor, means:
     >>> squared_distance(torch.tensor([[4.0, 1.0]]), torch.zeros(2), halved, means)
     tensor([5.])
     """
-    whitened = (features - centre.to(features)) @ whitening.to(features)
-    means = means.to(features)
+    whitened = (features - centre.to(features.dtype)) @ whitening.to(features.dtype)
+    means = means.to(features.dtype)
     squares = means.square().sum(1) - 2 * whitened @ means.T
     return (whitened.square().sum(1) + squares.amin(1)).clamp_min(0)
 

@@ -182,7 +182,10 @@ def test_a_step_of_the_whole_body_stays_within_its_launches(data, tmp_path, monk
     assert waits == 0
 
 
-SCORES = "prototype,msp,maxlogit,entropy,energy,standardized_maxlogit,prototype_margin,mc_dropout"
+SCORES = (
+    "prototype,msp,maxlogit,entropy,energy,standardized_maxlogit,class_mean,mahalanobis,knn,"
+    "prototype_margin,mc_dropout"
+)
 
 
 def test_train_validate_save_resume_test_predict_calibrate(data, tmp_path):

@@ -18,7 +18,10 @@ from utils.distributed import Process
 from utils.logger import Logger
 
 FLAGS = "--default --no_pretrained --crop_size 48 --num_workers 0 --epochs 1 --sample_num 0"
-SCORES = "prototype,msp,maxlogit,entropy,energy,standardized_maxlogit,prototype_margin,mc_dropout"
+SCORES = (
+    "prototype,msp,maxlogit,entropy,energy,standardized_maxlogit,class_mean,mahalanobis,knn,"
+    "prototype_margin,mc_dropout"
+)
 IMAGES = 3
 
 
