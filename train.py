@@ -25,9 +25,8 @@ from dataset.contents import Files, changes, files_of, packed
 from dataset.skipped import SkippedFiles
 from evaluate import Evaluator
 from modules.abn import describe_norm
-from modules.loss import segmentation_loss
+from modules.loss import training_loss
 from modules.normalisation import normalised
-from modules.scores import upsample
 from modules.weights.pretrained import backbone_weights, load_backbone
 from modules.weights.published import from_published, is_published
 from report.results import log_start
@@ -313,11 +312,7 @@ class Trainer:
                 with self._autocast():
                     inputs = normalised(images).contiguous(memory_format=self.memory_format)
                     output = self.network(inputs)
-                loss, deepsup_loss = (
-                    segmentation_loss(upsample(logits, labels.shape[-2:]), labels)
-                    for logits in output
-                )
-                loss = (loss + self.options.deepsup * deepsup_loss) / accumulate
+                loss = training_loss(output, labels, self.options.deepsup) / accumulate
                 loss.backward()
             step_loss += loss.detach()
         self.guard.step(step_loss)

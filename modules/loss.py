@@ -1,8 +1,20 @@
-"""The segmentation loss."""
+"""What PAnS trains with: the prototype-distance loss (Fontanel et al., CVPRW 2021).
+
+The logit of class c at a pixel is 10 cos(f, w_c), with the pixel's feature f and the class's
+prototype w_c. Cross-entropy over these logits pulls features towards the prototype of their class
+and away from all others:
+
+    L = CE(10 cos(f, w)) + 0.4 CE(10 cos(g, v))
+
+where g and v are the features and prototypes of deep supervision, taken from mod4.
+"""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from modules.scores.network_output import upsample
+from modules.segmentation import TrainingLogits
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
@@ -21,3 +33,17 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -
     else:
         total = F.cross_entropy(logits, classes, ignore_index=ignore_index, reduction="sum")
     return total / known.sum().clamp_min(1)
+
+
+def training_loss(output: TrainingLogits, labels: Tensor, deepsup: float = 0.4) -> Tensor:
+    """The loss of a step, 0-d: cross-entropy of both logits, upsampled to the labels' size.
+
+    Args:
+        output: logits and those of deep supervision, both (N, C, h, w).
+        labels: (N, H, W) uint8, class indices, 255 = ignore.
+        deepsup: weight of deep supervision.
+    """
+    loss, deepsup_loss = (
+        segmentation_loss(upsample(logits, labels.shape[-2:]), labels) for logits in output
+    )
+    return loss + deepsup * deepsup_loss
