@@ -146,19 +146,32 @@ def check_module(name, words):
     elif name == "torch.distributed.launch":
         check_launcher(words)
     else:
-        check_parser(lambda: runpy.run_module(name, run_name="__main__"), words)
+        check_parser(lambda: runpy.run_module(name, run_name="__main__"), words, name)
 
 
-def check_parser(start, words):
+PASSING_FLAGS_ON = {"benchmarks.latency"}
+"""Programs whose other flags are run.py's."""
+
+
+def check_parser(start, words, module=""):
     """Start a program up to where its command line is read."""
     with pytest.MonkeyPatch.context() as patch:
         read = argparse.ArgumentParser.parse_args
+        read_known = argparse.ArgumentParser.parse_known_args
+
+        def parse_flags_and_leave(parser, *arguments):
+            if parser.prog == "run.py":
+                return read_known(parser, *arguments)
+            parse_options(read_known(parser, *arguments)[1])
+            raise Parsed
 
         def parse_and_leave(parser, *arguments):
             read(parser, *arguments)
             raise Parsed
 
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_leave)
+        if module in PASSING_FLAGS_ON:
+            patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_flags_and_leave)
         patch.setattr(sys, "argv", ["program", *words])
         with pytest.raises(Parsed):
             start()
