@@ -63,7 +63,7 @@ def flops_of(options: Options, sizes: Sizes) -> int:
         model = model_of(options).eval()
         images = [torch.empty(1, 3, *size) for size in sizes]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        features = [model.features(image) for image in images]
+        features = [model.head(model.body(image)[1]) for image in images]
     classified = sum(2 * one.numel() * options.num_classes for one in features)
     return counter.get_total_flops() + classified
 
