@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -165,4 +166,7 @@ def test_a_signal_is_answered_while_the_loader_hangs(runs: Any) -> None:
     step = runs.state()["iteration"]
     assert lines[1].startswith(f"error: stopped by SIGTERM: step {step} is saved in ")
     assert len(lines) == 2
+    deadline = time.monotonic() + 20  # init reaps them when it gets to it
+    while any(Path(f"/proc/{pid}").exists() for pid in loaders) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in loaders)
