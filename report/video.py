@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from utils.errors import PansError
+from utils.files import replacing
 
 _ENCODERS = ("libx264", "mpeg4")
 _ITU_BT_709 = 1
@@ -24,8 +25,8 @@ class NoVideo(PansError):
 def write_video(path: Path, frames: Sequence[Path], rate: Fraction) -> None:
     """Write pictures as an MP4 file, H.264 where PyAV brings it and MPEG-4 part 2 elsewhere.
 
-    The file takes the place of `path` once it is whole. An odd width or height gets one more column
-    or row, equal to the last; pictures of another size than the first are resized to it.
+    The file takes the place of `path`, a link too, once it is whole. An odd width or height gets
+    one more column or row, equal to the last; pictures of another size than the first are resized.
 
     Args:
         frames: picture files in their order, at least one.
@@ -39,15 +40,14 @@ def write_video(path: Path, frames: Sequence[Path], rate: Fraction) -> None:
     encoder = next((name for name in _ENCODERS if name in av.codecs_available), None)
     if encoder is None:
         raise NoVideo(f"{path} is not written: this PyAV has neither of {', '.join(_ENCODERS)}")
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with av.open(f"file:{temporary}", "w", format="mp4") as container:
+        with (
+            replacing(path, follow_link=False) as file,
+            av.open(file, "w", format="mp4") as container,
+        ):
             _encode(container, encoder, frames, rate)
-        temporary.replace(path)
     except (av.FFmpegError, OSError) as error:
         raise NoVideo(f"{path} could not be written ({error}); its frames are beside it") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _encode(container: Any, encoder: str, frames: Sequence[Path], rate: Fraction) -> None:
