@@ -268,7 +268,13 @@ def _read_npy(path: Path) -> np.ndarray:
     if not isinstance(found, np.ndarray):
         found.close()
         raise Unreadable(f"{path} is an NPZ archive and no NPY array; name it .npz")
+    if isinstance(found, np.memmap) and path.stat().st_size > found.offset + found.nbytes:
+        raise _more_than_one(path)
     return np.array(found)
+
+
+def _more_than_one(path: Path) -> Unreadable:
+    return Unreadable(f"{path} holds more than one array; keep the scores alone")
 
 
 def _read_npz(path: Path) -> np.ndarray:
@@ -281,6 +287,8 @@ def _read_npz(path: Path) -> np.ndarray:
             raise Unreadable(f"{path} unpacks to {members[0].file_size} bytes; write it again")
         with archive.open(members[0]) as file:
             array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+            if file.read(1):
+                raise _more_than_one(path)
             return array
 
 
@@ -318,6 +326,7 @@ def _read_tiff(path: Path) -> np.ndarray:
     if others or tags["samples"] != (1,):
         raise Unreadable(f"{path} holds {len(tags['bits'])} numbers a pixel; make it one")
     is_plain = tags["fill order"] == tags["orientation"] == tags["predictor"] == (1,)
+    is_plain &= tags["photometric"] in ((0,), (1,))  # numbers, no indices into a palette
     is_plain &= tags["compression"] in ((1,), *_DEFLATE) and "strips" in tags
     if is_plain and bits in (8, 16, 32, 64) and form in _TIFF_KINDS:
         return _read_strips(path, tags, np.dtype(f"{order}{_TIFF_KINDS[form]}{bits // 8}"))

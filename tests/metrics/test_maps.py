@@ -133,9 +133,16 @@ def content(data):
     return lambda path: path.write_bytes(data)
 
 
+def save_two_arrays_in_a_row(path):
+    with path.open("wb") as file:
+        np.save(file, numbers("f4"))
+        np.save(file, numbers("f4"))
+
+
 @pytest.mark.parametrize(
     ("name", "save", "expected"),
     [
+        ("a.npy", save_two_arrays_in_a_row, "holds more than one array; keep the scores alone"),
         ("a.npy", save_long_double, "more than 8 bytes a number; use float64"),
         ("a.npy", save_named_npy, "is an NPZ archive and no NPY array; name it .npz"),
         ("a.npy", save_header("{'descr': '<f8'"), "can't be read (it is an NPY array; "),
@@ -156,6 +163,7 @@ def content(data):
         ("a.tif", content(tiff(np.ones((4, 4, 3), "f4"))), "holds 3 numbers a pixel; make it one"),
         ("a.tif", content(tiff(numbers("f8"), more={317: 3}.items())), "predictor 3"),
         ("a.tif", content(tiff(numbers("u4"), more={259: 5}.items())), "compression 5"),
+        ("a.tif", content(tiff(numbers("u1"), photometric=3)), "interpretation 3"),  # a palette's
         ("a.tif", content(b"II*\0rubbish"), "is a damaged TIFF, without a size"),
         ("a.png", content(png(4, 0)), "has mode L;4; expected grey of 8 or 16 bits"),
         ("a.png", content(png(8, 2)), "has mode RGB; expected grey of 8 or 16 bits"),
