@@ -11,6 +11,7 @@ import torch
 
 from metrics import protocols
 from metrics.anomaly import (
+    PER_IMAGE,
     AnomalyMetrics,
     Array,
     InvalidScores,
@@ -42,7 +43,7 @@ MapOf = Callable[[str, Sequence[torch.Tensor], tuple[int, ...]], Array]
 # (index, maps of some scores, label, prediction or None) of one image
 _Kept = tuple[int, dict[str, Array], np.ndarray, np.ndarray | None]
 
-_OF_A_SCORE = ("AUROC", "AUPR", "FPR95", "constant_score_maps", "protocols")
+_OF_A_SCORE = (*PER_IMAGE, "constant_score_maps", "protocols")
 
 
 @dataclass(frozen=True)
