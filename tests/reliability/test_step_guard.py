@@ -160,9 +160,13 @@ def test_a_first_step_that_is_bad_keeps_the_statistics_of_loaded_weights(runs: A
     trainer.model.train()
     trainer.train_step(iter(trainer.loader))
     found = trainer.model.state_dict()
-    for name in ("norm.running_mean", "norm.running_var", "conv.weight"):
+    for name in (
+        "body.mod1.bn1.running_mean",
+        "body.mod1.bn1.running_var",
+        "body.mod1.conv1.weight",
+    ):
         assert torch.equal(found[name], weights[name]), name
-    assert not torch.equal(found["norm.running_mean"], torch.zeros(8))
+    assert not torch.equal(found["body.mod1.bn1.running_mean"], torch.zeros(2))
 
 
 def test_training_ends_after_a_row_of_bad_steps(runs: Any) -> None:
