@@ -1017,7 +1017,7 @@ def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     Raises:
         OptionError: one line that names the flag and the reason.
-        FlagFileError: the file of --config cannot be read, or names what is no flag.
+        PansError: the file of --config cannot be read, or names what is no flag.
         SystemExit: after --help.
     """
     typed = _typed_options(sys.argv[1:] if argv is None else argv)

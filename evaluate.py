@@ -159,8 +159,13 @@ class Evaluator:
         evaluation.all_reduce()
         if not evaluation.records:
             raise reader_of(loader).nothing_readable()
-        results = evaluation.results() | {
-            "class_iou_percent": self._class_iou_percent(evaluation.confusion.matrix),
+        results = evaluation.results()
+        iou = results["Class IoU"].values()
+        results |= {
+            "class_iou_percent": {  # None for classes that no label holds
+                name: 100 * value if math.isfinite(value) else None
+                for name, value in zip(self.info.class_names, iou, strict=True)
+            },
             "checkpoint": str(self.tested_path),
             "checkpoint_sha256": sha256(self.tested_path) if self.process.is_main else None,
             "skipped_files": self.skipped.gather("test"),
@@ -179,14 +184,6 @@ class Evaluator:
             folder = options.log_folder
             report_results(self.logger, folder, results, records, matrix, self.info, step)
         return results
-
-    def _class_iou_percent(self, matrix: Tensor) -> dict[str, float | None]:
-        """{class: IoU}, None for classes that no label holds."""
-        iou = segmentation_scores(matrix)["Class IoU"]
-        return {
-            name: 100 * iou[index] if math.isfinite(iou.get(index, math.nan)) else None
-            for index, name in enumerate(self.info.class_names)
-        }
 
     def _log_curves(
         self, results: dict[str, Any], evaluation: AnomalyEvaluation, step: int

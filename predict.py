@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from argparser import (
     RECIPE,
@@ -52,6 +52,7 @@ from report.visualize import HeatScale
 from utils.checkpoint import DEEP_SUPERVISION, find_checkpoint, load_model_state
 from utils.distributed import Process, from_main, gather_objects, sum_over_processes
 from utils.errors import PansError
+from utils.pictures import upright
 from utils.progress import ProgressBar
 from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
 
@@ -237,8 +238,8 @@ class Predictor:
         Returns:
             Indices into `class_names`, and the score: higher = more anomalous.
         """
-        upright = ImageOps.exif_transpose(picture).convert("RGB")
-        return self.maps(picture_sample("", upright, multi_scale=self.options.multi_scala))
+        rgb = upright(picture).convert("RGB")
+        return self.maps(picture_sample("", rgb, multi_scale=self.options.multi_scala))
 
     def maps(
         self, sample: EvaluationSample | PictureSample

@@ -12,15 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from argparser import OptionError, Options
-from build import model_of
-from dataset import (
-    EpochSampler,
-    Sample,
-    Split,
-    describe,
-    open_dataset,
-    training_loader,
-)
+from build import model_of, training_loader_of
+from dataset import EpochSampler, Sample, Split, describe, open_dataset
 from dataset.contents import Files, changes, files_of, packed
 from dataset.skipped import SkippedFiles
 from evaluate import Evaluator
@@ -114,19 +107,7 @@ class Trainer:
         """Loader and optimizer; weights from --ckpt, from ImageNet or at random."""
         options, process = self.options, self.process
         self._require_statistics()
-        self.loader = training_loader(
-            options.data_root,
-            batch_size=options.batch_size,
-            crop_size=options.crop_size,
-            seed=options.random_seed,
-            num_workers=options.num_workers,
-            rank=process.rank,
-            world_size=process.world_size,
-            accumulate=options.accumulate,
-            dataset=options.dataset,
-            skip_bad_files=options.skip_bad_files,
-            timeout=options.timeout,
-        )
+        self.loader = training_loader_of(options, process)
         self.skipped.watch("train", self.loader)
         self.shape = Shape(len(self.loader) // options.accumulate, process.world_size)
         if options.fix_bn:
