@@ -17,20 +17,13 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 Image.core.set_blocks_max(4)
 
 
-class BadSample(Unreadable):
-    """A file of the data set cannot be used."""
+BadSample = Unreadable
+"""A file of the data set cannot be used."""
 
 
 def read_image(path: Path, info: DatasetInfo) -> Image.Image:
-    """Read a picture as RGB, alpha dropped, upright.
-
-    Raises:
-        BadSample: as `utils.pictures.read_picture`.
-    """
-    try:
-        return read_picture(path, IMAGE_FORMATS, info.remedy)
-    except Unreadable as error:
-        raise BadSample(str(error)) from error
+    """`utils.pictures.read_picture` of an image of a data set."""
+    return read_picture(path, IMAGE_FORMATS, info.remedy)
 
 
 def read_label(path: Path, info: DatasetInfo, *, with_anomalies: bool) -> Image.Image:
@@ -40,10 +33,7 @@ def read_label(path: Path, info: DatasetInfo, *, with_anomalies: bool) -> Image.
         BadSample: as `utils.pictures.read_label`, or it holds a value that the data set does not
             have, or that marks an anomaly without `with_anomalies`.
     """
-    try:
-        label = pictures.read_label(path, remedy=info.remedy)
-    except Unreadable as error:
-        raise BadSample(str(error)) from error
+    label = pictures.read_label(path, remedy=info.remedy)
     _check_values(path, label, info, with_anomalies)
     return label.point(info.lookup)
 

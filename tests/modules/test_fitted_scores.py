@@ -101,7 +101,7 @@ def map_of_a_test(name, states):
     shape = (5, 7)
     features = torch.randn(1, CHANNELS, *shape, generator=torch.Generator().manual_seed(3)).double()
     output = NetworkOutput([torch.zeros(1, CLASSES, *shape)], shape, [features], states=states)
-    (part,) = SCORES[name].parts_of(output)
+    (part,) = SCORES[name].map.parts_of(output)
     return features.flatten(2)[0].T, part.flatten()
 
 
