@@ -16,8 +16,8 @@ from modules.scores import dense_crf
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from modules.scores.maps import ScoreMap
     from modules.scores.network_output import NetworkOutput
+    from modules.scores.score_map import ScoreMap
 
 ALL = "all"
 DROPOUT_PASSES = 10

@@ -15,14 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from modules.scores import SCORES, NetworkOutput, fitted_states, knn
-from modules.scores.fitted import (
-    add_exact,
-    exact,
-    kept_state,
-    labelled_features,
-    rounded,
-    state_path,
-)
+from modules.scores.fitted import kept_state, state_path
+from modules.scores.score_map import add_exact, exact, labelled_features, rounded
 from modules.scores.standardized_maxlogit import max_logit_sums, statistics_of
 from utils.distributed import Process
 from utils.errors import PansError
