@@ -39,7 +39,7 @@ from dataset.registry import TRAINING_SETS
 from dataset.skipped import SkippedFiles
 from metrics.pooled import PooledCounts, sharpened
 from modules import SegmentationModel
-from modules.inference.export import check_export_support, export_onnx
+from modules.export import check_export_support, export_onnx
 from modules.inference.network import Inference
 from modules.normalisation import MEAN, STD
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer, kept_state
