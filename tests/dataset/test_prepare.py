@@ -251,7 +251,7 @@ def test_nothing_is_unpacked_from_an_unsafe_archive(
 def test_what_is_no_tar_file_is_a_clear_line(tmp_path: Path, root: Path, content: bytes) -> None:
     (tmp_path / "x.tar").write_bytes(content)
     root.mkdir()
-    with pytest.raises(prepare.BadArchive, match=r"x\.tar is not a whole tar file"):
+    with pytest.raises(prepare.BadArchive, match=r"x\.tar is not a valid tar file"):
         prepare.unpack(tmp_path / "x.tar", root)
 
 
@@ -260,7 +260,7 @@ def test_nothing_is_unpacked_from_a_truncated_archive(
 ) -> None:
     (tmp_path / "train.tar").write_bytes(server.files["train.tar"][:-20_000])
     root.mkdir()
-    with pytest.raises(prepare.BadArchive, match="is not a whole tar file"):
+    with pytest.raises(prepare.BadArchive, match="is not a valid tar file"):
         prepare.unpack(tmp_path / "train.tar", root)
     assert list(root.iterdir()) == []
 
