@@ -242,12 +242,20 @@ def end_process() -> None:
         dist.destroy_process_group()
 
 
+def reduce_over_processes(tensor: Tensor, operation: str = "SUM") -> Tensor:
+    """`tensor` reduced in place over all processes ("SUM", "MAX", ...).
+
+    Tensors of the CPU go over the group of the CPUs: NCCL takes CUDA tensors only.
+    """
+    if dist.is_initialized():
+        group = None if tensor.is_cuda else _host_group
+        dist.all_reduce(tensor, getattr(dist.ReduceOp, operation), group)
+    return tensor
+
+
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of every process's tensor, of any shape; a new tensor, the same on all of them."""
-    total = tensor.clone()
-    if dist.is_initialized():
-        dist.all_reduce(total)
-    return total
+    return reduce_over_processes(tensor.clone())
 
 
 @contextmanager
@@ -270,9 +278,9 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-def host_group() -> Any:
-    """The group of all processes' CPUs, beside that of their GPUs; None if that is the only one."""
-    return _host_group
+def gather_lists(values: list[T]) -> list[T]:
+    """The lists of all processes, one after the other, on all of them."""
+    return [value for part in gather_objects(values) for value in part]
 
 
 def from_main(process: Process, compute: Callable[[], T]) -> T:

@@ -72,6 +72,7 @@ def holding(lock_files: Iterable[Path], what: str) -> Iterator[None]:
 
 @contextmanager
 def _held(path: Path, what: str) -> Iterator[None]:
+    missing = [folder for folder in path.parents if not folder.exists()]
     descriptor = _taken(path, what)
     _descriptors.add(descriptor)
     done = threading.Event()
@@ -85,6 +86,8 @@ def _held(path: Path, what: str) -> Iterator[None]:
         if _is_at(descriptor, path):
             with contextlib.suppress(OSError):
                 path.unlink()
+                for folder in missing:  # a start that failed leaves nothing
+                    folder.rmdir()
         _descriptors.discard(descriptor)
         os.close(descriptor)
 
@@ -101,9 +104,12 @@ os.register_at_fork(after_in_child=_let_go_in_a_fork)
 def _taken(path: Path, what: str) -> int:
     """Open and lock the file, and write down who holds it now."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:  # its last holder has removed the folder, now empty
+                continue
             try:
                 kernel_locks = _lock(descriptor)
                 _refuse_living(descriptor, path, kernel_locks)
@@ -118,7 +124,7 @@ def _taken(path: Path, what: str) -> int:
     except _Held as held:
         raise PlaceTaken(
             f"{what} is running already: {held} ({path}); wait for its end, stop it, or give this "
-            "one another --name"
+            "one another --name (--out for --predict)"
         ) from None
     except OSError as error:
         raise PansError(
