@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dataset import EvaluationSample
-from metrics import AnomalyMetrics
+from metrics.anomaly import PER_IMAGE, AnomalyMetrics
 from utils.distributed import gather_objects
 from utils.figures import Picture, render
 from utils.logger import Logger
@@ -64,7 +64,7 @@ class Extremes:
         if metrics is None:
             return
         for (end, metric), ranking in self._rankings.items():
-            insort(ranking, (_SIGNS[end] * getattr(metrics, metric.lower()), sample.index))
+            insort(ranking, (_SIGNS[end] * getattr(metrics, PER_IMAGE[metric]), sample.index))
             del ranking[self._shown :]
         kept = {index for ranking in self._rankings.values() for _, index in ranking}
         self._maps = {index: maps for index, maps in self._maps.items() if index in kept}
@@ -98,10 +98,8 @@ class Extremes:
 
 
 def _heading(name: str, metrics: AnomalyMetrics) -> str:
-    return (
-        f"{name}: AUROC {100 * metrics.auroc:.2f} %, AUPR {100 * metrics.aupr:.2f} %, "
-        f"FPR95 {100 * metrics.fpr95:.2f} %"
-    )
+    found = (f"{key} {100 * getattr(metrics, own):.2f} %" for key, own in PER_IMAGE.items())
+    return f"{name}: {', '.join(found)}"
 
 
 def _heading_strip(text: str, width: int) -> Picture:

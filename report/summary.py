@@ -6,6 +6,8 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+from metrics.anomaly import PER_IMAGE
+
 SHOWN_SCORES = 9
 PERCENT = ("AUPR", "AUROC", "FPR95")
 FRACTIONS = ("Mean IoU", "Overall Acc", "Mean Acc")
@@ -84,11 +86,11 @@ def per_image_rows(records: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]
         records: {score: its `ImageRecord`s}; metrics of images with one kind of pixel stay empty.
     """
     rows: list[tuple[Any, ...]] = [
-        ("index", "image", "score", "anomalous_percent", "auroc", "aupr", "fpr95")
+        ("index", "image", "score", "anomalous_percent", *PER_IMAGE.values())
     ]
     for score, images in records.items():
         for one in sorted(images, key=lambda record: record.index):
             found = one.metrics
-            metrics = [100 * value for value in astuple(found)] if found else [""] * 3
+            metrics = [100 * value for value in astuple(found)] if found else [""] * len(PER_IMAGE)
             rows.append((one.index, one.name, score, 100 * one.base_rate, *metrics))
     return rows

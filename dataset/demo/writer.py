@@ -35,10 +35,6 @@ LAYOUT = {
 }
 
 
-class NotDemoData(PansError):
-    """The target folder holds something that this program has not written."""
-
-
 @dataclass(frozen=True)
 class Scene:
     """One picture to draw; `image` and `label` are relative to `folder`, where the odgt lies."""
@@ -106,12 +102,12 @@ def is_there(folder: Path, stamp: str) -> bool:
     """Whether an earlier run has finished this very data set.
 
     Raises:
-        NotDemoData: the folder holds files but no stamp.
+        PansError: the folder holds files but no stamp.
     """
     if (folder / STAMP).is_file():
         return (folder / STAMP).read_text() == stamp
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise NotDemoData(
+        raise PansError(
             f"{folder} holds no {STAMP}, so it is not demo data and stays as it is; "
             "choose another folder with --root"
         )
@@ -139,7 +135,7 @@ def write_demo(
         The folder that holds train/ and test/.
 
     Raises:
-        NotDemoData: the folder holds something else.
+        PansError: the folder holds something else.
     """
     folder = Path(root) / FOLDER
     counts = {"train": train, "validation": validation, "test": test}

@@ -10,9 +10,8 @@ from dataset.decoded import copy_of, write_copy
 from dataset.loaders import worker_count
 from dataset.pictures import IMAGE_FORMATS
 from dataset.prepare.check import WORKERS
-from dataset.prepare.disk import CannotWrite, writing
+from dataset.prepare.disk import writing
 from utils.errors import PansError
-from utils.reading import Unreadable
 
 
 class _Copies(Dataset[str]):
@@ -25,7 +24,7 @@ class _Copies(Dataset[str]):
         try:
             with writing(copy_of(self.paths[index])):
                 write_copy(self.paths[index], IMAGE_FORMATS)
-        except (CannotWrite, Unreadable) as error:
+        except PansError as error:
             return str(error)
         return ""
 

@@ -8,21 +8,17 @@ from pathlib import Path
 from utils.errors import PansError
 
 
-class CannotWrite(PansError):
-    """A file cannot be written, or has no room on the disk."""
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Name `path` in the errors of the disk.
 
     Raises:
-        CannotWrite: in place of an OSError.
+        PansError: in place of an OSError.
     """
     try:
         yield
     except OSError as error:
-        raise CannotWrite(
+        raise PansError(
             f"{path} cannot be written ({error.strerror}); make room or choose another --root, "
             "and run the same command again to go on"
         ) from error
@@ -38,11 +34,11 @@ def require_space(folder: Path, needed: int) -> None:
     """Check that `needed` bytes fit on the disk of `folder`.
 
     Raises:
-        CannotWrite: they do not.
+        PansError: they do not.
     """
     free = free_space(folder)
     if needed > free:
-        raise CannotWrite(
+        raise PansError(
             f"{folder} has {free / 1e9:.1f} GB free and needs {needed / 1e9:.1f} GB more; make "
             "room or choose another --root"
         )
