@@ -52,6 +52,7 @@ from report.visualize import HeatScale
 from utils.checkpoint import DEEP_SUPERVISION, find_checkpoint, load_model_state
 from utils.distributed import Process, from_main, gather_objects, sum_over_processes
 from utils.errors import PansError
+from utils.interruption import stop_at_once
 from utils.pictures import upright
 from utils.progress import ProgressBar
 from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
@@ -301,8 +302,10 @@ class Predictor:
         for sample in self._progress(samples, "pictures"):
             if isinstance(sample, Unreadable):
                 problems.append(sample)
+                folder.tell(str(sample))
             else:
                 pictures.append(self._write(sample, folder))
+                folder.tell(pictures[-1])
         return pictures, problems
 
     def _write(self, sample: PictureSample, folder: PredictionFolder) -> dict[str, Any]:
@@ -339,31 +342,29 @@ def predict(options: Options, process: Process) -> None:
     if not sources:
         raise PansError(f"--predict found nothing to read: {'; '.join(map(str, problems))}")
     info = describe(options.dataset, options.data_root, options.trained_on)
-    folder = PredictionFolder(out, info)
+    folder = PredictionFolder(out, info, process.rank)
     folder.check(sources, overwrite=options.overwrite)
     predictor = Predictor(options, process)
     gather_objects(None)  # every process has looked before one of them writes
-    if process.is_main:
-        folder.begin()
-    pictures, unreadable = predictor.write_share(sources, folder)
-    shares = gather_objects((pictures, unreadable))
-    if not process.is_main:
-        return
-    done = sorted(chain.from_iterable(share[0] for share in shares), key=lambda one: one["name"])
-    unread = [*map(str, problems), *sorted({str(one) for share in shares for one in share[1]})]
-    no_video = _write_videos(sources, done, folder, options.frame_step)
-    folder.finish(
-        {
-            "checkpoint": options.ckpt_test,
-            "score": options.scores[0],
-            "multi_scale": options.multi_scala,
-            "classes": list(info.class_names),
-            "threshold": predictor.threshold,
-            "calibrated_fpr": options.calibrate_fpr,
-            "pictures": done,
-            "unreadable": unread,
-        }
-    )
+    from_main(process, folder.begin)
+    heading = {
+        "checkpoint": options.ckpt_test,
+        "score": options.scores[0],
+        "multi_scale": options.multi_scala,
+        "classes": list(info.class_names),
+        "threshold": predictor.threshold,
+        "calibrated_fpr": options.calibrate_fpr,
+    }
+    with folder.predicting(sources, heading):
+        with stop_at_once():  # a signal shall not end one of several processes untold
+            pictures, unreadable = predictor.write_share(sources, folder)
+        shares = gather_objects((pictures, unreadable))
+        if not process.is_main:
+            return
+        done = list(chain.from_iterable(share[0] for share in shares))
+        unread = [*map(str, problems), *sorted({str(one) for share in shares for one in share[1]})]
+        no_video = _write_videos(sources, done, folder, options.frame_step)
+        folder.finish(heading, done, unread)
     print(f"{len(done)} pictures in {out}, score {options.scores[0]}{_words(predictor.threshold)}")
     if unread:
         raise PansError(
