@@ -79,7 +79,9 @@ class PredictionFolder:
         names = {path.name for path in self.folder.iterdir() if not is_hidden(Path(path.name))}
         earlier = self._earlier_summary()
         is_ours = earlier or self._journals()
-        known = {*_KINDS, _SUMMARY, *self._sheets(earlier)} if is_ours else set()
+        known = (
+            {*_KINDS, _SUMMARY, *(self._sheets(earlier) if earlier else ())} if is_ours else set()
+        )
         foreign = {name for name in names - known if not is_ours or name.startswith(_SHEET)}
         if foreign:
             raise PansError(
@@ -118,7 +120,7 @@ class PredictionFolder:
             yield
         except BaseException:
             if not self._outdated:
-                with suppress(OSError, NotWritten):
+                with suppress(OSError, PansError):
                     self._tell_of_the_done(heading)
             raise
 
@@ -132,7 +134,7 @@ class PredictionFolder:
         """Note a picture whose results are written, or what is wrong with one.
 
         Raises:
-            NotWritten: as `write`.
+            PansError: as `write`.
         """
         try:
             with self._journal(self.rank).open("a", encoding="utf-8") as file:
