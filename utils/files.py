@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import hashlib
 import os
 import secrets
 import shutil
@@ -75,6 +76,12 @@ def same_file(source: Path, path: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             link.unlink()
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_leftovers(path: Path) -> None:
