@@ -170,7 +170,7 @@ def distance_from_class_means(root, path):
         with torch.inference_mode():
             return [network.features(normalised(one))[0].numpy() for one in scaled]
 
-    sums, counts = np.zeros((13, 512)), np.zeros(13)
+    sums, counts = np.zeros((13, 8 * ONE_BLOCK.width)), np.zeros(13)
     alone = {"multi_scale": False, "num_workers": 0, "rank": 0, "world_size": 1}
     for sample in evaluation_loader(root / "data", "train", **alone):
         for one in features(Image.fromarray(sample.picture.numpy())):
