@@ -21,7 +21,7 @@ from modules.inference.network import Inference
 from modules.loss import segmentation_loss
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer, fitted_states, upsample
 from report.curves import log_anomaly_figures, log_prototypes
-from report.environment import environment, sha256
+from report.environment import environment
 from report.extremes import Extremes
 from report.panels import Panels
 from report.results import log_segmentation, log_start, report_results
@@ -30,6 +30,7 @@ from resume import describe_tested, notes_on_test, tested_checkpoint
 from utils.background import Background, to_host
 from utils.checkpoint import DEEP_SUPERVISION, load_checkpoint, load_model_state, model_state
 from utils.distributed import Process, from_main, sum_over_processes, wait_for_all
+from utils.files import sha256_of
 from utils.logger import Logger
 from utils.progress import ProgressBar
 
@@ -162,7 +163,7 @@ class Evaluator:
         results = evaluation.results() | {
             "class_iou_percent": self._class_iou_percent(evaluation.confusion.matrix),
             "checkpoint": str(self.tested_path),
-            "checkpoint_sha256": sha256(self.tested_path) if self.process.is_main else None,
+            "checkpoint_sha256": sha256_of(self.tested_path) if self.process.is_main else None,
             "skipped_files": self.skipped.gather("test"),
             "options": options.to_dict(),
             "environment": {

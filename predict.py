@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from dataset.own_pictures import (
     frame_rate,
     picture_sample,
     samples_of,
+    without_label_maps,
     without_support,
 )
 from dataset.registry import TRAINING_SETS
@@ -49,9 +50,16 @@ from modules.weights.pretrained import CHECKPOINT, identify
 from report.predictions import PredictionFolder
 from report.video import NoVideo
 from report.visualize import HeatScale
-from utils.checkpoint import DEEP_SUPERVISION, find_checkpoint, load_model_state
+from utils.checkpoint import (
+    DEEP_SUPERVISION,
+    MissingCheckpoint,
+    find_checkpoint,
+    load_model_state,
+)
 from utils.distributed import Process, from_main, gather_objects, sum_over_processes
 from utils.errors import PansError
+from utils.files import sha256_of
+from utils.interruption import stop_at_once
 from utils.progress import ProgressBar
 from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
 
@@ -59,6 +67,8 @@ from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
 # weights is tested, --test_weights, has led to the file already.
 _CLASSES = {"dataset", "trained_on", "num_classes"}
 _STORED_FLAGS = _CLASSES | network_flags() | (flags_that_bear_on("test") - {"test_weights"})
+
+_SHOWN = 3
 
 
 def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,9 +126,12 @@ def with_stored_flags(argv: Sequence[str]) -> tuple[Options, str | None]:
         The options, and a sentence that names what was taken, if anything was.
     """
     typed = typed_flags(argv)
-    path = _checkpoint_of(typed)
+    path, found = _checkpoint_of(typed)
     if path is None:
-        return parse_options(argv), None
+        options = parse_options(argv)
+        if typed.get("test"):
+            _refuse_no_checkpoint(options)
+        return options, None
     given = {**RECIPE, **typed} if typed.get("test") and typed.get("default") else typed
     try:
         stored = stored_flags(path, given)
@@ -126,6 +139,7 @@ def with_stored_flags(argv: Sequence[str]) -> tuple[Options, str | None]:
         if not typed.get("test"):
             raise
         stored = {}  # loading it will tell what it lacks of the network that flags describe
+    stored |= found
     taken = {name: value for name, value in stored.items() if value != _unset(name)}
     words = " ".join(as_words(taken))
     return parse_options(argv, stored), f"taken from {path}: {words}" if words else None
@@ -135,19 +149,65 @@ def _unset(name: str) -> Any:
     return next(flag.default for flag in fields(Options) if flag.name == name)
 
 
-def _checkpoint_of(typed: Mapping[str, Any]) -> Path | None:
-    """The checkpoint of --test, --predict or --export; None if there is none that can be read."""
+def _checkpoint_of(typed: Mapping[str, Any]) -> tuple[Path | None, dict[str, str]]:
+    """The checkpoint of --test, --predict or --export; None if there is none that can be read.
+
+    Returns:
+        The file, and flags that lead to it where those that were typed do not.
+    """
     if not any(typed.get(job) for job in ("test", "predict", "export")):
-        return None
+        return None, {}
     places = ("name", "checkpoints", "dataset", "test_weights")
     run = Options(**{name: typed[name] for name in places if name in typed})
     if "ckpt_test" in typed:
-        return find_checkpoint(typed["ckpt_test"], run.checkpoint_path.parent)
+        return find_checkpoint(typed["ckpt_test"], run.checkpoint_path.parent), {}
     if not typed.get("test"):
-        return None
-    # A test falls back from the best to the newest, too.
-    candidates = (run.tested_checkpoint_path, run.checkpoint_path)
-    return next((path for path in candidates if path.is_file() and peek(path)), None)
+        return None, {}
+    candidates = _candidates(run)
+    if candidates or typed.get("dataset") in TRAINING_SETS:
+        return next((path for path in candidates if peek(path)), None), {}
+    return _of_another_data_set(run, typed)
+
+
+def _candidates(run: Options) -> list[Path]:
+    """The files that a test of a run may take: it falls back from the best to the newest."""
+    return [path for path in (run.tested_checkpoint_path, run.checkpoint_path) if path.is_file()]
+
+
+def _of_another_data_set(
+    run: Options, typed: Mapping[str, Any]
+) -> tuple[Path | None, dict[str, str]]:
+    """As `_checkpoint_of`, of the only run of this name, whatever it was trained on.
+
+    Raises:
+        PansError: there are several.
+    """
+    runs = [replace(run, dataset=name) for name in DATASETS]
+    found = [one for one in runs if _candidates(one)]
+    if len(found) > 1:
+        files = " and ".join(str(_candidates(one)[0]) for one in found)
+        raise PansError(f"--name {run.name} is the name of {files}; add --ckpt_test FILE")
+    if not found:
+        return None, {}
+    path = _candidates(found[0])[0]
+    is_typed = "dataset" in typed
+    return path, {"ckpt_test": str(path)} if is_typed else {"dataset": found[0].dataset}
+
+
+def _refuse_no_checkpoint(options: Options) -> None:
+    """Raise where a test has no file to test, not even a damaged one.
+
+    Raises:
+        MissingCheckpoint: it names those that are there.
+    """
+    if _candidates(options):
+        return
+    there = sorted(map(str, Path(options.checkpoints).glob("*/*.pth")))
+    others = f"; there are {', '.join(there[:_SHOWN])}" if there else ""
+    raise MissingCheckpoint(
+        f"there is no checkpoint {options.tested_checkpoint_path}; check --name, name a file with "
+        f"--ckpt_test, or train first{others}"
+    )
 
 
 def _own_options(options: Any) -> dict[str, Any]:
@@ -300,8 +360,10 @@ class Predictor:
         for sample in self._progress(samples, "pictures"):
             if isinstance(sample, Unreadable):
                 problems.append(sample)
+                folder.tell(str(sample))
             else:
                 pictures.append(self._write(sample, folder))
+                folder.tell(pictures[-1])
         return pictures, problems
 
     def _write(self, sample: PictureSample, folder: PredictionFolder) -> dict[str, Any]:
@@ -332,37 +394,40 @@ def predict(options: Options, process: Process) -> None:
     """
     out = Path(options.out or "")
     sources, problems = find_sources(options.predict, out)
+    sources, labels = without_label_maps(sources, options.predict)
     if unsupported := without_support(sources):
         sources = [source for source in sources if not source.is_video]
         problems += unsupported
     if not sources:
         raise PansError(f"--predict found nothing to read: {'; '.join(map(str, problems))}")
     info = describe(options.dataset, options.data_root, options.trained_on)
-    folder = PredictionFolder(out, info)
+    folder = PredictionFolder(out, info, process.rank)
     folder.check(sources, overwrite=options.overwrite)
     predictor = Predictor(options, process)
     gather_objects(None)  # every process has looked before one of them writes
-    if process.is_main:
-        folder.begin()
-    pictures, unreadable = predictor.write_share(sources, folder)
-    shares = gather_objects((pictures, unreadable))
-    if not process.is_main:
-        return
-    done = sorted(chain.from_iterable(share[0] for share in shares), key=lambda one: one["name"])
-    unread = [*map(str, problems), *sorted({str(one) for share in shares for one in share[1]})]
-    no_video = _write_videos(sources, done, folder, options.frame_step)
-    folder.finish(
-        {
-            "checkpoint": options.ckpt_test,
-            "score": options.scores[0],
-            "multi_scale": options.multi_scala,
-            "classes": list(info.class_names),
-            "threshold": predictor.threshold,
-            "calibrated_fpr": options.calibrate_fpr,
-            "pictures": done,
-            "unreadable": unread,
-        }
-    )
+    if process.is_main and labels:
+        print(_words_on_labels(labels))
+    from_main(process, folder.begin)
+    heading = {
+        "checkpoint": str(_weights_file(options)),
+        "checkpoint_sha256": sha256_of(_weights_file(options)),
+        "score": options.scores[0],
+        "multi_scale": options.multi_scala,
+        "classes": list(info.class_names),
+        "threshold": predictor.threshold,
+        "calibrated_fpr": options.calibrate_fpr,
+        "label_maps": [str(label.path) for label in labels],
+    }
+    with folder.predicting(sources, heading):
+        with stop_at_once():  # a signal shall not end one of several processes untold
+            pictures, unreadable = predictor.write_share(sources, folder)
+        shares = gather_objects((pictures, unreadable))
+        if not process.is_main:
+            return
+        done = list(chain.from_iterable(share[0] for share in shares))
+        unread = [*map(str, problems), *sorted({str(one) for share in shares for one in share[1]})]
+        no_video = _write_videos(sources, done, folder, options.frame_step)
+        folder.finish(heading, done, unread)
     print(f"{len(done)} pictures in {out}, score {options.scores[0]}{_words(predictor.threshold)}")
     if unread:
         raise PansError(
@@ -388,6 +453,14 @@ def _write_videos(
             except NoVideo as error:
                 problems.append(str(error))
     return problems
+
+
+def _words_on_labels(labels: Sequence[Source]) -> str:
+    shown = ", ".join(str(label.path) for label in labels[:2])
+    return (
+        f"note: left out as label maps: {len(labels)} files, such as {shown}; to predict one, "
+        "name the file itself"
+    )
 
 
 def _words(threshold: float | None) -> str:

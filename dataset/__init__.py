@@ -1,4 +1,4 @@
-"""Files on disk to image and label tensors: the data sets, their transforms and their loaders."""
+"""From files on disk to image and label tensors: data sets, transforms and loaders."""
 
 from typing import TYPE_CHECKING
 

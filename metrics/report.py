@@ -147,10 +147,15 @@ def markdown_table(results: Results) -> str:
         lines.append(
             f"- {name}: {protocol['rule']}{f'; without the classes {ignored}' * bool(ignored)}."
         )
-    lines.append("- Standard error: of the mean over the images of this one run.")
+    lines += [
+        "- Standard error: of the mean over the images of this one run.",
+        "- Exact to: the most that a value can be off, as pooled scores are counted in bins; "
+        "other values are exact.",
+        "- FreqW Acc: mean of the classes' IoU, weighted by their shares of the pixels.",
+    ]
     lines.append(
         f"- {results['images']} images, {results['images_scored']} scored, "
-        f"{results['images_skipped']} skipped for want of normal or of anomalous pixels; "
+        f"{results['images_skipped']} skipped as all of their pixels are of one kind; "
         f"{_percent(results['anomaly_base_rate'], 'fraction')} % of an image's pixels are "
         f"anomalous, {_percent(results['anomaly_base_rate_pooled'], 'fraction')} % of all."
     )

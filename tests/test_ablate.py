@@ -162,15 +162,15 @@ def test_values_that_are_no_file_names_get_names_of_their_own(tmp_path):
         ("[grid]\nname = ['a']", "'name' has no place here"),
         ("[flags]\ntest = true", "'test' has no place here"),
         ("[grid]\nepochs = 3", "epochs should be a list of values, got 3"),
-        ("seeds = 3", "seeds should be a list of whole numbers"),
+        ("seeds = 3", "seeds should be a list of integers"),
         ("[flags]\nepochs = 2\n[grid]\nepochs = [3]", "epochs is in both flags and grid"),
-        ("[[published]]\nname = 'a'", "needs name and source, which are words, and figures"),
+        ("[[published]]\nname = 'a'", "needs name and source, which are strings, and figures"),
         ("[[published]]\nname='a'\nsource='b'\nfigures=3", "figures, a table of numbers"),
-        ("[[published]]\nname=2021\nsource='b'\nfigures={AUPR=1}", "which are words"),
+        ("[[published]]\nname=2021\nsource='b'\nfigures={AUPR=1}", "which are strings"),
         ("[[published]]\nname='a'\nsource='b'\nfigures={AUPR='1'}", "a table of numbers"),
         ("[[published]]\nname='a'\nsource='b'\nfigures={AUC=1}", "'AUC' has no place here"),
-        ("[grid]\nepochs = [1, 0]", "no run takes epochs = 0: argument --epochs: must be 1 or"),
-        ("seeds = [-1]", "no run can be made: argument --random_seed: must be 0 or more"),
+        ("[grid]\nepochs = [1, 0]", "no run accepts epochs = 0: argument --epochs: must be 1 or"),
+        ("seeds = [-1]", "no combination is valid: argument --random_seed: must be 0 or more"),
     ],
 )
 def test_bad_grids_are_one_line(tmp_path, text, message):
@@ -183,7 +183,7 @@ def test_bad_grids_are_one_line(tmp_path, text, message):
 @pytest.mark.parametrize("name", ["epochs", "test", "random_seed", "ckpt_test"])
 def test_typed_flags_that_contradict_the_grid_are_refused(tmp_path, name):
     grid = grid_of(tmp_path, "[grid]\nepochs = [1]\n")
-    with pytest.raises(PansError, match=f"argument --{name}: does not go with --ablate"):
+    with pytest.raises(PansError, match=f"argument --{name}: not allowed with --ablate"):
         expand(grid, {"ablate": "x", name: "1"})
 
 
@@ -273,7 +273,7 @@ def test_a_grid_outlives_a_failure_and_is_mended_by_a_second_call(tmp_path, caps
     assert exit_code == 2
     (line,) = said.err.splitlines()
     assert line.startswith("error: 2 of 4 runs failed, such as tiny_data_root-")
-    assert line.endswith("; the same command tries them again")
+    assert line.endswith("; the same command retries them")
     assert [row["runs"] for row in rows] == ["1 of 1", "1 of 1", "0 of 1", "0 of 1", ""]
     for row in rows[2:4]:
         assert row["note"].startswith("seed 42 failed: ")
@@ -337,7 +337,7 @@ def test_a_signal_lets_the_run_at_hand_save_and_ends_the_grid(
     assert program.main(["--ablate", "grid.toml"]) == 128 + number
     thread.join()
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"error: stopped by {number.name}: the same command goes on with the grid"
+    assert line == f"error: stopped by {number.name}: the same command resumes the grid"
     logs = list(Path("logs/streethazards/ablation").glob("*.txt"))
     assert [log.read_text() for log in logs] == ["saved\n"]  # and the second seed was not begun
 

@@ -40,7 +40,11 @@ class CheckpointError(PansError):
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A checkpoint that is missing, cut off or altered: an older one may serve instead."""
+    """A checkpoint that is cut off, altered or missing: an older one may serve instead."""
+
+
+class MissingCheckpoint(DamagedCheckpoint):
+    """There is no file where a checkpoint was looked for."""
 
 
 class WeightsError(PansError):
@@ -56,7 +60,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     refuse_no_file(path)
     if not path.exists():
-        raise DamagedCheckpoint(f"there is no checkpoint {path}; check its name, or train first")
+        raise MissingCheckpoint(f"there is no checkpoint {path}; check its name, or train first")
     try:
         if seal_is_broken(path):
             raise _damaged(path, "another SHA-256 than it was written with")

@@ -1,6 +1,6 @@
 """Fetch, unpack and check data sets: `python -m dataset.prepare NAME`.
 
-Every step leaves what it has done on disk, so that the same command goes on after a failure.
+Every step leaves its result on disk, so that the same command resumes after a failure.
 """
 
 from dataset.prepare.archives import ARCHIVES, PUBLISHED, Archive

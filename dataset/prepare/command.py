@@ -1,4 +1,4 @@
-"""The command line of `python -m dataset.prepare`, and its work in order."""
+"""The command line of `python -m dataset.prepare`, and its steps in order."""
 
 import argparse
 import hashlib
@@ -20,11 +20,11 @@ from utils.errors import PansError, exit_code
 
 
 def prepare(root: Path, source: Path | None, archives: Sequence[Archive]) -> None:
-    """Put data sets under `root`, doing only what is still missing.
+    """Fetch and unpack data sets under `root`, as far as they are not there yet.
 
     Args:
         source: folder of archives fetched before; None downloads them, and deletes each one
-            once it is unpacked.
+            after unpacking.
 
     Raises:
         PansError: each names its file.
@@ -50,7 +50,7 @@ def prepare(root: Path, source: Path | None, archives: Sequence[Archive]) -> Non
 
 
 def tell_sizes(root: Path, archives: Sequence[Archive]) -> None:
-    """Print how much there is to fetch and whether it fits, before anything is fetched.
+    """Print the download size and the disk space needed, before anything is fetched.
 
     Raises:
         PansError: it does not fit.
@@ -65,7 +65,7 @@ def tell_sizes(root: Path, archives: Sequence[Archive]) -> None:
         part = path.with_name(path.name + ".part")
         rest = max(size - (part.stat().st_size if part.exists() else 0), 0)
         print(f"{archive.name}: {_megabytes(rest) if size else 'of unknown size'} to download")
-        # Pictures take as much room unpacked, and each archive goes when it is unpacked.
+        # Images take as much space unpacked, and each archive is deleted after unpacking.
         fullest = max(fullest, wanted + rest + size)
         wanted += size
     free = free_space(root)
@@ -109,10 +109,10 @@ def check_md5(path: Path, archive: Archive, *, keep: bool) -> None:
 
 
 def prepare_by_hand(name: str, root: Path) -> None:
-    """What is left to do for a data set that no public address spreads: its lists.
+    """Write the lists of a data set that the user has to download.
 
     Raises:
-        PansError: its files are not there.
+        PansError: its files are missing.
     """
     if not name.startswith("bdd_anomaly"):
         return
@@ -123,14 +123,14 @@ def prepare_by_hand(name: str, root: Path) -> None:
         write_lists(root)
     except DatasetNotFound as error:
         raise PansError(
-            f"BDD100K is for those who register at https://bdd-data.berkeley.edu: {error}"
+            f"BDD100K requires registration at https://bdd-data.berkeley.edu: {error}"
         ) from error
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m dataset.prepare",
-        description="Fetch, unpack and check data sets; run again, it goes on where it was.",
+        description="Fetch, unpack and check data sets; the same command resumes after a failure.",
     )
     parser.add_argument(
         "names",
@@ -185,5 +185,5 @@ def main(arguments: Sequence[str] | None = None, archives: Sequence[Archive] = P
     try:
         return exit_code(run)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command resumes from here", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""Room on the disk, and what goes wrong in writing there."""
+"""Free disk space, and errors of writing."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,22 +10,18 @@ from utils.errors import PansError
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name `path` in the errors of the disk.
-
-    Raises:
-        PansError: in place of an OSError.
-    """
+    """Turn an OSError into a PansError that names `path`."""
     try:
         yield
     except OSError as error:
         raise PansError(
             f"{path} cannot be written ({error.strerror}); make room or choose another --root, "
-            "and run the same command again to go on"
+            "and run the same command again to resume"
         ) from error
 
 
 def free_space(folder: Path) -> int:
-    """Bytes that are free on the disk of a folder, which need not be there yet."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
 

@@ -181,16 +181,16 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "StreetHazards").write_text("a file")
     assert main(["--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path / 'StreetHazards'} holds no demo.json")
+    assert error.startswith(f"error: {tmp_path / 'StreetHazards'} has no demo.json")
     assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("flag", "value", "line"),
     [
-        ("--size", "384", "'384' is no picture size"),
-        ("--size", "384x16", "'384x16' is no picture size"),
-        ("--train", "-1", "'-1' is no whole number"),
+        ("--size", "384", "'384' is not a size"),
+        ("--size", "384x16", "'384x16' is not a size"),
+        ("--train", "-1", "'-1' is not an integer"),
     ],
 )
 def test_bad_values_are_refused(

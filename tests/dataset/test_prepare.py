@@ -252,7 +252,7 @@ def test_nothing_is_unpacked_from_an_unsafe_archive(
 def test_what_is_no_tar_file_is_a_clear_line(tmp_path: Path, root: Path, content: bytes) -> None:
     (tmp_path / "x.tar").write_bytes(content)
     root.mkdir()
-    with pytest.raises(PansError, match=r"x\.tar is not a whole tar file"):
+    with pytest.raises(PansError, match=r"x\.tar is not a valid tar file"):
         prepare.unpack(tmp_path / "x.tar", root)
 
 
@@ -261,7 +261,7 @@ def test_nothing_is_unpacked_from_a_truncated_archive(
 ) -> None:
     (tmp_path / "train.tar").write_bytes(server.files["train.tar"][:-20_000])
     root.mkdir()
-    with pytest.raises(PansError, match="is not a whole tar file"):
+    with pytest.raises(PansError, match="is not a valid tar file"):
         prepare.unpack(tmp_path / "train.tar", root)
     assert list(root.iterdir()) == []
 

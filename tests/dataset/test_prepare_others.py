@@ -260,7 +260,7 @@ def test_nothing_is_unpacked_from_an_unsafe_zip_file(
     ("place", "value", "words"),
     [
         (8, 1, "which is a link, a device, encrypted or outside the"),
-        (10, 99, "not a whole zip file"),
+        (10, 99, "not a valid zip file"),
     ],
     ids=["encrypted", "compression"],
 )
@@ -287,7 +287,7 @@ def test_a_damaged_zip_file_is_a_clear_line(tmp_path: Path, root: Path) -> None:
     good = path.read_bytes()
     for content in (b"", good[:-30], good.replace(b"contentcontent", b"contentkontent", 1)):
         path.write_bytes(content)
-        with pytest.raises(PansError, match=r"x\.zip is not a whole zip file"):
+        with pytest.raises(PansError, match=r"x\.zip is not a valid zip file"):
             prepare.unpack(path, root)
         assert not (root / "a/first.png").exists()
 
@@ -373,7 +373,7 @@ def test_bdd_anomaly_is_listed_and_checked_where_its_owner_put_it(
 ) -> None:
     assert prepare.main(["bdd_anomaly", "--root", str(root)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: BDD100K is for those who register at https://bdd-data.berkeley")
+    assert error.startswith("error: BDD100K requires registration at https://bdd-data.berkeley")
     assert error.count("\n") == 1
     trees.write_bdd100k(root)
     known = prepare.archives.Published({"train": 6280, "validation": 910, "test": 810}, SIZE)

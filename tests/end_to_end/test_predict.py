@@ -293,7 +293,7 @@ def test_calibration_lists_what_it_leaves_out(root, tmp_path, capsys):
     images[1].write_text("no picture")
     assert start(*flags) == 2
     errors = capsys.readouterr().err
-    assert "validation.odgt: not one of its 2 samples can be read, the first: " in errors
+    assert "validation.odgt: none of its 2 samples can be read, the first: " in errors
 
 
 def deep_supervision(name):

@@ -246,7 +246,7 @@ def test_a_split_of_which_nothing_can_be_read_is_one_line(
     if split == "test":
         trainer.fit()
     look = {"validation": trainer.fit, "test": trainer.test}[split]
-    with pytest.raises(BadSample, match=f"{split}.odgt: not one of its 3 samples can be read"):
+    with pytest.raises(BadSample, match=f"{split}.odgt: none of its 3 samples can be read"):
         look()
 
 
