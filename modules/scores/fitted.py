@@ -1,7 +1,7 @@
-"""Scores that are fitted: one pass over the training images, and a file beside the checkpoint.
+"""Fitted scores: one pass over the training images, and a file beside the checkpoint.
 
-Every image gives a state of fixed size, and states merge: over the images of a process, then over
-the processes. Merging is exact, so that neither order nor number of processes changes a bit.
+Every image gives a state of fixed size. States are merged over the images of a process, then over
+the processes. Merging is exact, so that the result does not depend on order or number of processes.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ _LARGEST_SUM = 2.0**62
 
 
 class NotFitted(PansError):
-    """The training images do not give what a score needs."""
+    """A score cannot be fitted to the training images."""
 
 
 # Sums
 
 
 def exact(values: Tensor) -> Tensor:
-    """Float64 values (...) -> fixed-point numbers (2, ...): whole part and 2^-60ths, both int64.
+    """Float64 values (...) -> fixed-point numbers (2, ...): integer part and 2^-60ths, both int64.
 
     Raises:
         NotFitted: a value is not finite, or its magnitude is 2^62 or more.
@@ -53,7 +53,7 @@ def exact(values: Tensor) -> Tensor:
 
 
 def add_exact(first: State, second: State) -> State:
-    """Entry by entry the sums of `exact` numbers, which depend on no order."""
+    """Elementwise sums of `exact` numbers, independent of the order."""
     return {name: _carried(first[name] + second[name]) for name in first}
 
 
@@ -72,15 +72,15 @@ def rounded(total: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a score learns from the training images.
+    """How a score is fitted to the training images.
 
     Attributes:
         observe: (network output, label (H, W) uint8, seed) -> the state of one image. The seed
-            depends on that of the run and on the image's index.
-        finish: merged state -> what the score keeps, on the main process alone.
-        merge: two states -> their state together; by default sums of `exact` numbers.
+            depends on the run's seed and on the image's index.
+        finish: merged state -> the fitted state, called on the main process only.
+        merge: two states -> the merged state; by default sums of `exact` numbers.
         drawn: whether the seed matters.
-        settings: constants of the fit; others take the pass again.
+        settings: constants of the fit; if they change, the score is fitted again.
     """
 
     observe: Callable[[NetworkOutput, Tensor, int], State]
@@ -91,13 +91,13 @@ class Fit:
 
 
 def labelled_features(output: NetworkOutput, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of the pixels with a known class, of all scales together, and these classes.
+    """Features and classes of the pixels with a known class, at all scales together.
 
     Args:
-        label: (H, W) uint8; resized to the features' resolution, each pixel the nearest.
+        label: (H, W) uint8; resized to the features' resolution by nearest neighbour.
 
     Returns:
-        (P, D), float32 at least, and (P,) int64 below the number of classes.
+        (P, D), at least float32, and (P,) int64 below the number of classes.
     """
     features, classes = [], []
     for one in output.features:
@@ -109,13 +109,13 @@ def labelled_features(output: NetworkOutput, label: Tensor) -> tuple[Tensor, Ten
 
 
 def pixels(features: Tensor) -> Tensor:
-    """(1, D, h, w) features -> (h * w, D), float32 at least."""
+    """(1, D, h, w) features -> (h * w, D), at least float32."""
     rows = features.flatten(2)[0].T
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def class_sums(features: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(P, D) features and (P,) classes -> their numbers (C,) and sums (C, D), float64."""
+    """(P, D) features and (P,) classes -> counts (C,) and sums (C, D) per class, float64."""
     indicator = F.one_hot(classes, count).double()
     return indicator.sum(0), indicator.T @ features.double()
 
@@ -129,16 +129,16 @@ def fitted_states(
     settings: Sequence[Any],
     seed: int = 0,
 ) -> dict[str, State]:
-    """{name: what the score has learned}: kept beside the checkpoint, or from one pass now.
+    """{name: fitted state}, from the files beside the checkpoint or from a pass now.
 
-    Every process calls this function, and all get the same, whatever their number.
+    To be called by every process; all get the same result.
 
     Args:
-        names: of fitted scores; one pass serves all of them.
-        loader: of `dataset`, with this process's share of the training images and their labels.
-        checkpoint: the weights' file.
-        settings: how the network is run, in types that JSON takes.
-        seed: of random samples, in 0..2**32 - 1.
+        names: fitted scores; one pass serves all of them.
+        loader: a loader of `dataset`, with this process's share of the training images.
+        checkpoint: the file of the weights.
+        settings: settings of the network that affect its output, as JSON types.
+        seed: seed of random samples, in 0..2**32 - 1.
 
     Raises:
         NotFitted: no training image has a pixel of a known class, or values are not finite.
@@ -198,17 +198,17 @@ def _merged(
 
 
 def state_path(name: str, checkpoint: Path) -> Path:
-    """Where what a score has learned for a checkpoint is kept."""
+    """Path of a score's fitted state for a checkpoint."""
     return checkpoint.with_name(f"{checkpoint.name}.{name}.pt")
 
 
 def kept_state(
     name: str, checkpoint: Path, settings: Sequence[Any], seed: int = 0, *, files: str | None = None
 ) -> State | None:
-    """What is kept beside the checkpoint, if it is of the same weights, settings and data.
+    """The fitted state beside the checkpoint, if weights, settings and data are the same.
 
     Args:
-        files: digest of the training images; None takes the state whatever they were.
+        files: digest of the training images; None accepts any.
     """
     try:
         kept = torch.load(state_path(name, checkpoint), map_location="cpu", weights_only=True)
@@ -224,7 +224,7 @@ def kept_state(
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    # Checkpoints may lie where nothing can be written; the next test takes the pass again then.
+    # The checkpoint's folder may be read-only; the next test then fits the score again.
     with contextlib.suppress(OSError), replacing(path) as file:
         torch.save(content, file)
 
@@ -247,7 +247,7 @@ def _files_key(pictures: Any) -> str:
 
 
 def _version(path: Path) -> tuple[int, int]:
-    """What differs when a file has been written anew: its size and time; zeros if it is missing."""
+    """Size and modification time of a file; zeros if it is missing."""
     try:
         status = path.stat()
     except OSError:

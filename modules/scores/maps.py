@@ -1,4 +1,4 @@
-"""How the scores of `registry` that are not fitted are computed from the output for one image."""
+"""Computes the scores of `registry` that are not fitted from the network's output."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from modules.scores.network_output import NetworkOutput, mean_over_scales
 
 @dataclass(frozen=True)
 class ScoreMap:
-    """The way from an image to the map of a score, in two steps.
+    """Computes the map of a score from the network's output, in two steps.
 
     Attributes:
-        parts_of: the network's output for one image -> what its map is computed from:
+        parts_of: network output for one image -> parts from which the map is computed:
             (1, h_s, w_s), one per scale, or the map itself: (1, H, W).
         from_parts: parts and the size (H, W) -> (1, H, W), higher = more anomalous.
-        fit: how it learns from the training images, if it does.
+        fit: how it is fitted to the training images; None if it is not.
     """
 
     parts_of: Callable[[NetworkOutput], Sequence[Tensor]]

@@ -136,8 +136,8 @@ def content(data):
 @pytest.mark.parametrize(
     ("name", "save", "expected"),
     [
-        ("a.npy", save_long_double, "more than 8 bytes a number; use float64"),
-        ("a.npy", save_named_npy, "is an NPZ archive and no NPY array; name it .npz"),
+        ("a.npy", save_long_double, "more than 8 bytes per number; use float64"),
+        ("a.npy", save_named_npy, "is an NPZ archive, not an NPY array; rename it to .npz"),
         ("a.npy", save_header("{'descr': '<f8'"), "can't be read (it is an NPY array; "),
         (
             "a.npy",
@@ -152,8 +152,12 @@ def content(data):
         ("a.hdf5", save_text_in_hdf5, "holds object of shape ()"),
         ("a.hdf5", content(b"\x89HDF\r\n\x1a\nrubbish"), "can't be read (it is an HDF5 file; "),
         ("a.tif", save_pages, "holds several pages; keep the scores alone"),
-        ("a.tif", content(tiff(numbers("f4"))[:-1]), "is cut off: 215 of 216 bytes"),
-        ("a.tif", content(tiff(np.ones((4, 4, 3), "f4"))), "holds 3 numbers a pixel; make it one"),
+        ("a.tif", content(tiff(numbers("f4"))[:-1]), "is truncated: 215 of 216 bytes"),
+        (
+            "a.tif",
+            content(tiff(np.ones((4, 4, 3), "f4"))),
+            "holds 3 numbers per pixel; expected one",
+        ),
         ("a.tif", content(tiff(numbers("f8"), more={317: 3}.items())), "predictor 3"),
         ("a.tif", content(tiff(numbers("u4"), more={259: 5}.items())), "compression 5"),
         ("a.tif", content(b"II*\0rubbish"), "is a damaged TIFF, without a size"),
