@@ -71,7 +71,7 @@ def test_a_grid_with_a_byte_order_mark_is_read(tmp_path):
     assert read_grid(tmp_path / "grid.toml").seeds == (7,)
 
 
-def test_more_runs_than_anyone_can_want_are_refused(tmp_path):
+def test_too_many_runs_are_refused(tmp_path):
     axes = [f"{name} = {list(range(1, 30))}" for name in ("epochs", "batch_size", "crop_size")]
     (tmp_path / "grid.toml").write_text("\n".join(["[grid]", *axes]))
     with pytest.raises(GridError, match="that makes 24389 runs, more than 10000; shorten"):
@@ -88,7 +88,7 @@ def test_runs_that_differ_in_their_test_alone_share_a_training(paper):
     }
 
 
-def test_a_training_comes_first_and_serves_the_other_tests(paper):
+def test_one_training_is_shared_by_several_tests(paper):
     one, other = [cell.runs[0] for cell in paper if cell.values["classifier"] == "cosine"][:2]
     trained = parse_options(words_of(one))
     assert (trained.name, trained.test, trained.ckpt_test) == (one.training_name, False, None)
@@ -104,7 +104,7 @@ def test_a_training_comes_first_and_serves_the_other_tests(paper):
 
 
 @pytest.mark.parametrize("flag", ["--epochs=7", "--data_root=elsewhere", "--lr=0.5"])
-def test_results_of_other_flags_are_not_taken(paper, flag):
+def test_results_of_other_flags_are_not_reused(paper, flag):
     run = paper[0].runs[0]
     leave_training(run)
     leave_results(run, run.training_name, [flag])
@@ -112,7 +112,7 @@ def test_results_of_other_flags_are_not_taken(paper, flag):
 
 
 @pytest.mark.parametrize("flag", ["--num_workers=1", "--print_interval=7", "--sample_num=0"])
-def test_flags_that_bear_on_no_figure_may_differ(paper, flag):
+def test_flags_that_affect_no_metric_may_differ(paper, flag):
     run = paper[0].runs[0]
     leave_results(run, run.training_name, [flag])
     assert find_results(run) is not None
@@ -128,7 +128,7 @@ def test_a_score_is_the_same_under_either_of_its_flags(paper):
     assert find_results(run) is not None
 
 
-def test_damaged_results_are_not_taken(paper):
+def test_damaged_results_are_not_reused(paper):
     run = paper[0].runs[0]
     leave_training(run)
     for text in ("", "[]", '{"protocols": {}}', '{"protocols": {}, "options": {"epochs": "x"}}'):
@@ -137,14 +137,14 @@ def test_damaged_results_are_not_taken(paper):
         assert not is_trained(run)
 
 
-def test_words_of_a_command_line():
+def test_arguments_of_a_command_line():
     flags = {"default": True, "multi_scala": False, "no_pretrained": False, "score": ["msp", "all"]}
     words = ["--default", "--no_multi_scala", "--score=msp,all"]
     assert as_words(flags) == words
     assert as_words({"lr": 0.5, "ckpt": None, "name": "-x"}) == ["--lr=0.5", "--name=-x"]
 
 
-def test_values_that_are_no_file_names_get_names_of_their_own(tmp_path):
+def test_values_that_are_not_file_names_get_unique_names(tmp_path):
     grid = grid_of(tmp_path, "[grid]\ndata_root = ['/a/b', '/a_b', 'c']\nepochs = [1, 2]\n")
     runs = [run for cell in expand(grid, {"ablate": "x"}) for run in cell.runs]
     names = {run.training_name for run in runs}
@@ -180,13 +180,13 @@ def test_bad_grids_are_one_line(tmp_path, text, message):
 
 
 @pytest.mark.parametrize("name", ["epochs", "test", "random_seed", "ckpt_test"])
-def test_typed_flags_that_contradict_the_grid_are_refused(tmp_path, name):
+def test_passed_flags_that_contradict_the_grid_are_refused(tmp_path, name):
     grid = grid_of(tmp_path, "[grid]\nepochs = [1]\n")
     with pytest.raises(GridError, match=f"argument --{name}: not allowed with --ablate"):
         expand(grid, {"ablate": "x", name: "1"})
 
 
-def test_typed_flags_win_over_the_file_s(tmp_path):
+def test_passed_flags_override_the_flags_of_the_file(tmp_path):
     grid = grid_of(tmp_path, "[flags]\nlr = 0.1\nbatch_size = 3\n")
     (cell,) = expand(grid, {"ablate": "x", "lr": 0.2})
     (run,) = cell.runs
@@ -222,7 +222,7 @@ def test_the_table_by_hand(tmp_path):
     assert (tmp_path / "ablation.png").stat().st_size > 10_000
 
 
-def test_a_plot_needs_figures(tmp_path):
+def test_a_plot_needs_metrics(tmp_path):
     draw_plot(tmp_path, [Row({"lr": "1"}, "measured", "0 of 1", {}, "seed 42 failed: x")])
     assert not (tmp_path / "ablation.png").exists()
 
@@ -247,7 +247,9 @@ figures = {{ AUPR = 8.8 }}
 """
 
 
-def test_a_grid_outlives_a_failure_and_is_mended_by_a_second_call(tmp_path, capsys, monkeypatch):
+def test_a_grid_continues_after_a_failure_and_a_second_call_completes_it(
+    tmp_path, capsys, monkeypatch
+):
     """With the tiny network in every run; one of the two data sets comes late."""
     good, late = tmp_path / "good", tmp_path / "late"
     write_demo(good, train=4, validation=1, test=2, size=(96, 64), seed=1)
@@ -317,7 +319,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_the_run_at_hand_save_and_ends_the_grid(
+def test_a_signal_makes_the_current_run_save_and_ends_the_grid(
     tmp_path, capsys, monkeypatch, number
 ):
     """A program that saves when it is told to end, in the place of run.py."""

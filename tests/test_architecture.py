@@ -38,7 +38,7 @@ def test_rooms_import_from_below_alone(room):
         assert imported_rooms(path) <= below | {room}, path
 
 
-def test_the_list_of_rooms_is_whole():
+def test_the_list_of_rooms_is_complete():
     top = {path.stem for path in REPOSITORY.glob("*.py")}
     packages = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")}
     assert top | packages == {*ROOMS, "benchmarks"}

@@ -23,7 +23,7 @@ def test_a_command_without_an_error_ends_with_0() -> None:
         ),
     ],
 )
-def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
+def test_user_errors_are_one_line_and_exit_code_2(
     error: Exception, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(lambda: fail(error)) == 2
@@ -39,7 +39,7 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
         ("für 東京", "für 東京"),
     ],
 )
-def test_what_an_error_quotes_breaks_no_line(text: str, shown: str) -> None:
+def test_an_error_stays_one_line_whatever_it_quotes(text: str, shown: str) -> None:
     assert str(PansError(text)) == shown
 
 

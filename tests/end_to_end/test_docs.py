@@ -244,7 +244,7 @@ def test_a_wrong_command_is_found(line, monkeypatch):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document):
+def test_links_point_to_existing_files(document):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text())
     for link in links:
         if "://" not in link:

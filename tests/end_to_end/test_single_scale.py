@@ -74,7 +74,7 @@ def reference(root, model, size):
     return [*(100 * np.mean(metrics, axis=0)), 100 * iou.mean()]
 
 
-def test_figures_are_those_of_scikit_learn_at_either_size(tmp_path, network):
+def test_metrics_equal_scikit_learn_at_either_size(tmp_path, network):
     write_data(tmp_path, 1, (1280, 720), network)
     expected = {name: reference(tmp_path, network, size) for name, size in SIZES.items()}
     for name, flags in {"input": (), "label": ("--eval_size", "label")}.items():

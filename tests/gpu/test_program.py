@@ -129,7 +129,7 @@ def test_a_step_of_two_processes_waits_for_nothing(data, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("words", ["", "--precision bf16", "--plain"])
-def test_cuda_takes_every_call_of_a_step(data, tmp_path, words):
+def test_cuda_accepts_every_call_of_a_step(data, tmp_path, words):
     with PretendGpu(probe=True) as gpu:
         step(gpu, trainer(data, tmp_path, words))
         assert not gpu.refusals, gpu.refusals
@@ -144,7 +144,9 @@ def deterministic():
 
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("words", ["", "--precision bf16"])
-def test_a_deterministic_step_needs_nothing_that_cuda_has_in_no_such_form(data, tmp_path, words):
+def test_a_deterministic_step_uses_only_operations_that_cuda_has_in_deterministic_form(
+    data, tmp_path, words
+):
     with PretendGpu(probe=True) as gpu:
         step(gpu, trainer(data, tmp_path, words))
         assert not gpu.refusals, gpu.refusals

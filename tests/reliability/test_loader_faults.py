@@ -119,7 +119,7 @@ def faults() -> dict[str, tuple[str, str | None]]:
         ),
     ],
 )
-def test_torchs_own_words_are_known(
+def test_torchs_own_messages_are_recognised(
     faults: dict[str, tuple[str, str | None]], what: str, words: str, line: str
 ) -> None:
     if what == "memory" and what not in faults:

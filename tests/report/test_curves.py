@@ -94,7 +94,7 @@ def test_without_anomalies_there_is_no_curve(tmp_path):
     assert "| segmentation | Mean IoU |" in make_ndarray(event.tensor_proto).item().decode()
 
 
-def test_curves_have_their_points_and_its_figures():
+def test_curves_have_their_points_and_metrics():
     rng = np.random.default_rng(0)
     anomalous, normal = rng.normal(1, 1, 500), rng.normal(0, 1, 4500)
     counts = PooledCounts()
