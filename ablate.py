@@ -35,14 +35,6 @@ _PUBLISHED_KEYS = {"name", "source", "cell", "figures"}
 MOST_RUNS = 10_000
 
 
-class GridError(PansError):
-    """The file of --ablate is invalid, or flags passed beside it contradict it."""
-
-
-class RunsFailed(PansError):
-    """The grid is complete, but some runs failed."""
-
-
 @dataclass(frozen=True)
 class Grid:
     """The contents of a file of --ablate: flags for all runs, axes with their values, seeds."""
@@ -85,12 +77,12 @@ def read_grid(path: Path) -> Grid:
     """Read and check a file of --ablate.
 
     Raises:
-        GridError: the file cannot be read, or names a table or a flag that does not exist.
+        PansError: the file cannot be read, or names a table or a flag that does not exist.
     """
     try:
         return _grid_in(path, read_toml(path, "ablate", "docs/ablation.md"))
     except FlagFileError as error:
-        raise GridError(str(error)) from error
+        raise PansError(str(error)) from error
 
 
 def _grid_in(path: Path, content: Mapping[str, Any]) -> Grid:
@@ -99,26 +91,26 @@ def _grid_in(path: Path, content: Mapping[str, Any]) -> Grid:
     known = {flag.name for flag in fields(Options)} - _JOBS - {"name", "random_seed"}
     for table in (flags, axes):
         if not isinstance(table, dict):
-            raise GridError(f"{path}: flags and grid should be tables; see docs/ablation.md")
+            raise PansError(f"{path}: flags and grid should be tables; see docs/ablation.md")
         refuse_unknown(path, table, known)
     for axis, values in axes.items():
         if not isinstance(values, list) or not values:
-            raise GridError(f"{path}: {axis} should be a list of values, got {values!r}")
+            raise PansError(f"{path}: {axis} should be a list of values, got {values!r}")
         if axis in flags:
-            raise GridError(f"{path}: {axis} is in both flags and grid; remove it from one")
+            raise PansError(f"{path}: {axis} is in both flags and grid; remove it from one")
     seeds = content.get("seeds", [42])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise GridError(f"{path}: seeds should be a list of integers, got {seeds!r}")
+        raise PansError(f"{path}: seeds should be a list of integers, got {seeds!r}")
     runs = math.prod(map(len, axes.values())) * len(seeds)
     if runs > MOST_RUNS:
-        raise GridError(f"{path}: that makes {runs} runs, more than {MOST_RUNS}; shorten its lists")
+        raise PansError(f"{path}: that makes {runs} runs, more than {MOST_RUNS}; shorten its lists")
     published = _published(path, content.get("published", []), set(axes))
     return Grid(path, tuple(dict.fromkeys(seeds)), flags, axes, published)
 
 
 def _published(path: Path, entries: Any, axes: set[str]) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(entries, list) or not all(map(_is_published, entries)):
-        raise GridError(
+        raise PansError(
             f"{path}: every [[published]] needs name and source, which are strings, and figures, a "
             "table of numbers; see docs/ablation.md"
         )
@@ -145,13 +137,15 @@ def expand(grid: Grid, typed: Mapping[str, Any]) -> list[Cell]:
         typed: the flags passed beside --ablate; they override the file's.
 
     Raises:
-        GridError: a passed flag is an axis or a job, or a value is invalid in every cell.
+        PansError: a passed flag is an axis or a job, or a value is invalid in every cell.
     """
     typed = {name: value for name, value in typed.items() if name != "ablate"}
     taken = set(typed) & (_JOBS | set(grid.axes) | {"random_seed"})
     if taken:
         name = min(taken)
-        raise GridError(f"argument --{name}: not allowed with --ablate {grid.path}; remove it")
+        raise PansError(
+            f"argument --{name}: cannot be combined with --ablate {grid.path}; remove it"
+        )
     shared = {**grid.flags, **typed}
     combinations = product(*grid.axes.values())
     cells = [
@@ -162,9 +156,9 @@ def expand(grid: Grid, typed: Mapping[str, Any]) -> list[Cell]:
         for value in values:
             reasons = [cell.left_out for cell in cells if cell.values[axis] == value]
             if all(reasons):
-                raise GridError(f"{grid.path}: no run accepts {axis} = {value!r}: {reasons[0]}")
+                raise PansError(f"{grid.path}: no run accepts {axis} = {value!r}: {reasons[0]}")
     if all(cell.left_out for cell in cells):
-        raise GridError(f"{grid.path}: no combination is valid: {cells[0].left_out}")
+        raise PansError(f"{grid.path}: no combination is valid: {cells[0].left_out}")
     return cells
 
 
@@ -258,8 +252,8 @@ def ablate(typed: Mapping[str, Any], program: str) -> None:
         program: the script that is started for every run.
 
     Raises:
-        GridError: the grid cannot be read or contradicts the flags beside it.
-        RunsFailed: some runs failed; all others are done.
+        PansError: the grid cannot be read or contradicts the flags beside it, or some runs failed
+            and all others are done.
         Interrupted: a signal stopped the current run, which has saved.
     """
     grid = read_grid(Path(typed["ablate"]))
@@ -286,7 +280,7 @@ def _run_all(grid: Grid, cells: Sequence[Cell], folder: Path, program: str) -> N
     print(f"table: {folder / 'ablation.md'}, {folder / 'ablation.csv'}   plot: ablation.png there")
     failed = [run for run in runs if _failure(run, failures)]
     if failed:
-        raise RunsFailed(
+        raise PansError(
             f"{len(failed)} of {len(runs)} runs failed, such as {failed[0].test_name}: "
             f"{_failure(failed[0], failures)}; the same command retries them"
         )

@@ -61,10 +61,6 @@ _CLASSES = {"dataset", "trained_on", "num_classes"}
 _STORED_FLAGS = _CLASSES | network_flags() | (flags_that_bear_on("test") - {"test_weights"})
 
 
-class NotPredicted(PansError):
-    """Nothing could be looked at, or not all of it."""
-
-
 def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a checkpoint holds of its network; what its tensors tell, if it holds none.
 
@@ -85,7 +81,7 @@ def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
 def _flags_of_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     weights = identify(content, str(path))
     if weights.kind != CHECKPOINT:
-        raise NotPredicted(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
+        raise PansError(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
     flags = {
         "backbone": weights.backbone,
         "classifier": weights.classifier,
@@ -280,7 +276,7 @@ class Predictor:
         # Scores that crowd around the threshold are looked at again.
         threshold = sharpened(counts, known_scores, fpr=fpr).threshold_at_fpr(fpr)
         if threshold is None:
-            raise NotPredicted(
+            raise PansError(
                 f"--calibrate_fpr: no validation image below {options.data_root} has a known "
                 "pixel; name the folder of the data with --data_root, or give --threshold"
             )
@@ -331,8 +327,8 @@ def predict(options: Options, process: Process) -> None:
     """Write class map, anomaly score and pictures of all that --predict names into --out.
 
     Raises:
-        NotPredicted: some of it could not be read, after the rest is done; or none was found.
-        NotWritten: --out holds files of the user's own, or cannot be written to.
+        PansError: some of it could not be read, after the rest is done, or none was found; or
+            --out holds files of the user's own, or cannot be written to.
     """
     out = Path(options.out or "")
     sources, problems = find_sources(options.predict, out)
@@ -340,7 +336,7 @@ def predict(options: Options, process: Process) -> None:
         sources = [source for source in sources if not source.is_video]
         problems += unsupported
     if not sources:
-        raise NotPredicted(f"--predict found nothing to read: {'; '.join(map(str, problems))}")
+        raise PansError(f"--predict found nothing to read: {'; '.join(map(str, problems))}")
     info = describe(options.dataset, options.data_root, options.trained_on)
     folder = PredictionFolder(out, info)
     folder.check(sources, overwrite=options.overwrite)
@@ -369,12 +365,12 @@ def predict(options: Options, process: Process) -> None:
     )
     print(f"{len(done)} pictures in {out}, score {options.scores[0]}{_words(predictor.threshold)}")
     if unread:
-        raise NotPredicted(
+        raise PansError(
             f"{len(unread)} could not be looked at, the other {len(done)} are done: "
             + "; ".join(unread + no_video)
         )
     if no_video:
-        raise NotPredicted(f"all pictures are done, but {'; '.join(no_video)}")
+        raise PansError(f"all pictures are done, but {'; '.join(no_video)}")
 
 
 def _write_videos(
@@ -405,7 +401,7 @@ def export(options: Options) -> None:
     """Write the network of --ckpt_test and its score into --out.
 
     Raises:
-        ExportError: a package is missing, or the file cannot be written.
+        PansError: a package is missing, or the file cannot be written.
     """
     check_export_support()
     path = Path(options.out or "")

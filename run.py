@@ -16,7 +16,7 @@ if __name__ == "__main__":
     if on_sigint == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from ablate import GridError, ablate
+from ablate import ablate
 from predict import export, predict, with_stored_flags
 from train import Trainer
 from utils.determinism import make_deterministic
@@ -30,6 +30,7 @@ from utils.distributed import (
     run_reporting,
     start_process,
 )
+from utils.errors import PansError
 from utils.gpu import describe_device
 from utils.limits import require_limits
 from utils.logger import Logger
@@ -56,7 +57,7 @@ def work(options: Options, note: str | None = None) -> None:
         note: said at the start.
     """
     if options.ablate:
-        raise GridError("--ablate launches every run itself; give it --nproc N, not a launcher")
+        raise PansError("--ablate launches every run itself; give it --nproc N, not a launcher")
     if not options.plain:
         keep_freed_memory()
     if options.export:

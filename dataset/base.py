@@ -26,10 +26,6 @@ class DatasetNotFound(PansError):
     """The files of a data set, or of one of its splits, were not found."""
 
 
-class NoSuchSplit(PansError):
-    """A split that the data set does not have."""
-
-
 @dataclass(frozen=True)
 class SampleFiles:
     """The files of a split.
@@ -62,7 +58,7 @@ class SegmentationDataset(ABC):
         names, label_names: the samples' files, relative to `folder`.
 
     Raises:
-        NoSuchSplit: the data set has no such split.
+        PansError: the data set has no such split.
         DatasetNotFound: the split's files are not under `root`.
         BadSample: a list of files, an image or a label is not as published.
     """
@@ -76,7 +72,7 @@ class SegmentationDataset(ABC):
         self.split = split
         self.transforms = transforms
         if split not in self.info.splits:
-            raise NoSuchSplit(
+            raise PansError(
                 f"{self.info.name} has no {split} split, only {', '.join(self.info.splits)}; "
                 "choose another --dataset"
             )

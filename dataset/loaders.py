@@ -38,10 +38,6 @@ from utils.errors import PansError
 T = TypeVar("T")
 
 
-class TooFewImages(PansError):
-    """The training split has too few images for one step on every process."""
-
-
 class EvaluationSample(NamedTuple):
     """One validation or test image at every scale.
 
@@ -234,7 +230,7 @@ def training_loader(
         crop_size). Call `loader.sampler.set_epoch(epoch)` before every epoch.
 
     Raises:
-        TooFewImages: the split has too few images for one step on every process.
+        PansError: the split has fewer images than a step of all processes takes.
     """
     pictures = open_dataset(dataset, root, "train")
     _require_a_step(pictures, batch_size, accumulate, world_size)
@@ -255,7 +251,7 @@ def _require_a_step(
     if share // batch_size < accumulate:
         batches = "one batch" if accumulate == 1 else f"{accumulate} batches"
         remedy = "" if accumulate == 1 else ", --accumulate"
-        raise TooFewImages(
+        raise PansError(
             f"{pictures.source} lists {len(pictures)} images, fewer than {batches} of "
             f"{batch_size} on each of {world_size} processes; lower --batch_size{remedy} or --nproc"
         )

@@ -31,10 +31,6 @@ _KINDS = ("classes", "heat", "overlay", "score", "mask", "panel")
 _SUMMARY, _SHEET = "predictions.json", "contact_sheet_"
 
 
-class NotWritten(PansError):
-    """The folder of the results cannot be written to, or holds files of the user's own."""
-
-
 class PredictionFolder:
     """A folder a kind of result, in it the pictures' own names and folders.
 
@@ -53,14 +49,14 @@ class PredictionFolder:
         """Whether the results of `sources` would cost the user a file; changes nothing.
 
         Raises:
-            NotWritten: a result would take the place of a picture or video that is to be read;
+            PansError: a result would take the place of a picture or video that is to be read;
                 or, without `overwrite`, the folder holds other things than earlier results.
         """
         inputs = {source.path.resolve() for source in sources}
         for source in sources:
             for place in self._places(source):
                 if place in inputs or (source.is_video and _inside(place, inputs)):
-                    raise NotWritten(
+                    raise PansError(
                         f"--out {self.folder}: the results of {source.path} would overwrite "
                         f"{place}, which is to be read; name another folder"
                     )
@@ -71,7 +67,7 @@ class PredictionFolder:
         known = {*_KINDS, _SUMMARY, *self._sheets(earlier)} if earlier else set()
         foreign = {name for name in names - known if not earlier or name.startswith(_SHEET)}
         if foreign:
-            raise NotWritten(
+            raise PansError(
                 f"--out {self.folder} holds {min(foreign)}, which is no earlier result of "
                 "--predict; name an empty folder, or allow it with --overwrite"
             )
@@ -80,7 +76,7 @@ class PredictionFolder:
         """Mark the folder as one of results, so that it is known after an interruption too.
 
         Raises:
-            NotWritten: as `write`.
+            PansError: as `write`.
         """
         if self._earlier_summary() is None:
             self.write_summary({"checkpoint": None, "score": None, "pictures": []})
@@ -134,7 +130,7 @@ class PredictionFolder:
             The scores of the heat map's first and last colour.
 
         Raises:
-            NotWritten: the folder cannot be written to, or the disk is full.
+            PansError: the folder cannot be written to, or the disk is full.
         """
         limits = scale.limits(score)
         heat, overlaid = heat_map(score, limits), overlay(picture, score, limits, mask)
@@ -192,7 +188,7 @@ class PredictionFolder:
                 and "heat_limits".
 
         Raises:
-            NotWritten: as `write`.
+            PansError: as `write`.
         """
         stale = self._sheets(self._earlier_summary() or {"pictures": []})
         self.write_summary(summary)
@@ -219,7 +215,7 @@ class PredictionFolder:
         """predictions.json.
 
         Raises:
-            NotWritten: as `write`.
+            PansError: as `write`.
         """
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
         try:
@@ -249,7 +245,7 @@ def _inside(folder: Path, paths: set[Path]) -> set[Path]:
     return {path for path in paths if path.is_relative_to(folder)}
 
 
-def _not_written(folder: Path, error: OSError) -> NotWritten:
-    return NotWritten(
+def _not_written(folder: Path, error: OSError) -> PansError:
+    return PansError(
         f"{folder} could not be written to ({error}); name a folder with space by --out"
     )

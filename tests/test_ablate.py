@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import run as program
-from ablate import GridError, expand, find_results, is_trained, read_grid, words_of
+from ablate import expand, find_results, is_trained, read_grid, words_of
 from argparser import as_words, parse_options
 from dataset.demo.writer import write_demo
 from report.ablation_table import Row, draw_plot, mean_and_deviation, write_tables
+from utils.errors import PansError
 
 REPOSITORY = Path(__file__).parents[1]
 PAPER = REPOSITORY / "docs/ablation.toml"
@@ -74,7 +75,7 @@ def test_a_grid_with_a_byte_order_mark_is_read(tmp_path):
 def test_too_many_runs_are_refused(tmp_path):
     axes = [f"{name} = {list(range(1, 30))}" for name in ("epochs", "batch_size", "crop_size")]
     (tmp_path / "grid.toml").write_text("\n".join(["[grid]", *axes]))
-    with pytest.raises(GridError, match="that makes 24389 runs, more than 10000; shorten"):
+    with pytest.raises(PansError, match="that makes 24389 runs, more than 10000; shorten"):
         read_grid(tmp_path / "grid.toml")
 
 
@@ -163,9 +164,9 @@ def test_values_that_are_not_file_names_get_unique_names(tmp_path):
         ("[grid]\nepochs = 3", "epochs should be a list of values, got 3"),
         ("seeds = 3", "seeds should be a list of integers"),
         ("[flags]\nepochs = 2\n[grid]\nepochs = [3]", "epochs is in both flags and grid"),
-        ("[[published]]\nname = 'a'", "needs name and source, which are strings, and figures"),
+        ("[[published]]\nname = 'a'", "needs name and source, which are words, and figures"),
         ("[[published]]\nname='a'\nsource='b'\nfigures=3", "figures, a table of numbers"),
-        ("[[published]]\nname=2021\nsource='b'\nfigures={AUPR=1}", "which are strings"),
+        ("[[published]]\nname=2021\nsource='b'\nfigures={AUPR=1}", "which are words"),
         ("[[published]]\nname='a'\nsource='b'\nfigures={AUPR='1'}", "a table of numbers"),
         ("[[published]]\nname='a'\nsource='b'\nfigures={AUC=1}", "'AUC' has no place here"),
         ("[grid]\nepochs = [1, 0]", "no run accepts epochs = 0: argument --epochs: must be 1 or"),
@@ -173,7 +174,7 @@ def test_values_that_are_not_file_names_get_unique_names(tmp_path):
     ],
 )
 def test_bad_grids_are_one_line(tmp_path, text, message):
-    with pytest.raises(GridError) as raised:
+    with pytest.raises(PansError) as raised:
         expand(grid_of(tmp_path, text), {"ablate": "x"})
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -182,7 +183,7 @@ def test_bad_grids_are_one_line(tmp_path, text, message):
 @pytest.mark.parametrize("name", ["epochs", "test", "random_seed", "ckpt_test"])
 def test_passed_flags_that_contradict_the_grid_are_refused(tmp_path, name):
     grid = grid_of(tmp_path, "[grid]\nepochs = [1]\n")
-    with pytest.raises(GridError, match=f"argument --{name}: not allowed with --ablate"):
+    with pytest.raises(PansError, match=f"argument --{name}: not allowed with --ablate"):
         expand(grid, {"ablate": "x", name: "1"})
 
 
@@ -344,5 +345,5 @@ def test_a_signal_makes_the_current_run_save_and_ends_the_grid(
 
 
 def test_a_launcher_is_refused():
-    with pytest.raises(GridError, match="--ablate launches every run itself"):
+    with pytest.raises(PansError, match="--ablate launches every run itself"):
         program.work(parse_options(["--ablate", "grid.toml"]))

@@ -33,10 +33,6 @@ _descriptors: set[int] = set()
 """Of the files that this process holds; a fork of it, such as a loader process, holds none."""
 
 
-class PlaceTaken(PansError):
-    """Another run writes to the same place."""
-
-
 def lock_file(place: Path) -> Path:
     """Where the lock of a file or folder that is written to lies: beside it, hidden."""
     return place.with_name(f".{place.name}.lock")
@@ -51,8 +47,7 @@ def holding(lock_files: Iterable[Path], what: str) -> Iterator[None]:
         what: what is held, for the message, such as "run x".
 
     Raises:
-        PlaceTaken: another process holds one of them; told at once.
-        PansError: a place cannot be written to.
+        PansError: another process holds one of them; told at once; a place cannot be written to.
     """
     paths = list(dict.fromkeys(Path(os.path.realpath(path)) for path in lock_files))
     given = os.environ.get(HELD_VARIABLE, "").split(os.pathsep)
@@ -122,7 +117,7 @@ def _taken(path: Path, what: str) -> int:
                 raise
             os.close(descriptor)
     except _Held as held:
-        raise PlaceTaken(
+        raise PansError(
             f"{what} is running already: {held} ({path}); wait for its end, stop it, or give this "
             "one another --name (--out for --predict)"
         ) from None

@@ -35,10 +35,6 @@ LAYOUT = {
 }
 
 
-class NotDemoData(PansError):
-    """The target folder contains something that this program did not write."""
-
-
 @dataclass(frozen=True)
 class Scene:
     """One scene to draw; `image` and `label` are relative to `folder`, as in the odgt file."""
@@ -106,12 +102,12 @@ def is_there(folder: Path, stamp: str) -> bool:
     """Whether an earlier run has completed this same data set.
 
     Raises:
-        NotDemoData: the folder holds files but no stamp.
+        PansError: the folder holds files but no stamp.
     """
     if (folder / STAMP).is_file():
         return (folder / STAMP).read_text() == stamp
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise NotDemoData(
+        raise PansError(
             f"{folder} has no {STAMP}, so it is not demo data and is left as it is; "
             "choose another folder with --root"
         )
@@ -136,10 +132,10 @@ def write_demo(
         seed: the same seed gives the same pictures.
 
     Returns:
-        The folder of train/ and test/.
+        The folder that holds train/ and test/.
 
     Raises:
-        NotDemoData: the folder contains something else.
+        PansError: the folder holds something else.
     """
     folder = Path(root) / FOLDER
     counts = {"train": train, "validation": validation, "test": test}

@@ -6,18 +6,15 @@ Every step leaves its result on disk, so that the same command resumes after a f
 from dataset.prepare.archives import ARCHIVES, PUBLISHED, Archive
 from dataset.prepare.check import BadDataSet, verify
 from dataset.prepare.command import main, prepare
-from dataset.prepare.disk import CannotWrite, require_space
-from dataset.prepare.download import DownloadFailed, download
-from dataset.prepare.unpack import BadArchive, unpack
+from dataset.prepare.disk import require_space
+from dataset.prepare.download import download
+from dataset.prepare.unpack import unpack
 
 __all__ = [
     "ARCHIVES",
     "PUBLISHED",
     "Archive",
-    "BadArchive",
     "BadDataSet",
-    "CannotWrite",
-    "DownloadFailed",
     "download",
     "main",
     "prepare",

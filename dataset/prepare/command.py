@@ -10,16 +10,12 @@ from dataset.base import DatasetNotFound
 from dataset.bdd_anomaly import write_lists
 from dataset.prepare.archives import PUBLISHED, Archive
 from dataset.prepare.check import is_complete, verify
-from dataset.prepare.disk import CannotWrite, free_space, writing
+from dataset.prepare.disk import free_space, writing
 from dataset.prepare.download import download, size_of
-from dataset.prepare.unpack import BadArchive, unpack
+from dataset.prepare.unpack import unpack
 from dataset.readers.bdd_anomaly import LISTS
 from dataset.registry import DATASETS
 from utils.errors import PansError, exit_code
-
-
-class NoArchive(PansError):
-    """A data set that cannot be downloaded without registering."""
 
 
 def prepare(root: Path, source: Path | None, archives: Sequence[Archive]) -> None:
@@ -30,7 +26,7 @@ def prepare(root: Path, source: Path | None, archives: Sequence[Archive]) -> Non
             after unpacking.
 
     Raises:
-        DownloadFailed, BadArchive, CannotWrite, BadDataSet: each names its file.
+        PansError: each names its file.
     """
     if source is None:
         tell_sizes(root, [archive for archive in archives if not is_complete(root, archive)])
@@ -47,7 +43,7 @@ def prepare(root: Path, source: Path | None, archives: Sequence[Archive]) -> Non
             check_md5(path, archive, keep=source is not None)
             unpack(path, home / archive.into)
             if not is_complete(root, archive):
-                raise BadArchive(f"{path} lacks files that its lists name; find it whole elsewhere")
+                raise PansError(f"{path} lacks files that its lists name; find it whole elsewhere")
         if source is None:
             path.unlink(missing_ok=True)
 
@@ -56,7 +52,7 @@ def tell_sizes(root: Path, archives: Sequence[Archive]) -> None:
     """Print the download size and the disk space needed, before anything is fetched.
 
     Raises:
-        CannotWrite: it does not fit.
+        PansError: it does not fit.
     """
     wanted, fullest, unknown = 0, 0, False
     for archive in archives:
@@ -76,7 +72,7 @@ def tell_sizes(root: Path, archives: Sequence[Archive]) -> None:
         return
     most = f"{'at least ' if unknown else ''}{_megabytes(fullest)}"
     if fullest > free:
-        raise CannotWrite(
+        raise PansError(
             f"{root} has {_megabytes(free)} free, and {most} are needed to download and unpack; "
             "make room or choose another --root"
         )
@@ -91,10 +87,10 @@ def check_md5(path: Path, archive: Archive, *, keep: bool) -> None:
     """Compare an archive's md5 with the published one, and delete a wrong file unless `keep`.
 
     Raises:
-        BadArchive: the file is missing or differs.
+        PansError: the file is missing or differs.
     """
     if not path.is_file():
-        raise BadArchive(f"{path} is missing; put it there or leave --from out to download it")
+        raise PansError(f"{path} is missing; put it there or leave --from out to download it")
     print(f"{path}: checking the md5 sum")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
@@ -105,17 +101,17 @@ def check_md5(path: Path, archive: Archive, *, keep: bool) -> None:
     else:
         path.unlink()
         remedy = (
-            "it was deleted; run the same command again to download it again, and if that does not "
+            "it was deleted; run the same command again to fetch it anew, and if that does not "
             "help, fetch it from elsewhere and use --from"
         )
-    raise BadArchive(f"{path} has md5 {found} instead of {archive.md5}; {remedy}")
+    raise PansError(f"{path} has md5 {found} instead of {archive.md5}; {remedy}")
 
 
 def prepare_by_hand(name: str, root: Path) -> None:
-    """Write the lists of a data set that the user has to download.
+    """What is left to do for a data set that no public address spreads: its lists.
 
     Raises:
-        NoArchive: its files are missing.
+        PansError: its files are not there.
     """
     if not name.startswith("bdd_anomaly"):
         return
@@ -125,7 +121,7 @@ def prepare_by_hand(name: str, root: Path) -> None:
     try:
         write_lists(root)
     except DatasetNotFound as error:
-        raise NoArchive(
+        raise PansError(
             f"BDD100K requires registration at https://bdd-data.berkeley.edu: {error}"
         ) from error
 

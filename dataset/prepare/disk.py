@@ -8,17 +8,13 @@ from pathlib import Path
 from utils.errors import PansError
 
 
-class CannotWrite(PansError):
-    """A file cannot be written, or does not fit on the disk."""
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError into a CannotWrite that names `path`."""
+    """Turn an OSError into a PansError that names `path`."""
     try:
         yield
     except OSError as error:
-        raise CannotWrite(
+        raise PansError(
             f"{path} cannot be written ({error.strerror}); make room or choose another --root, "
             "and run the same command again to resume"
         ) from error
@@ -34,11 +30,11 @@ def require_space(folder: Path, needed: int) -> None:
     """Check that `needed` bytes fit on the disk of `folder`.
 
     Raises:
-        CannotWrite: they do not.
+        PansError: they do not.
     """
     free = free_space(folder)
     if needed > free:
-        raise CannotWrite(
+        raise PansError(
             f"{folder} has {free / 1e9:.1f} GB free and needs {needed / 1e9:.1f} GB more; make "
             "room or choose another --root"
         )

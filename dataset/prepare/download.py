@@ -23,10 +23,6 @@ class ConnectionBroken(Exception):
     """The rest of a file did not arrive this time."""
 
 
-class DownloadFailed(PansError):
-    """An archive cannot be fetched."""
-
-
 def size_of(url: str) -> int | None:
     """Size in bytes of a file on a server; None if the server does not report it."""
     request = urllib.request.Request(url, headers=HEADERS, method="HEAD")
@@ -45,8 +41,7 @@ def download(url: str, path: Path, *, attempts: int = 5, wait_seconds: float = 2
         attempts: consecutive connections without progress before giving up.
 
     Raises:
-        DownloadFailed: the server refuses, or the connection keeps breaking.
-        CannotWrite: the file does not fit.
+        PansError: the server refuses, or the connection keeps breaking; the file does not fit.
     """
     part = path.with_name(path.name + ".part")
     with writing(part):
@@ -60,7 +55,7 @@ def download(url: str, path: Path, *, attempts: int = 5, wait_seconds: float = 2
             size = part.stat().st_size
             failures = 0 if size > size_before else failures + 1
             if failures == attempts:
-                raise DownloadFailed(
+                raise PansError(
                     f"{url} broke off at byte {size} ({error}); check the network and run the "
                     "same command again to resume from there, or fetch it by other means and use "
                     "--from"
@@ -85,7 +80,7 @@ def _download_rest(url: str, part: Path) -> None:
             return  # nothing is left to fetch; the md5 sum shows whether it is right
         if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise ConnectionBroken(str(error)) from error
-        raise DownloadFailed(
+        raise PansError(
             f"{url} cannot be fetched (HTTP {error.code} {error.reason}); fetch "
             f"{PurePosixPath(url).name} by other means and name its folder with --from"
         ) from error

@@ -21,10 +21,6 @@ from utils.reading import is_hidden
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
-class BadArchive(PansError):
-    """An archive is missing, is not the published one, or would write outside its folder."""
-
-
 class _Member(NamedTuple):
     """A file or folder of an archive; `is_safe` if it is not a link, a device or encrypted."""
 
@@ -42,9 +38,8 @@ def unpack(path: Path, folder: Path) -> None:
     those of macOS are skipped. A single top folder with `folder`'s own name is merged into it.
 
     Raises:
-        BadArchive: there is such a member, a link on disk leads out of `folder`, or the archive
-            is truncated or damaged.
-        CannotWrite: the files do not fit.
+        PansError: there is such a member, a link on disk leads out of `folder`, the archive is
+            truncated or damaged, or the files do not fit on the disk.
     """
     kind = "zip" if path.suffix == ".zip" else "tar"
     try:
@@ -60,7 +55,7 @@ def unpack(path: Path, folder: Path) -> None:
             for target, member in tqdm(missing.items(), desc=f"unpacking {path.name}", unit="file"):
                 _write(path, member, folder, folder / target)
     except _DAMAGED as error:
-        raise BadArchive(f"{path} is not a valid {kind} file ({error}); fetch it again") from error
+        raise PansError(f"{path} is not a valid {kind} file ({error}); fetch it again") from error
 
 
 @contextmanager
@@ -95,7 +90,7 @@ def _check_members(path: Path, members: Sequence[_Member]) -> None:
     for member in members:
         # Stricter than tarfile's own filter, which would drop a leading slash and allow some links.
         if leaves_folder(member.name) or "\\" in member.name or not member.is_safe:
-            raise BadArchive(
+            raise PansError(
                 f"{path} holds {member.name!r}, which is a link, a device, encrypted or outside "
                 "the folder; nothing was unpacked; fetch the published archive"
             )
@@ -119,7 +114,7 @@ def _is_there(target: Path, size: int) -> bool:
 
 def _write(path: Path, member: _Member, folder: Path, target: Path) -> None:
     if not target.resolve().is_relative_to(folder.resolve()):
-        raise BadArchive(
+        raise PansError(
             f"{path}: {member.name!r} would be written to {target.resolve()}, which is outside "
             "the destination; choose a --root without links in it"
         )

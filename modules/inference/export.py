@@ -20,10 +20,6 @@ NEEDED_PACKAGES = ("onnx", "onnxscript")
 SMALLEST_SIDE = 8
 
 
-class ExportError(PansError):
-    """The packages that write ONNX are missing, or the file cannot be written."""
-
-
 class ScoredNetwork(nn.Module):
     """(N, 3, H, W) normalised images -> low-resolution logits, (N, H, W) score and classes."""
 
@@ -51,10 +47,10 @@ def exportable(model: SegmentationModel) -> SegmentationModel:
 
 
 def check_export_support() -> None:
-    """Raise ExportError if an optional package is missing."""
+    """Raise PansError if an optional package is missing."""
     missing = [name for name in NEEDED_PACKAGES if find_spec(name) is None]
     if missing:
-        raise ExportError(
+        raise PansError(
             f"--export onnx needs the optional packages {' and '.join(missing)}, which are not "
             f"installed; pip install -e '.[onnx]'"
         )
@@ -70,7 +66,7 @@ def export_onnx(
     width) int64.
 
     Raises:
-        ExportError: see `check_export_support`; or the file cannot be written.
+        PansError: see `check_export_support`; or the file cannot be written.
     """
     check_export_support()
     sides = {2: Dim("height", min=SMALLEST_SIDE), 3: Dim("width", min=SMALLEST_SIDE)}
@@ -92,6 +88,6 @@ def export_onnx(
         with replacing(path) as file:
             program.save(file.name)
     except OSError as error:
-        raise ExportError(
+        raise PansError(
             f"{path} could not be written ({error}); pass a file in another folder as --out"
         ) from error

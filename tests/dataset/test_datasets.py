@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dataset import bdd_anomaly
-from dataset.base import DatasetNotFound, NoSuchSplit
+from dataset.base import DatasetNotFound
 from dataset.pictures import BadSample
 from dataset.readers.folder import MOST_CLASSES, read_classes
 from dataset.registry import DATASETS, TRAINING_SETS, describe, open_dataset
@@ -105,7 +105,7 @@ def test_evaluation_only_sets_have_no_training_split(tmp_path: Path, name: str) 
     EVALUATION_ONLY[name][0](tmp_path)
     message = failure(lambda: open_dataset(name, tmp_path, "train"))
     assert message == f"{name} has no train split, only test; choose another --dataset"
-    with pytest.raises(NoSuchSplit):
+    with pytest.raises(PansError, match="has no validation split, only test"):
         open_dataset(name, tmp_path, "validation")
 
 

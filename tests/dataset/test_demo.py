@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from dataset.demo.scene import draw_scene
-from dataset.demo.writer import NotDemoData, main, scenes_of, write_demo
+from dataset.demo.writer import main, scenes_of, write_demo
+from utils.errors import PansError
 
 ROOT = Path(__file__).parents[2]
 write_small = partial(write_demo, train=3, validation=1, test=2, size=(96, 64))
@@ -151,7 +152,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     precious = tmp_path / "StreetHazards" / "train" / "train.odgt"
     precious.parent.mkdir(parents=True)
     precious.write_text("[]")
-    with pytest.raises(NotDemoData, match=r"demo\.json") as caught:
+    with pytest.raises(PansError, match=r"demo\.json") as caught:
         write_small(tmp_path)
     assert "\n" not in str(caught.value)
     assert precious.read_text() == "[]"
