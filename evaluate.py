@@ -20,7 +20,7 @@ from modules import SegmentationModel
 from modules.inference.network import Inference
 from modules.loss import segmentation_loss
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer, fitted_states, upsample
-from report.curves import log_anomaly_figures, log_prototypes
+from report.curves import log_anomaly_metrics, log_prototypes
 from report.environment import environment, sha256
 from report.extremes import Extremes
 from report.panels import Panels
@@ -195,7 +195,7 @@ class Evaluator:
         for name, pooled in evaluation.counts.items():
             tag = "test" if name == evaluation.headline else f"test {name}"
             figures = results | results["scores"][name]
-            log_anomaly_figures(self.logger, tag, figures, pooled, step)
+            log_anomaly_metrics(self.logger, tag, figures, pooled, step)
 
     def _log_prototypes(self, tag: str, step: int) -> None:
         if self.options.classifier == "cosine":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import run as program
-from ablate import expand, find_results, is_trained, read_grid, words_of
+from ablate import command_of, expand, find_results, is_trained, read_grid
 from argparser import as_words, parse_options
 from dataset.demo.writer import write_demo
 from report.ablation_table import Row, draw_plot, mean_and_deviation, write_tables
@@ -91,13 +91,13 @@ def test_runs_that_differ_in_their_test_alone_share_a_training(paper):
 
 def test_one_training_is_shared_by_several_tests(paper):
     one, other = [cell.runs[0] for cell in paper if cell.values["classifier"] == "cosine"][:2]
-    trained = parse_options(words_of(one))
+    trained = parse_options(command_of(one))
     assert (trained.name, trained.test, trained.ckpt_test) == (one.training_name, False, None)
     leave_training(one)
     assert find_results(one) is not None
     assert find_results(other) is None
     assert is_trained(other)
-    tested = parse_options(words_of(other))
+    tested = parse_options(command_of(other))
     assert (tested.name, tested.test) == (other.test_name, True)
     assert tested.ckpt_test == str(one.options.checkpoint_path)  # the last weights, as published
     leave_results(other, other.test_name)
@@ -164,9 +164,9 @@ def test_values_that_are_not_file_names_get_unique_names(tmp_path):
         ("[grid]\nepochs = 3", "epochs should be a list of values, got 3"),
         ("seeds = 3", "seeds should be a list of integers"),
         ("[flags]\nepochs = 2\n[grid]\nepochs = [3]", "epochs is in both flags and grid"),
-        ("[[published]]\nname = 'a'", "needs name and source, which are words, and figures"),
+        ("[[published]]\nname = 'a'", "needs name and source, which are strings, and figures"),
         ("[[published]]\nname='a'\nsource='b'\nfigures=3", "figures, a table of numbers"),
-        ("[[published]]\nname=2021\nsource='b'\nfigures={AUPR=1}", "which are words"),
+        ("[[published]]\nname=2021\nsource='b'\nfigures={AUPR=1}", "which are strings"),
         ("[[published]]\nname='a'\nsource='b'\nfigures={AUPR='1'}", "a table of numbers"),
         ("[[published]]\nname='a'\nsource='b'\nfigures={AUC=1}", "'AUC' has no place here"),
         ("[grid]\nepochs = [1, 0]", "no run accepts epochs = 0: argument --epochs: must be 1 or"),
@@ -183,7 +183,7 @@ def test_bad_grids_are_one_line(tmp_path, text, message):
 @pytest.mark.parametrize("name", ["epochs", "test", "random_seed", "ckpt_test"])
 def test_passed_flags_that_contradict_the_grid_are_refused(tmp_path, name):
     grid = grid_of(tmp_path, "[grid]\nepochs = [1]\n")
-    with pytest.raises(PansError, match=f"argument --{name}: not allowed with --ablate"):
+    with pytest.raises(PansError, match=f"argument --{name}: cannot be combined with --ablate"):
         expand(grid, {"ablate": "x", name: "1"})
 
 
