@@ -18,8 +18,7 @@ def test_a_command_without_an_error_ends_with_0() -> None:
         (PansError("x.pth is missing; fetch it"), "error: x.pth is missing; fetch it\n"),
         (
             PermissionError(13, "Permission denied", "a.tar"),
-            "error: [Errno 13] Permission denied: 'a.tar'; mend it and run the same command "
-            "again\n",
+            "error: [Errno 13] Permission denied: 'a.tar'; fix it and run the same command again\n",
         ),
     ],
 )

@@ -1,1 +1,1 @@
-"""Processes, checkpoints, learning rate, TensorBoard and pictures: one module for each job."""
+"""Infrastructure: processes, checkpoints, learning rate, TensorBoard, files."""

@@ -13,7 +13,7 @@ import torch
 from utils.faults import known_fault
 
 TOO_MUCH = 2**50
-REMEDY = "mend it and run the same command again, without --restart"
+REMEDY = "fix it and run the same command again, without --restart"
 EXPECTED = "this machine has too little memory; lower --batch_size or --crop_size or --num_workers"
 
 # The second process may take no more than 64 MB beyond what it has, once it has done ten steps.

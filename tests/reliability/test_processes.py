@@ -104,7 +104,7 @@ def test_a_killed_loader_process_is_named(runs: Any) -> None:
     os.kill(worker, signal.SIGKILL)
     code, lines = end(process)
     assert code == 1
-    assert re.match(r"error: a? ?loader process .* for want of memory", lines[0])
+    assert re.match(r"error: a? ?loader process .* most likely out of memory", lines[0])
     assert len(lines) == 1
 
 

@@ -337,7 +337,7 @@ def test_weights_alone_start_a_new_run(runs: Any, capsys: pytest.CaptureFixture[
         trainer._prepare_training()
         assert (trainer.epoch, trainer.iteration) == (0, 0)
         assert differing(dict(trainer.model.state_dict()), dict(weights)) == []
-        assert f"begins with the weights of {flags[1]}" in capsys.readouterr().out
+        assert f"starts with the weights of {flags[1]}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "gone"])

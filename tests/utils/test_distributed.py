@@ -137,7 +137,7 @@ def test_killed_process_ends_all_and_is_named(program: Path) -> None:
     ended = run(program, str(program), "kill", "2")
     assert ended.returncode == 1
     assert ended.stderr.endswith(
-        "error: process 1 was ended by SIGKILL, most likely for want of memory\n"
+        "error: process 1 was ended by SIGKILL, most likely out of memory\n"
     )
 
 
@@ -146,7 +146,7 @@ def test_a_process_aborted_by_nccl_is_reported_with_the_remedy(program: Path) ->
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == (
         "error: process 1 was ended by SIGABRT; on GPUs that most likely means: a process has "
-        "waited in vain for another one, which hangs or is far slower; look at the machines and "
+        "waited in vain for another one, which hangs or is far slower; check the machines and "
         "their network, or raise --timeout"
     )
 
