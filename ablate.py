@@ -252,8 +252,8 @@ def ablate(typed: Mapping[str, Any], program: str) -> None:
         program: the script that is started for every run.
 
     Raises:
-        PansError: the grid cannot be read or contradicts the flags beside it, or some runs failed
-            and all others are done.
+        PansError: the grid cannot be read or contradicts the flags beside it.
+        PansError: some runs failed; all others are done.
         Interrupted: a signal stopped the current run, which has saved.
     """
     grid = read_grid(Path(typed["ablate"]))

@@ -645,7 +645,10 @@ class Options:
             return None
         if self.default:
             return "--classifier standard: this trains the baseline, not PAnS"
-        return "without --default this trains the baseline (--classifier standard), not PAnS"
+        return (
+            "without --default this trains the baseline (--classifier standard), not PAnS: "
+            "add --default for PAnS"
+        )
 
     @property
     def at_input_size(self) -> bool:
@@ -849,7 +852,28 @@ class _Parser(argparse.ArgumentParser):
     """Raises `OptionError` where argparse would print its usage and leave."""
 
     def error(self, message: str) -> NoReturn:
-        raise OptionError(f"{message}; see --help")
+        raise OptionError(f"{message}{_cure(message)}; see --help")
+
+
+def _cure(message: str) -> str:
+    """What to type instead, where argparse tells only what is wrong with a flag's value."""
+    match = re.match(r"argument --(\w+): (.*)", message)
+    flag = next((one for one in fields(Options) if match and one.name == match[1]), None)
+    if match is None or (flag is None and not match[1].startswith("no_")):
+        return ""
+    if match[2].startswith("ignored explicit argument"):
+        return f": {_on_or_off(f'--{match[1]}')}"
+    if match[2] == "expected one argument" and flag and flag.metadata["range"]:
+        return f": {flag.metadata['range'].words}"
+    if re.fullmatch(r"invalid float value: '-?\d*,\d+'", match[2]):
+        return ", write a decimal point: " + match[2].split("'")[1].replace(",", ".")
+    return ", type a whole number" if match[2].startswith("invalid int value") else ""
+
+
+def _on_or_off(flag: str) -> str:
+    """What an on/off flag that was given a value is to be typed as."""
+    opposite = f"--{flag[5:]}" if flag.startswith("--no_") else f"--no_{flag[2:]}"
+    return f"{flag} takes no value, {opposite} is its opposite"
 
 
 def _help_format(prog: str) -> argparse.HelpFormatter:
@@ -984,12 +1008,20 @@ def _published_spelling(token: str) -> str:
     return _ALIASES.get(flag, flag) + equals + value
 
 
-def _refuse_leftover(token: str, parser: _Parser) -> NoReturn:
-    """Explain the first word of the command line that argparse could not place."""
+def _refuse_leftover(token: str, before: str, parser: _Parser) -> NoReturn:
+    """Explain the first word of the command line that argparse could not place.
+
+    Args:
+        before: the word in front of it.
+    """
     shown = repr(token.partition("=")[0])[1:-1]
     name = shown.lstrip("-").lower()
     if not token.startswith("-"):
         hint = f", did you mean --{name}?" if name in {*_JOBS, "help"} - {"train"} else ""
+        if before in ("--test", "--export", "--visualize") and name.endswith((".pth", ".tar")):
+            hint = "; --ckpt_test FILE names a checkpoint"
+        elif before in parser._option_string_actions and not hint:
+            hint = f": {_on_or_off(before)}"
         raise OptionError(f"{shown!r} belongs to no flag{hint}; see --help")
     habit = next((words for words, names in _HABITS.items() if name in names.split()), None)
     if habit is not None:
@@ -1001,9 +1033,10 @@ def _refuse_leftover(token: str, parser: _Parser) -> NoReturn:
 
 def _typed_options(argv: Sequence[str]) -> dict[str, Any]:
     parser = _make_parser()
-    typed, leftovers = parser.parse_known_args([_published_spelling(token) for token in argv])
+    words = [_published_spelling(token) for token in argv]
+    typed, leftovers = parser.parse_known_args(words)
     if leftovers:
-        _refuse_leftover(leftovers[0], parser)
+        _refuse_leftover(leftovers[0], words[max(words.index(leftovers[0]) - 1, 0)], parser)
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(typed).items()
@@ -1069,16 +1102,17 @@ def beneath(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, An
 
 
 def require_purpose(typed: Mapping[str, Any]) -> None:
-    """Refuse flags that neither name a run nor say what to do.
+    """Refuse flags that say neither what to do nor how to train.
 
     Raises:
-        OptionError: they would train a baseline for 40 epochs, as Experiment.
+        OptionError: they would train a baseline for 40 epochs.
     """
-    meant = {"name", "default", "test", "predict", "export", "ablate"}
+    meant = {"default", "test", "predict", "export", "ablate"}
     if not typed.keys() & (meant | flags_that_bear_on("weights", "start", "test")):
+        wanted = "--default" if "name" in typed else "--name NAME --default"
         raise OptionError(
-            "this would train a baseline, not PAnS, under the name Experiment: add "
-            "--name NAME --default; see --help"
+            f"this would train the baseline, not PAnS: add {wanted}, or --classifier standard if "
+            "the baseline is meant; see --help"
         )
 
 

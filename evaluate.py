@@ -1,4 +1,4 @@
-"""Validation and test: the loops, and what they report."""
+"""Validation and test: the loops and their reports."""
 
 import math
 import time
@@ -21,7 +21,7 @@ from modules.inference.network import Inference
 from modules.loss import segmentation_loss
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer, fitted_states, upsample
 from report.curves import log_anomaly_metrics, log_prototypes
-from report.environment import environment, sha256
+from report.environment import environment
 from report.extremes import Extremes
 from report.panels import Panels
 from report.results import log_segmentation, log_start, report_results
@@ -30,18 +30,19 @@ from resume import describe_tested, notes_on_test, tested_checkpoint
 from utils.background import Background, to_host
 from utils.checkpoint import DEEP_SUPERVISION, load_checkpoint, load_model_state, model_state
 from utils.distributed import Process, from_main, sum_over_processes, wait_for_all
+from utils.files import sha256_of
 from utils.logger import Logger
 from utils.progress import ProgressBar
 
 SHOWN_EXTREMES = 3
-"""Worst and best images of a test in TensorBoard, for each metric."""
+"""Number of worst and of best images of a test in TensorBoard, per metric."""
 
 
 class Evaluator:
     """One network in one process of a run: `validate` measures its mean IoU, `test` its scores.
 
     Args:
-        skipped: takes in every loader, for the list of what was left out.
+        skipped: collects the loaders, for the list of skipped files.
     """
 
     def __init__(
@@ -68,9 +69,9 @@ class Evaluator:
         """Loss, IoU and accuracy on whole validation images; returns the mean IoU.
 
         Args:
-            step: of the training, for TensorBoard.
-            between_images: called equally often in every process.
-            breaking_off: gives the samples, as `Interruption.breaking_off`.
+            step: the training step, for TensorBoard.
+            between_images: called the same number of times in every process.
+            breaking_off: iterates over the samples, like `Interruption.breaking_off`.
         """
         options, device = self.options, self.process.device
         loader = self._evaluation_loader("train" if options.val_on_trainset else "validation")
@@ -78,7 +79,7 @@ class Evaluator:
         confusion = ConfusionMatrix(options.num_classes)
         panels = Panels(_images_of(loader), options.sample_num, self.info)
         loss_and_images = torch.zeros(2, dtype=torch.float64, device=device)
-        # Every process answers equally often, though some have one image more or leave some out.
+        # Every process polls the same number of times, though some have more images than others.
         answers = iter(range(_images_of(loader) // self.process.world_size))
         with Background() as background:
             for sample in self._progress(breaking_off(loader), "validation"):
@@ -110,10 +111,10 @@ class Evaluator:
         return scores["Mean IoU"]
 
     def _load_tested_weights(self) -> int:
-        """Those of --ckpt_test, or of the run's own checkpoint, once it is written.
+        """Load the weights of --ckpt_test, or of the run's own checkpoint.
 
         Returns:
-            The step of the training that they are of, 0 where the file does not tell.
+            The training step of the weights, 0 if the file does not store it.
         """
         wait_for_all(self.process)
         self.tested_path = from_main(self.process, lambda: tested_checkpoint(self.options))
@@ -133,7 +134,7 @@ class Evaluator:
         """Anomaly metrics and mean IoU on the test split, as in results.json.
 
         Args:
-            step: of the training, for TensorBoard; without one the checkpoint's.
+            step: the training step, for TensorBoard; by default the checkpoint's.
         """
         options, start = self.options, time.perf_counter()
         step = self._load_tested_weights() or step
@@ -162,7 +163,7 @@ class Evaluator:
         results = evaluation.results() | {
             "class_iou_percent": self._class_iou_percent(evaluation.confusion.matrix),
             "checkpoint": str(self.tested_path),
-            "checkpoint_sha256": sha256(self.tested_path) if self.process.is_main else None,
+            "checkpoint_sha256": sha256_of(self.tested_path) if self.process.is_main else None,
             "skipped_files": self.skipped.gather("test"),
             "options": options.to_dict(),
             "environment": {
@@ -181,7 +182,7 @@ class Evaluator:
         return results
 
     def _class_iou_percent(self, matrix: Tensor) -> dict[str, float | None]:
-        """{class: IoU}, None for classes that no label holds."""
+        """{class: IoU}, None for classes absent from the labels."""
         iou = segmentation_scores(matrix)["Class IoU"]
         return {
             name: 100 * iou[index] if math.isfinite(iou.get(index, math.nan)) else None
@@ -191,7 +192,7 @@ class Evaluator:
     def _log_curves(
         self, results: dict[str, Any], evaluation: AnomalyEvaluation, step: int
     ) -> None:
-        """Metrics and curves of every score, those of the headline under the plain tag."""
+        """Log metrics and curves of every score; those of the headline under the plain tag."""
         for name, pooled in evaluation.counts.items():
             tag = "test" if name == evaluation.headline else f"test {name}"
             figures = results | results["scores"][name]
@@ -219,7 +220,7 @@ class Evaluator:
         )
 
     def _scorer(self, names: Sequence[str]) -> Scorer:
-        """Fits the fitted ones among the scores to the training images first."""
+        """Create the scorer; fits the fitted scores to the training images first."""
         options, inference, states = self.options, self._inference(), {}
         fitted = [name for name in names if SCORES[name].fitted]
         if fitted:
@@ -241,7 +242,7 @@ class Evaluator:
     def _evaluation_loader(
         self, split: Split, multi_scale: bool | None = None
     ) -> DataLoader[EvaluationSample]:
-        """As `evaluation_loader_of`; what it leaves out is listed at the end."""
+        """`evaluation_loader_of`, with skipped files registered for the final list."""
         loader = evaluation_loader_of(self.options, self.process, split, multi_scale)
         self.skipped.watch(split, loader)
         return loader
@@ -283,5 +284,5 @@ def _measure(
 
 
 def _images_of(loader: DataLoader[EvaluationSample]) -> int:
-    """How many images the split has, on all processes together."""
+    """Number of images of the split, over all processes."""
     return len(loader.dataset)  # type: ignore[arg-type]

@@ -230,7 +230,7 @@ def training_loader(
         crop_size). Call `loader.sampler.set_epoch(epoch)` before every epoch.
 
     Raises:
-        PansError: the split has fewer images than a step of all processes takes.
+        PansError: the split has too few images for one step on every process.
     """
     pictures = open_dataset(dataset, root, "train")
     _require_a_step(pictures, batch_size, accumulate, world_size)

@@ -256,6 +256,14 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
+def _named_png(out: Path | None, dataset: str) -> Path:
+    """Where the sheet goes: in a folder under its usual name; .png is appended where it lacks."""
+    usual = f"look_{dataset}.png"
+    if out is None or out.is_dir():
+        return Path(usual) if out is None else out / usual
+    return out if out.suffix.lower() == ".png" else out.with_name(f"{out.name}.png")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(
@@ -270,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="the sheet, a PNG (default: look_DATASET.png)")
     options = parser.parse_args(arguments)
-    out = options.out or Path(f"look_{options.dataset}.png")
+    out = _named_png(options.out, options.dataset)
     return exit_code(lambda: look(options.dataset, options.data_root, out))
 
 

@@ -1,5 +1,6 @@
 """The user's own pictures and videos as inputs of the network, without labels."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +21,10 @@ from utils.reading import Unreadable, files_below, require_file
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 _SUFFIXES = (*PICTURE_SUFFIXES, *FOREIGN_SUFFIXES, *VIDEO_SUFFIXES)
+_LABEL_WORD = re.compile(
+    "labels?|label?led|(train|val|test)?annot|annotations?|masks?|segmentations?|gt(fine|coarse)?|"
+    "groundtruth"
+)
 _USUAL_FRAME_RATE = 25
 # By display matrix (a, b, c, d): x' = a x + c y, y' = b x + d y.
 _TURNS = {
@@ -119,6 +124,67 @@ def _free_name(name: str, taken: set[str]) -> str:
         number += 1
         candidate = f"{name}_{number}"
     return candidate
+
+
+def without_label_maps(
+    sources: Sequence[Source], paths: Sequence[str]
+) -> tuple[list[Source], list[Source]]:
+    """Sources apart from the label maps among them, by the layouts in which data sets come.
+
+    A label map is a PNG whose folder or name says so (labels/1.png, 1_mask.png, 1.labels/) where a
+    picture begins with the same name, or a PNG of one channel beside a picture of its own name and
+    another suffix. A file that `paths` names itself is none.
+
+    Returns:
+        The sources that are left, and the label maps.
+    """
+    said = {source: _says_label(source.name) for source in sources}
+    pictures = {
+        _stem(source.name).removesuffix("_leftImg8bit")
+        for source in sources
+        if not said[source] and not source.is_video
+    }
+    places = {source.path.with_suffix("") for source in sources if not _is_png(source)}
+    named = {Path(path) for path in paths}
+
+    def is_label_map(source: Source) -> bool:
+        if not _is_png(source) or source.path in named:
+            return False
+        if said[source]:
+            return not pictures.isdisjoint(_beginnings(source.name))
+        return source.path.with_suffix("") in places and _has_one_channel(source.path)
+
+    labels = [source for source in sources if is_label_map(source)]
+    return [source for source in sources if source not in labels], labels
+
+
+def _is_png(source: Source) -> bool:
+    return source.path.suffix.lower() == ".png"
+
+
+def _says_label(name: str) -> bool:
+    return any(_LABEL_WORD.fullmatch(word) for word in re.split(r"[^a-z0-9]+", name.lower()))
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _beginnings(name: str) -> set[str]:
+    """The names that pictures of a label map may have: 1_b of 1_b_mask, x/1_b.labels/mask."""
+    *_, folder, stem = f"/{name}".split("/")
+    found = {folder.removesuffix(".labels")} if folder.endswith(".labels") else set()
+    for whole in (stem, stem.partition("_")[2]):  # Fishyscapes numbers its label maps in front
+        found |= {whole, *(whole[: cut.start()] for cut in re.finditer(r"[^A-Za-z0-9]", whole))}
+    return found - {""}
+
+
+def _has_one_channel(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return len(picture.getbands()) == 1
+    except (OSError, ValueError, SyntaxError):  # told when it is read
+        return False
 
 
 def without_support(sources: Sequence[Source]) -> list[Unreadable]:

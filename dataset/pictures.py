@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataset.decoded import read_copy
 from dataset.description import DatasetInfo
 from utils import pictures
 from utils.pictures import read_picture
@@ -22,13 +23,13 @@ class BadSample(Unreadable):
 
 
 def read_image(path: Path, info: DatasetInfo) -> Image.Image:
-    """Read a picture as RGB, alpha dropped, upright.
+    """Read a picture as RGB, alpha dropped, upright; from its decoded copy if there is one.
 
     Raises:
         BadSample: see `utils.pictures.read_picture`.
     """
     try:
-        return read_picture(path, IMAGE_FORMATS, info.remedy)
+        return read_copy(path) or read_picture(path, IMAGE_FORMATS, info.remedy)
     except Unreadable as error:
         raise BadSample(str(error)) from error
 

@@ -46,6 +46,6 @@ def open_dataset(name: str, root: str | Path, split: Split) -> SegmentationDatas
     """Open a split of a data set.
 
     Raises:
-        PansError, DatasetNotFound, BadSample: as `SegmentationDataset`.
+        PansError, DatasetNotFound, BadSample: see `SegmentationDataset`.
     """
     return DATASETS[name](root, split)

@@ -147,7 +147,12 @@ def markdown_table(results: Results) -> str:
         lines.append(
             f"- {name}: {protocol['rule']}{f'; without the classes {ignored}' * bool(ignored)}."
         )
-    lines.append("- Standard error: of the mean over the images of this one run.")
+    lines += [
+        "- Standard error: of the mean over the images of this one run.",
+        "- Exact to: bound of the error, because pooled scores are counted in bins; other values "
+        "are exact.",
+        "- FreqW Acc: mean IoU, weighted by the classes' shares of the pixels.",
+    ]
     lines.append(
         f"- {results['images']} images, {results['images_scored']} scored, "
         f"{results['images_skipped']} skipped with only one kind of pixel; "

@@ -1,6 +1,5 @@
 """The environment of a test, for results.json."""
 
-import hashlib
 import platform
 import socket
 import subprocess
@@ -36,12 +35,6 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _processor() -> str:

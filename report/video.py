@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from utils.errors import PansError
+from utils.files import replacing
 
 _ENCODERS = ("libx264", "mpeg4")
 _ITU_BT_709 = 1
@@ -24,8 +25,8 @@ class NoVideo(PansError):
 def write_video(path: Path, frames: Sequence[Path], rate: Fraction) -> None:
     """Write pictures as an MP4 file: H.264 if PyAV includes it, else MPEG-4 part 2.
 
-    The file replaces `path` once it is complete. An odd width or height is padded by one column or
-    row, a copy of the last; pictures of another size than the first are resized to it.
+    The file atomically replaces `path`, a link too. An odd width or height is padded by one
+    column or row, a copy of the last; pictures of another size than the first are resized to it.
 
     Args:
         frames: picture files in order, at least one.
@@ -39,15 +40,14 @@ def write_video(path: Path, frames: Sequence[Path], rate: Fraction) -> None:
     encoder = next((name for name in _ENCODERS if name in av.codecs_available), None)
     if encoder is None:
         raise NoVideo(f"{path} is not written: this PyAV has none of {', '.join(_ENCODERS)}")
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with av.open(f"file:{temporary}", "w", format="mp4") as container:
+        with (
+            replacing(path, follow_link=False) as file,
+            av.open(file, "w", format="mp4") as container,
+        ):
             _encode(container, encoder, frames, rate)
-        temporary.replace(path)
     except (av.FFmpegError, OSError) as error:
         raise NoVideo(f"{path} could not be written ({error}); its frames are beside it") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _encode(container: Any, encoder: str, frames: Sequence[Path], rate: Fraction) -> None:

@@ -505,7 +505,7 @@ def test_the_last_weights_are_tested_unless_the_best_are_requested(
         ("--batch-sise=4", "argument --batch_sise: no such flag, did you mean --batch_size?"),
         ("--quux 1", "argument --quux: no such flag"),
         ("-x", "argument -x: no such flag"),
-        ("--test best.pth", "'best.pth' belongs to no flag"),
+        ("--test best.pth", "'best.pth' belongs to no flag; --ckpt_test FILE names a checkpoint"),
     ],
 )
 def test_refusals(typed: str, message: str) -> None:
@@ -616,18 +616,27 @@ def test_old_flags_are_listed_separately(capsys: pytest.CaptureFixture[str]) -> 
     ["", "--nproc 2", "--num_workers 0 --logdir l", "--data_root data", "--print_interval 5"],
 )
 def test_flags_without_a_purpose_start_no_training(typed: str) -> None:
-    with pytest.raises(OptionError, match=r"not PAnS, .*: add --name NAME --default; see --help"):
+    with pytest.raises(OptionError, match=r"the baseline, not PAnS: add --name NAME --default, or"):
         require_purpose(typed_flags(typed.split()))
+    with pytest.raises(OptionError, match=r"not PAnS: add --default, or --classifier standard if"):
+        require_purpose(typed_flags([*typed.split(), "--name", "x"]))
 
 
 @pytest.mark.parametrize(
     "typed",
     [
-        *("--name x", "--default", "--epochs 1", "--no_pretrained", "--score msp", "--lr 0.1"),
+        *(
+            "--name x --classifier standard",
+            "--default",
+            "--epochs 1",
+            "--no_pretrained",
+            "--score msp",
+            "--lr 0.1",
+        ),
         *("--dataset bdd_anomaly", "--test", "--predict a", "--export onnx", "--ablate a.toml"),
     ],
 )
-def test_a_name_a_training_flag_or_a_job_is_a_purpose(typed: str) -> None:
+def test_a_training_flag_or_a_job_is_a_purpose(typed: str) -> None:
     require_purpose(typed_flags(typed.split()))
 
 
@@ -682,6 +691,21 @@ def test_a_habit_s_flags_and_what_it_names_do_and_do_not_exist() -> None:
         assert set(re.findall(r"--(\w+)", words)) <= flags | {"multi_scale", "help"}
     every = [name for names in _HABITS.values() for name in names.split()]
     assert len(every) == len(set(every))
+
+
+@pytest.mark.parametrize(
+    ("typed", "cure"),
+    [
+        ("--multi_scala False", "--multi_scala takes no value, --no_multi_scala is its opposite"),
+        ("--multi-scale=0", "--multi_scala takes no value, --no_multi_scala is its opposite"),
+        ("--no_test 1", "--no_test takes no value, --test is its opposite"),
+        ("--lr 0,01", "invalid float value: '0,01', write a decimal point: 0.01"),
+        ("--epochs 1e2", "invalid int value: '1e2', type a whole number"),
+        ("--classifier", "expected one argument: one of standard, cosine"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_what_to_type(typed: str, cure: str) -> None:
+    assert cure in refusal(*typed.split())
 
 
 @pytest.mark.parametrize("word", ["test", "predict", "help"])

@@ -14,6 +14,7 @@ from utils.seal import seal
 from utils.weight_files import (
     CheckpointError,
     DamagedCheckpoint,
+    MissingCheckpoint,
     load_checkpoint,
     model_state,
     peek,
@@ -23,6 +24,7 @@ from utils.weight_files import (
 __all__ = [
     "CheckpointError",
     "DamagedCheckpoint",
+    "MissingCheckpoint",
     "checkpoint_places",
     "find_checkpoint",
     "link_checkpoint",
@@ -59,14 +61,14 @@ def find_checkpoint(given: str, folder: Path) -> Path:
     """The first of `checkpoint_places` that exists, or whose previous checkpoint exists.
 
     Raises:
-        DamagedCheckpoint: none exists.
+        MissingCheckpoint: none exists.
     """
     places = checkpoint_places(given, folder)
     for place in places:
         if place.is_file() or previous_path(place).is_file():
             return place
     others = ", ".join(map(str, places[1:]))
-    raise DamagedCheckpoint(
+    raise MissingCheckpoint(
         f"there is no checkpoint {places[0]}{f' (also looked for {others})' * bool(others)}; "
         "check its name, or train first"
     )

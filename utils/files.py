@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import hashlib
 import os
 import secrets
 import shutil
@@ -14,27 +15,34 @@ _TEMPORARY = ".tmp"
 
 
 @contextmanager
-def replacing(path: Path | str) -> Iterator[BufferedRandom]:
+def replacing(
+    path: Path | str, *, follow_link: bool = True, synced: bool = True
+) -> Iterator[BufferedRandom]:
     """A temporary file to write to, which replaces `path` at the end of the body.
 
-    If the body raises, `path` is unchanged. Links are followed: their target is replaced. Missing
-    folders are created.
+    If the body raises, `path` is unchanged. Missing folders are created.
+
+    Args:
+        follow_link: replace the target of a link instead of the link itself.
+        synced: wait until the file is on the disk, so that it survives a crash of the machine.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path)) if follow_link else path
     # Unique, so that concurrent or killed writers do not interfere.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         with temporary.open("x+b") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(target)
-        _sync_folder(target.parent)
+        if synced:
+            _sync_folder(target.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -68,6 +76,12 @@ def same_file(source: Path, path: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             link.unlink()
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_leftovers(path: Path) -> None:

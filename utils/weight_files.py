@@ -37,7 +37,11 @@ class CheckpointError(PansError):
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A checkpoint is missing, truncated or altered; an older one may be used instead."""
+    """A checkpoint is truncated, altered or missing; an older one may be used instead."""
+
+
+class MissingCheckpoint(DamagedCheckpoint):
+    """There is no checkpoint of that name."""
 
 
 class WeightsError(PansError):
@@ -53,7 +57,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     refuse_no_file(path)
     if not path.exists():
-        raise DamagedCheckpoint(f"there is no checkpoint {path}; check its name, or train first")
+        raise MissingCheckpoint(f"there is no checkpoint {path}; check its name, or train first")
     try:
         if seal_is_broken(path):
             raise _damaged(path, "another SHA-256 than it was written with")

@@ -135,7 +135,7 @@ def write_demo(
         The folder that holds train/ and test/.
 
     Raises:
-        PansError: the folder holds something else.
+        PansError: the folder contains something else.
     """
     folder = Path(root) / FOLDER
     counts = {"train": train, "validation": validation, "test": test}

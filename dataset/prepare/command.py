@@ -10,11 +10,12 @@ from dataset.base import DatasetNotFound
 from dataset.bdd_anomaly import write_lists
 from dataset.prepare.archives import PUBLISHED, Archive
 from dataset.prepare.check import is_complete, verify
+from dataset.prepare.copies import write_copies
 from dataset.prepare.disk import free_space, writing
 from dataset.prepare.download import download, size_of
 from dataset.prepare.unpack import unpack
 from dataset.readers.bdd_anomaly import LISTS
-from dataset.registry import DATASETS
+from dataset.registry import DATASETS, open_dataset
 from utils.errors import PansError, exit_code
 
 
@@ -111,7 +112,7 @@ def prepare_by_hand(name: str, root: Path) -> None:
     """What is left to do for a data set that no public address spreads: its lists.
 
     Raises:
-        PansError: its files are not there.
+        PansError: its files are missing.
     """
     if not name.startswith("bdd_anomaly"):
         return
@@ -143,6 +144,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=Path("data"),
         help="folder of all data, or a folder of your own (default: data)",
     )
+    parser.add_argument(
+        "--decoded",
+        action="store_true",
+        help="also write decoded copies of the training images, hidden files beside them: a tenth "
+        "of the time to read, 80 %% more disk",
+    )
     task = parser.add_mutually_exclusive_group()
     task.add_argument(
         "--from",
@@ -172,6 +179,8 @@ def main(arguments: Sequence[str] | None = None, archives: Sequence[Archive] = P
             for name in names:
                 prepare_by_hand(name, options.root)
         print(verify(options.root, archives, names))
+        for name in names if options.decoded else ():
+            print(write_copies(open_dataset(name, options.root, "train")))
 
     try:
         return exit_code(run)

@@ -38,8 +38,9 @@ def unpack(path: Path, folder: Path) -> None:
     those of macOS are skipped. A single top folder with `folder`'s own name is merged into it.
 
     Raises:
-        PansError: there is such a member, a link on disk leads out of `folder`, the archive is
-            truncated or damaged, or the files do not fit on the disk.
+        PansError: there is such a member, a link on disk leads out of `folder`, or the archive
+            is truncated or damaged.
+        PansError: the files do not fit.
     """
     kind = "zip" if path.suffix == ".zip" else "tar"
     try:

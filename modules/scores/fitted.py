@@ -22,7 +22,7 @@ from modules.scores.registry import SCORES
 from modules.scores.scorer import Scorer
 from utils.distributed import Process, from_main, gather_objects
 from utils.errors import PansError
-from utils.files import replacing
+from utils.files import replacing, sha256_of
 from utils.progress import ProgressBar
 
 _FRACTION_BITS = 60
@@ -155,7 +155,7 @@ def fitted_states(
         new = from_main(process, lambda: {name: fits[name].finish(merged[name]) for name in fits})
         states |= new
         if process.is_main:
-            weights = _file_digest(checkpoint)
+            weights = sha256_of(checkpoint)
             for name, state in new.items():
                 described = _described(name, settings, seed)
                 content = {"weights": weights, "settings": described, "files": files}
@@ -210,7 +210,7 @@ def kept_state(
         kept = torch.load(state_path(name, checkpoint), map_location="cpu", weights_only=True)
         if kept["settings"] != _described(name, settings, seed):
             return None
-        if files not in (None, kept["files"]) or kept["weights"] != _file_digest(checkpoint):
+        if files not in (None, kept["files"]) or kept["weights"] != sha256_of(checkpoint):
             return None
         state: State = {str(key): value.clone() for key, value in kept["state"].items()}
         return state
@@ -228,11 +228,6 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def _described(name: str, settings: Sequence[Any], seed: int) -> str:
     fit = _fit_of(name)
     return json.dumps([*settings, *fit.settings, seed if fit.drawn else None])
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files_key(pictures: Any) -> str:

@@ -191,3 +191,16 @@ def test_ignored_pixels_differ_from_every_class() -> None:
 )
 def test_tiles_cover_every_shape(size: tuple[int, int], tile: tuple[int, int]) -> None:
     assert look._tile_size(Image.new("L", size)) == tile
+
+
+@pytest.mark.parametrize(
+    ("out", "written"),
+    [("look", "look.png"), ("v1.2", "v1.2.png"), ("a.PNG", "a.PNG"), (".", "look_folder.png")],
+)
+def test_a_sheet_is_a_png_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, written: str
+) -> None:
+    trees.write_folder(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert run(tmp_path / "data", "folder", Path(out)) == 0
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [written]

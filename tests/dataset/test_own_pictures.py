@@ -14,6 +14,7 @@ from dataset.own_pictures import (
     find_sources,
     samples_of,
     video_frames,
+    without_label_maps,
     without_support,
 )
 from tests.dataset.trees import png, tiff
@@ -401,3 +402,53 @@ def test_a_pipe_is_refused_and_nothing_waits_for_it(tmp_path, name):
     settings = {"multi_scale": False, "frame_step": 1, "num_workers": 0, "timeout": 0}
     (problem,) = samples_of(sources, rank=0, world_size=1, **settings)
     assert "it is a pipe, a socket or a device" in str(problem)
+
+
+LAYOUTS = {
+    "streethazards": (["images/t/1.png"], ["annotations/t/1.png"]),
+    "folder": (["images/test/a/1.jpg"], ["labels/test/a/1.png"]),
+    "bdd_anomaly": (["images/10k/val/1.jpg"], ["labels/sem_seg/masks/val/1.png"]),
+    "bdd_anomaly, older": (
+        ["seg/images/val/1-a.jpg"],
+        ["seg/color_labels/val/1-a_train_color.png", "seg/labels/val/1-a_train_id.png"],
+    ),
+    "road_anomaly": (["frames/1_a.webp"], ["frames/1_a.labels/labels_semantic.png"]),
+    "road_anomaly_21": (["images/1.jpg"], ["labels_masks/1_labels_semantic.png"]),
+    "fishyscapes_lostandfound": (
+        ["leftImg8bit/test/04/04_1_2_leftImg8bit.png"],
+        ["fishyscapes_lostandfound/0001_04_1_2_labels.png"],
+    ),
+    "beside": (["a/1.JPG", "a/2.jpg"], ["a/1.png", "a/2_mask.png"]),
+    "pictures": (["labels/2.png", "masks/3.jpg", "mask_1.png", "4.png", "4_1.jpg"], []),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_label_maps_of_a_data_set_are_no_pictures(layout, tmp_path):
+    pictures, labels = LAYOUTS[layout]
+    for name in (*pictures, *labels):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB" if name in pictures else "L", (16, 16)).save(path)
+    sources, _ = find_sources([str(tmp_path)], tmp_path / "out")
+    left, found = without_label_maps(sources, [str(tmp_path)])
+    assert [[str(one.path.relative_to(tmp_path)) for one in some] for some in (left, found)] == [
+        sorted(pictures),
+        sorted(labels),
+    ]
+    named = [str(tmp_path / name) for name in labels]
+    sources, _ = find_sources([str(tmp_path), *named], tmp_path / "out")
+    assert without_label_maps(sources, [str(tmp_path), *named]) == (sources, [])
+
+
+def test_only_a_grey_png_beside_its_picture_is_a_label_map(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "1.jpg")
+    Image.new("RGB", (16, 16)).save(tmp_path / "1.png")
+    sources, _ = find_sources([str(tmp_path)], tmp_path / "out")
+    assert without_label_maps(sources, [str(tmp_path)]) == (sources, [])
+    Image.new("P", (16, 16)).save(tmp_path / "1.png")
+    left, labels = without_label_maps(sources, [str(tmp_path)])
+    assert ([one.path.name for one in left], [one.path.name for one in labels]) == (
+        ["1.jpg"],
+        ["1.png"],
+    )

@@ -230,7 +230,7 @@ def test_unreadable_pictures_are_named_and_the_rest_is_predicted(root, tmp_path,
     flags = ["--ckpt_test", root / "own.pth", "--out", tmp_path / "out", "--no_multi_scale"]
     assert start("--predict", *paths, *flags) == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
-    assert "2 could not be looked at, the other 1 are done" in line
+    assert "2 could not be processed, the other 1 are done" in line
     assert "a.png cannot be decoded" in line
     assert "gone.jpg does not exist" in line
     assert len(list((tmp_path / "out/score").iterdir())) == 1
@@ -396,7 +396,7 @@ def test_a_video_without_its_package_does_not_stop_the_pictures(
     monkeypatch.setattr("dataset.own_pictures.find_spec", lambda name: None)
     flags = ["--ckpt_test", root / "own.pth", "--no_multi_scale", "--out", tmp_path / "out"]
     assert start("--predict", tmp_path / "in", *flags) == 2
-    assert "1 could not be looked at, the other 1 are done: " in capsys.readouterr().err
+    assert "1 could not be processed, the other 1 are done: " in capsys.readouterr().err
     assert (tmp_path / "out/score/a.npy").is_file()
     assert start("--predict", tmp_path / "in/b.mp4", *flags) == 2
     assert "--predict found nothing to read: " in capsys.readouterr().err

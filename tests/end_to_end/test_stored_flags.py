@@ -15,6 +15,7 @@ from modules.backbones import BACKBONES
 from predict import with_stored_flags
 from tests.dataset import trees
 from tests.reliability.tiny import TINY
+from utils.checkpoint import MissingCheckpoint
 from utils.errors import PansError
 
 TRAINED = "--classifier cosine --norm_act iabn --output_stride 16 --multi_scala --score prototype"
@@ -85,8 +86,8 @@ def test_a_run_of_a_name_is_tested_with_its_own_flags(root):
     assert note.startswith(f"taken from {root}/checkpoints/streethazards/pans.pth: ")
     best, _ = taken(root, "--test", "--name", "pans", "--test_weights", "best")
     assert best == options | {"test_weights": "best"}  # of the newest, as long as no best is there
-    nothing, note = taken(root, "--test", "--name", "gone")
-    assert (nothing, note) == ({"name": "gone"}, None)
+    with pytest.raises(MissingCheckpoint, match=r"gone.pth; check --name, .*there are .*pans.pth"):
+        taken(root, "--test", "--name", "gone")
 
 
 @pytest.mark.parametrize(
@@ -189,3 +190,27 @@ def test_a_results_json_repeats_its_test(root):
     for results in (first, again):
         del results["environment"]
     assert first == again
+
+
+def test_a_run_is_found_by_its_name_whatever_it_was_trained_on(root, tmp_path):
+    bdd = tmp_path / "checkpoints/bdd_anomaly/one.pth"
+    bdd.parent.mkdir(parents=True)
+    bdd.write_bytes((root / "bdd.pth").read_bytes())
+    words = ["--checkpoints", str(tmp_path / "checkpoints"), "--test", "--name", "one"]
+    options, note = with_stored_flags(words)
+    assert (options.tested_checkpoint_path, options.num_classes) == (bdd, 17)
+    assert note.startswith(f"taken from {bdd}: ")
+    assert "--dataset=bdd_anomaly" in note
+    options, _ = with_stored_flags([*words, "--dataset", "road_anomaly"])
+    assert (options.ckpt_test, options.dataset) == (str(bdd), "road_anomaly")
+    assert options.trained_on == "bdd_anomaly"
+    missing = str(tmp_path / "checkpoints/streethazards/one.pth")
+    with pytest.raises(MissingCheckpoint, match=f"no checkpoint {missing}; .*there are {bdd}"):
+        with_stored_flags([*words, "--dataset", "streethazards"])
+    other = tmp_path / "checkpoints/bdd_anomaly_16/one_best.pth"
+    other.parent.mkdir()
+    other.write_bytes(b"")
+    assert with_stored_flags(words)[0].dataset == "bdd_anomaly"
+    other.rename(other.with_name("one.pth"))
+    with pytest.raises(PansError, match=f"name of {bdd} and .*; add --ckpt_test FILE"):
+        with_stored_flags(words)

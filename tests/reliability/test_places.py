@@ -269,15 +269,30 @@ def without_time(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_same_test_twice_gives_the_same_results(runs: Any) -> None:
+    """The first fits class_mean, the second finds it kept."""
     runs.fit()
     path = runs.folder / "logs/streethazards/x/results.json"
     found = []
     for _ in range(2):
-        assert start(runs, "--test", "--score", "prototype,msp,entropy", "--num_workers", "2") == 0
+        scores = "prototype,msp,entropy,class_mean"
+        assert start(runs, "--test", "--score", scores, "--num_workers", "2") == 0
         found.append(json.dumps(without_time(json.loads(path.read_text()))))
         tables = (path.parent / "per_image.csv").read_bytes()
     assert found[0] == found[1]
     assert (path.parent / "per_image.csv").read_bytes() == tables
+
+
+def test_the_same_prediction_twice_gives_the_same_bytes(runs: Any, data: Path) -> None:
+    runs.fit()
+    picture = next((data / "StreetHazards/test/images").rglob("*.png"))
+    flags = ["--ckpt_test", str(runs.checkpoints / "x.pth"), "--predict", str(picture)]
+    found = []
+    for name in ("one", "other"):
+        out = runs.folder / name
+        assert run.main([*flags, "--out", str(out), "--nproc", "1", "--num_workers", "0"]) == 0
+        found.append(files_below(out))
+    assert found[0] == found[1]
+    assert "predictions.json" in found[0]
 
 
 def test_a_failed_start_leaves_no_run_and_no_loss(runs: Any) -> None:

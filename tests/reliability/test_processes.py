@@ -53,7 +53,7 @@ def test_sigint_saves_and_says_how_to_resume(runs: Any) -> None:
     assert code == 128 + signal.SIGINT
     assert lines[0] == "SIGINT: saving after this step"
     assert re.match(
-        r"error: stopped by SIGINT: step \d+ is saved in .*/x\.pth; go on with: python ", lines[1]
+        r"error: stopped by SIGINT: step \d+ is saved in .*/x\.pth; resume with: python ", lines[1]
     )
     assert lines[1].endswith(" ".join(LONG))
     assert len(lines) == 2

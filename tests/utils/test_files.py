@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import remove_leftovers, replacing, same_file, write_text
+from utils.files import remove_leftovers, replacing, same_file, sha256_of, write_text
 
 
 def names_in(folder: Path) -> list[str]:
@@ -92,3 +92,10 @@ def test_only_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     remove_leftovers(tmp_path / "a[1].pth")
     assert names_in(tmp_path) == [".a1.pth.0123abcd.tmp", ".a[1].pth.lock", "a[1].pth"]
+
+
+def test_sha256_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")  # the example of FIPS 180-2
+    assert sha256_of(tmp_path / "file") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
