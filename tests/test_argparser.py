@@ -410,14 +410,14 @@ def test_the_last_weights_are_tested_unless_the_best_are_requested(
             "argument --opt_level: O0 contradicts --precision bf16",
         ),
         ("--precision fp16", "argument --precision: must be one of fp32, bf16, got 'fp16'"),
-        ("--plain --precision bf16", "argument --plain: is the published order of work in fp32"),
+        ("--plain --precision bf16", "argument --plain: is the reference implementation in fp32"),
         ("--compile", "argument --compile: the compiler breaks the sums of --norm_act iabn_sync"),
         ("--compile --norm_act iabn --plain", "argument --compile: does not go with --plain"),
         (
             "--compile --norm_act std --checkpoint_activations",
             "argument --compile: does not go with --checkpoint_activations",
         ),
-        ("--plain --opt_level O1", "argument --plain: is the published order of work in fp32"),
+        ("--plain --opt_level O1", "argument --plain: is the reference implementation in fp32"),
         ("--pooling 16", "argument --pooling: 16 has no effect"),
         ("--num_classes 12", "argument --num_classes: streethazards has 13 classes to train"),
         ("--unk_class 12", "argument --unk_class: must lie from 13"),
@@ -453,8 +453,8 @@ def test_the_last_weights_are_tested_unless_the_best_are_requested(
         ("--export tflite", "argument --export: must be one of onnx, got 'tflite'"),
         ("--predict", "argument --predict: expected at least one argument"),
         ("--predict=", "argument --predict: must be paths, got ('',)"),
-        ("--test --predict a", "argument --predict: is a job of its own; give it without --test"),
-        ("--predict a --export onnx", "argument --export: is a job of its own; give it without"),
+        ("--test --predict a", "argument --predict: is a job of its own; pass it without --test"),
+        ("--predict a --export onnx", "argument --export: is a job of its own; pass it without"),
         ("--out d", "argument --out: belongs to --predict or --export"),
         ("--threshold 1", "argument --threshold: belongs to --predict"),
         ("--calibrate_fpr 0.1 --test", "argument --calibrate_fpr: belongs to --predict"),
@@ -582,7 +582,7 @@ def test_help_explains_default(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     for name, value in RECIPE.items():
         assert (f"--{name}" if value is True else f"--{name} {value}") in text
-    assert "A flag typed beside --default wins over it" in text
+    assert "A flag passed beside --default overrides it" in text
     assert "the published code silently overrides such a flag" in text
 
 
@@ -700,7 +700,7 @@ def test_a_habit_s_flags_and_what_it_names_do_and_do_not_exist() -> None:
         ("--multi-scale=0", "--multi_scala takes no value, --no_multi_scala is its opposite"),
         ("--no_test 1", "--no_test takes no value, --test is its opposite"),
         ("--lr 0,01", "invalid float value: '0,01', write a decimal point: 0.01"),
-        ("--epochs 1e2", "invalid int value: '1e2', type a whole number"),
+        ("--epochs 1e2", "invalid int value: '1e2', pass an integer"),
         ("--classifier", "expected one argument: one of standard, cosine"),
     ],
 )

@@ -34,7 +34,7 @@ KINDS = ("classes", "heat", "overlay", "panel")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Checkpoints of a network of one block a stage, and a tiny data set; runs stay in process."""
+    """Checkpoints of a network of one block per stage, and a tiny data set."""
     root = tmp_path_factory.mktemp("predict")
     write_demo(root / "data", train=2, validation=2, test=3, size=(160, 96), seed=3)
     with pytest.MonkeyPatch.context() as patch:

@@ -23,7 +23,7 @@ TRAINED = "--classifier cosine --norm_act iabn --output_stride 16 --multi_scala 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Checkpoints of networks of one block a stage, with and without the options of a run."""
+    """Checkpoints of networks of one block per stage, with and without the options of a run."""
     root = tmp_path_factory.mktemp("stored")
     write_demo(root / "data", train=1, validation=1, test=2, size=(96, 64), seed=3)
     trees.write_road_anomaly(root / "data")
