@@ -80,10 +80,10 @@ def starting_checkpoint(options: Options) -> Path | None:
     _refuse_files_of_others(options)
     is_relaunched = any(os.environ.get(name, "0") != "0" for name in _RESTART_COUNTS)
     is_new = not own.exists() and not previous_path(own).exists()
-    begins_anew = options.restart and not is_relaunched
-    if not is_new and not begins_anew:
+    from_scratch = options.restart and not is_relaunched
+    if not is_new and not from_scratch:
         return _undamaged(own)
-    if begins_anew or options.best_checkpoint_path.exists():
+    if from_scratch or options.best_checkpoint_path.exists():
         if given is not None:
             _undamaged(find_checkpoint(given, own.parent))  # before anything is moved
         set_aside(options)
@@ -274,7 +274,7 @@ def best_score_of(score: float, path: Path, options: Options) -> float:
         model_state(load_checkpoint(options.best_checkpoint_path))
     except CheckpointError as error:
         if is_own(path, options):
-            print(f"WARNING: {error}; the best weights from here on are kept instead")
+            print(f"WARNING: {error}; the best of the following weights are kept instead")
         return -1.0
     return score
 

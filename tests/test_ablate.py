@@ -323,7 +323,7 @@ time.sleep(60)
 def test_a_signal_makes_the_current_run_save_and_ends_the_grid(
     tmp_path, capsys, monkeypatch, number
 ):
-    """A program that saves when it is told to end, in the place of run.py."""
+    """A program that saves when it is told to end, instead of run.py."""
     monkeypatch.chdir(tmp_path)
     Path("program.py").write_text(SLOW_PROGRAM.format(number=int(number)))
     Path("grid.toml").write_text("seeds = [1, 2]")

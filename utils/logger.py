@@ -106,8 +106,8 @@ class Logger:
 
     def _end(self, error: OSError) -> None:
         print(
-            f"WARNING: {self._folder} takes no more ({error.strerror or error}): nothing else is "
-            "logged for TensorBoard, and the run goes on",
+            f"WARNING: {self._folder} cannot be written to ({error.strerror or error}): nothing "
+            "further is logged for TensorBoard, the run continues",
             file=sys.stderr,
         )
         self._folder = self._writer = None

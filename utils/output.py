@@ -38,8 +38,8 @@ class _LastingStream:
         if other is not None:
             with contextlib.suppress(OSError):
                 other.write(
-                    f"\nWARNING: {self._name} takes no more ({error.strerror}): nothing else is "
-                    "said there, and the run goes on\n"
+                    f"\nWARNING: {self._name} cannot be written to ({error.strerror}): no further "
+                    "output there, the run continues\n"
                 )
                 other.flush()
 

@@ -151,10 +151,10 @@ def _check(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], sour
     for name, value in state.items():
         if not value.isfinite().all():
             raise WeightsError(
-                f"{source} is spoilt: {name} holds infinite values or NaN; copy it again"
+                f"{source} is corrupt: {name} has infinite values or NaN; copy it again"
             )
         if name.endswith("running_var") and (value < 0).any():
-            raise WeightsError(f"{source} is spoilt: {name} is negative; copy it again")
+            raise WeightsError(f"{source} is corrupt: {name} is negative; copy it again")
 
 
 def read_weights(path: Path) -> Weights:
@@ -202,7 +202,7 @@ def backbone_weights(source: str, backbone: str, folder: Path) -> Weights:
     )
     if weights.kind == CHECKPOINT:
         raise WeightsError(
-            f"{weights.source} is a whole {CHECKPOINT}, not ImageNet weights; go on from it with "
+            f"{weights.source} is a whole {CHECKPOINT}, not ImageNet weights; resume it with "
             "--ckpt, or test it with --ckpt_test"
         )
     if weights.backbone != backbone:

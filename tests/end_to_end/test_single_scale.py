@@ -20,7 +20,7 @@ SIZES = {"input": (568, 1000), "label": (720, 1280)}
 
 @pytest.fixture(scope="module")
 def network():
-    """A tiny network in the place of the ResNet, which takes seconds an image."""
+    """A tiny network instead of the ResNet, which takes seconds per image."""
     torch.manual_seed(3)
     model = tiny_network().eval()
     with pytest.MonkeyPatch.context() as patch:

@@ -128,7 +128,7 @@ def test_the_command_prints_a_table_and_writes_the_results(folders):
     assert results["AUROC"] == in_run()["AUROC"]
     assert results["Mean IoU"] is None
     assert f"| per image | AUROC | {results['AUROC']:.2f} |" in ended.stdout
-    assert "9/9" in ended.stderr  # the progress bar: three images, looked at three times
+    assert "9/9" in ended.stderr  # the progress bar: three images, read three times
 
 
 def test_the_command_ends_with_one_line_on_an_error(folders):

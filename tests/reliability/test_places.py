@@ -1,4 +1,4 @@
-"""The places that a run writes to: its own alone, looked at before it starts, written whole."""
+"""The folders that a run writes to: locked, checked before it starts, written atomically."""
 
 import json
 import os
@@ -358,7 +358,7 @@ def test_logs_that_cannot_be_written_end_no_training(
     assert runs.state()["iteration"] == 8
     warnings = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
     assert len(warnings) == 1
-    assert f"{logs} takes no more" in warnings[0]
+    assert f"{logs} cannot be written to" in warnings[0]
 
 
 def test_the_reader_of_the_output_may_exit(runs: Any) -> None:

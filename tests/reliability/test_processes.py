@@ -97,7 +97,7 @@ def test_a_killed_loader_process_is_named(runs: Any) -> None:
     process = runs.start(*LONG, "--num_workers", "1")
     wait_for((runs.checkpoints / "x.pth").exists, process)
     (worker,) = [pid for pid in children(process.pid) if is_loader(pid)]
-    os.kill(worker, signal.SIGTERM)  # from a stranger: it goes on
+    os.kill(worker, signal.SIGTERM)  # from another process: it continues
     os.kill(worker, signal.SIGINT)
     step = runs.state()["iteration"]
     wait_for(lambda: runs.state()["iteration"] > step, process)

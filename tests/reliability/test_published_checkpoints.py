@@ -1,4 +1,4 @@
-"""A run of the published code goes on here: epoch, momentum of every parameter, schedule."""
+"""Resuming a run of the published code: epoch, momentum of every parameter, schedule."""
 
 from pathlib import Path
 from typing import Any

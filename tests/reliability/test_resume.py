@@ -404,7 +404,7 @@ def test_a_lost_best_checkpoint_is_reported_at_start_up_and_replaced(
     trainer._prepare_training()
     warning = next(line for line in capsys.readouterr().out.splitlines() if "WARNING" in line)
     assert "x_best.pth" in warning
-    assert warning.endswith("the best weights from here on are kept instead")
+    assert warning.endswith("the best of the following weights are kept instead")
     assert trainer.best_score == -1
     runs.fit()
     assert load_checkpoint(best)["epoch"] == 2

@@ -1,4 +1,4 @@
-"""run.py with a tiny ResNet in the place of ResNet-50: `python tests/reliability/tiny.py`."""
+"""run.py with a tiny ResNet instead of ResNet-50: `python tests/reliability/tiny.py`."""
 
 import sys
 from pathlib import Path

@@ -221,7 +221,7 @@ def test_a_full_disk_ends_the_log_with_one_warning(
     error = capfd.readouterr().err
     assert error.count("WARNING") == 1
     assert error.strip().endswith(
-        "takes no more (File too large): nothing else is logged for TensorBoard, and the run "
-        "goes on"
+        "cannot be written to (File too large): nothing further is logged for TensorBoard, the run "
+        "continues"
     )
     assert "Traceback" not in error

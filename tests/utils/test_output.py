@@ -39,8 +39,8 @@ def test_a_reader_that_exits_does_not_end_the_program() -> None:
     os.close(writer)
     assert done.stderr.decode().splitlines() == [
         "",
-        "WARNING: the output takes no more (Broken pipe): nothing else is said there, and the run "
-        "goes on",
+        "WARNING: the output cannot be written to (Broken pipe): no further output there, the run "
+        "continues",
         *("e 0", "e 1", "e 2"),
     ]
     assert done.returncode == 7
@@ -53,7 +53,7 @@ def test_a_full_disk_does_not_end_the_program(stream: str) -> None:
         done = talk(**{stream: full, other: subprocess.PIPE})
     lines = getattr(done, other).decode().splitlines()
     (warning,) = [line for line in lines if line.startswith("WARNING")]
-    assert "takes no more (No space left on device)" in warning
+    assert "cannot be written to (No space left on device)" in warning
     assert lines[-1][-1] == "2"
     assert done.returncode == 7
 
