@@ -889,7 +889,7 @@ def _epilog() -> str:
         f"Data sets: {', '.join(DATASETS)}.",
         f"--default sets {settings}.",
         "A flag passed beside --default overrides it, in either order; the published code "
-        "silently ignores such a flag.",
+        "silently overrides such a flag.",
         "--test, --predict and --export take flags that are not passed from the checkpoint.",
         "Every on/off flag --x has an opposite, --no_x, except --no_pretrained. "
         "Dashes may stand for underscores: --batch-size is --batch_size.",
