@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from argparser import OptionError, Options, as_words, flags_that_bear_on, parse_options
+from argparser import OptionError, Options, as_words, flags_that_affect, parse_options
 from metrics.report import UnreadableResults, read_results
 from report.ablation_table import METRICS, Row, draw_plot, write_tables
 from utils.errors import PansError
@@ -25,7 +25,7 @@ from utils.interruption import SAVING_SIGNAL, Interrupted, handling, heeded_sign
 from utils.parent import as_parent
 from utils.run_lock import holding, lock_file
 
-TEST_FLAGS = flags_that_bear_on("test")
+TEST_FLAGS = flags_that_affect("test")
 _JOBS = {"test", "ckpt_test", "predict", "export", "out", "ablate", "config", "local_rank"}
 _AFFECT_METRICS = TEST_FLAGS | {"data_root"}
 _TABLES = {"seeds", "flags", "grid", "published"}
@@ -218,7 +218,7 @@ def _decisive(results: Mapping[str, Any], but: Sequence[str] | frozenset[str]) -
     except (KeyError, TypeError, AttributeError, OptionError):
         return None
     left_out = (
-        (flags_that_bear_on("test", "nothing") - _AFFECT_METRICS)
+        (flags_that_affect("test", "nothing") - _AFFECT_METRICS)
         | {"score", "cosine_scores", "msp"}
         | set(but)
     )

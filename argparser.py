@@ -620,7 +620,7 @@ class Options:
         return cls(**{**known, **lists})
 
 
-def flags_that_bear_on(*words: BearsOn) -> frozenset[str]:
+def flags_that_affect(*words: BearsOn) -> frozenset[str]:
     """The names of the flags that affect any of `words`."""
     return frozenset(flag.name for flag in fields(Options) if flag.metadata["bears_on"] in words)
 
@@ -628,7 +628,7 @@ def flags_that_bear_on(*words: BearsOn) -> frozenset[str]:
 def network_flags() -> frozenset[str]:
     """The names of the flags that describe the network itself."""
     of_model = {flag.name for flag in fields(Options) if flag.metadata["group"] == "model"}
-    return flags_that_bear_on("weights") & of_model
+    return flags_that_affect("weights") & of_model
 
 
 def _check_alone(flag: Field[Any], value: Any) -> None:
@@ -1032,7 +1032,7 @@ def beneath(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, An
 def require_purpose(typed: Mapping[str, Any]) -> None:
     """Raise OptionError if the flags would train the baseline without having asked for it."""
     meant = {"default", "test", "predict", "export", "ablate"}
-    if not typed.keys() & (meant | flags_that_bear_on("weights", "start", "test")):
+    if not typed.keys() & (meant | flags_that_affect("weights", "start", "test")):
         wanted = "--default" if "name" in typed else "--name NAME --default"
         raise OptionError(
             f"this would train the baseline, not PAnS: add {wanted}, or --classifier standard if "

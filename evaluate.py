@@ -64,14 +64,14 @@ class Evaluator:
         self,
         step: int,
         between_images: Callable[[], None],
-        breaking_off: Callable[[Iterable[Any]], Iterable[Any]],
+        interruptible: Callable[[Iterable[Any]], Iterable[Any]],
     ) -> float:
         """Loss, IoU and accuracy on whole validation images; returns the mean IoU.
 
         Args:
             step: the training step, for TensorBoard.
             between_images: called the same number of times in every process.
-            breaking_off: iterates over the samples, like `Interruption.breaking_off`.
+            interruptible: iterates over the samples, like `Interruption.interruptible`.
         """
         options, device = self.options, self.process.device
         loader = self._evaluation_loader("train" if options.val_on_trainset else "validation")
@@ -82,7 +82,7 @@ class Evaluator:
         # Every process polls the same number of times, though some have more images than others.
         answers = iter(range(_images_of(loader) // self.process.world_size))
         with Background() as background:
-            for sample in self._progress(breaking_off(loader), "validation"):
+            for sample in self._progress(interruptible(loader), "validation"):
                 if next(answers, None) is not None:
                     between_images()
                 label, size = self._to_device(sample.label), sample.label.shape

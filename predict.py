@@ -18,7 +18,7 @@ from argparser import (
     Options,
     as_words,
     beneath,
-    flags_that_bear_on,
+    flags_that_affect,
     network_flags,
     parse_options,
     typed_flags,
@@ -67,7 +67,7 @@ from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
 # Options that describe a checkpoint's network and how its test is measured. Not --test_weights,
 # which has already selected the file.
 _CLASSES = {"dataset", "trained_on", "num_classes"}
-_STORED_FLAGS = _CLASSES | network_flags() | (flags_that_bear_on("test") - {"test_weights"})
+_STORED_FLAGS = _CLASSES | network_flags() | (flags_that_affect("test") - {"test_weights"})
 
 _SHOWN = 3
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim import Optimizer
 
-from argparser import Options, flags_that_bear_on
+from argparser import Options, flags_that_affect
 from modules.weights.published import is_published
 from utils.checkpoint import (
     CheckpointError,
@@ -35,7 +35,7 @@ _WEIGHTS_ALONE = "use another checkpoint, or start with its weights alone: --res
 _RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
-class Shape(NamedTuple):
+class RunSize(NamedTuple):
     """Steps per epoch and number of processes, which define what a step is."""
 
     steps_per_epoch: int
@@ -43,7 +43,7 @@ class Shape(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Position:
+class Progress:
     """Completed epochs, including their validation, and completed steps of the whole run.
 
     `notes` are sentences on the differences from the checkpoint.
@@ -53,11 +53,11 @@ class Position:
     iteration: int
     notes: tuple[str, ...] = ()
 
-    def first_step(self, shape: Shape) -> int:
+    def first_step(self, shape: RunSize) -> int:
         """The completed steps of the unfinished epoch."""
         return self.iteration - self.epoch * shape.steps_per_epoch
 
-    def first_logged(self, shape: Shape) -> int:
+    def first_logged(self, shape: RunSize) -> int:
         """The first step whose TensorBoard points will be written again.
 
         Those of the current step exist already, unless its validation is still due.
@@ -162,7 +162,7 @@ def is_continued(checkpoint: Mapping[str, Any], path: Path, options: Options) ->
     return has_state and (is_own(path, options) or not options.restart)
 
 
-def describe_start(path: Path, position: Position | None, options: Options, shape: Shape) -> str:
+def describe_start(path: Path, position: Progress | None, options: Options, shape: RunSize) -> str:
     """The start-up line about a checkpoint, with notes on accepted changes."""
     if position is None:
         return f"starts with the weights of {path}"
@@ -182,7 +182,7 @@ def options_to_record(
     """The options for the next checkpoint; those of the run's start are kept."""
     values, saved = options.to_dict(), checkpoint["options"]
     if is_own(path, options):
-        values |= {name: saved[name] for name in flags_that_bear_on("start") if name in saved}
+        values |= {name: saved[name] for name in flags_that_affect("start") if name in saved}
     return values
 
 
@@ -190,9 +190,9 @@ def position_in(
     checkpoint: Mapping[str, Any],
     path: Path,
     options: Options,
-    shape: Shape,
+    shape: RunSize,
     data_changes: Iterable[str] = (),
-) -> Position:
+) -> Progress:
     """Where to resume, in steps of this run.
 
     Args:
@@ -202,7 +202,7 @@ def position_in(
         CheckpointError: another run wrote the checkpoint, and --accept_changes is not passed.
     """
     epoch, iteration = (_count(checkpoint, name, path) for name in ("epoch", "iteration"))
-    saved = Shape(
+    saved = RunSize(
         _count(checkpoint, "steps_per_epoch", path, shape.steps_per_epoch),
         _count(checkpoint, "world_size", path, shape.world_size),
     )
@@ -223,13 +223,13 @@ def position_in(
     here = epoch * shape.steps_per_epoch + done
     if not changes:
         unknown = f"{path} tells no flags of its run: those of this command hold"
-        return Position(epoch, here, () if checkpoint["options"] else (unknown,))
+        return Progress(epoch, here, () if checkpoint["options"] else (unknown,))
     notes = (
         f"--accept_changes takes {path} with {'; '.join(changes)}",
         f"its step {iteration} is step {here} here: the learning rate is that of --lr, --epochs "
         "and this step, and is not scaled to the number of images in a step",
     )
-    return Position(epoch, here, notes)
+    return Progress(epoch, here, notes)
 
 
 def _count(checkpoint: Mapping[str, Any], name: str, path: Path, default: int | None = None) -> int:
@@ -318,9 +318,9 @@ def _changed_flags(checkpoint: Mapping[str, Any], path: Path, options: Options) 
     saved, own = checkpoint.get("options"), options.to_dict()
     if not isinstance(saved, Mapping):
         raise CheckpointError(f"{path} tells no options of its run; {_WEIGHTS_ALONE}")
-    free = flags_that_bear_on("test", "nothing")
+    free = flags_that_affect("test", "nothing")
     if not is_own(path, options) or _names_own(options):
-        free |= flags_that_bear_on("start")
+        free |= flags_that_affect("start")
     elif options.ckpt is None:
         free |= {"ckpt"}
     return [
@@ -334,7 +334,7 @@ def _changed_flags(checkpoint: Mapping[str, Any], path: Path, options: Options) 
     ]
 
 
-def _changed_shape(saved: Shape, shape: Shape) -> list[str]:
+def _changed_shape(saved: RunSize, shape: RunSize) -> list[str]:
     changes = []
     if saved.world_size != shape.world_size:
         changes.append(f"{saved.world_size} processes there, {shape.world_size} here")

@@ -24,8 +24,8 @@ from modules.weights.pretrained import backbone_weights, load_backbone
 from modules.weights.published import from_published, is_published
 from report.results import log_start
 from resume import (
-    Position,
-    Shape,
+    Progress,
+    RunSize,
     best_score_of,
     describe_start,
     is_continued,
@@ -57,8 +57,8 @@ from utils.gpu import tf32_in, timed_convolutions
 from utils.interruption import (
     Interrupted,
     Interruption,
-    answering_broken_waits,
     command_to_continue,
+    handling_interrupted_waits,
 )
 from utils.logger import Logger
 from utils.lr import learning_rate
@@ -109,7 +109,7 @@ class Trainer:
         self._require_statistics()
         self.loader = training_loader_of(options, process)
         self.skipped.watch("train", self.loader)
-        self.shape = Shape(len(self.loader) // options.accumulate, process.world_size)
+        self.shape = RunSize(len(self.loader) // options.accumulate, process.world_size)
         if options.fix_bn:
             self.model.freeze_norms()
         self.optimizer = self._make_optimizer()
@@ -216,7 +216,7 @@ class Trainer:
             group["lr"] = rate
 
     def _start_log(self) -> None:
-        position = Position(self.epoch, self.iteration)
+        position = Progress(self.epoch, self.iteration)
         self.logger.start_at(position.first_logged(self.shape))
         if position.first_logged(self.shape) == self.iteration > 0:
             self._log_report(self.last_report)  # which the line above has hidden
@@ -242,7 +242,7 @@ class Trainer:
         options = self.options
         self._prepare_training()
         self.countdown = Countdown(self.iteration, options.epochs * self.shape.steps_per_epoch)
-        with self.interruption, answering_broken_waits(self._answer_demands):
+        with self.interruption, handling_interrupted_waits(self._save_or_stop_if_asked):
             # If another run's checkpoint has completed all epochs, this file is the one to test.
             if self.epoch >= options.epochs and self._has_no_file(options.checkpoint_path):
                 self._save()
@@ -264,9 +264,9 @@ class Trainer:
         """Train the rest of an epoch; reports every `print_interval` steps."""
         self.model.train()
         assert isinstance(self.loader.sampler, EpochSampler)
-        first = Position(self.epoch, self.iteration).first_step(self.shape)
+        first = Progress(self.epoch, self.iteration).first_step(self.shape)
         self.loader.sampler.set_epoch(self.epoch, first * self.options.accumulate)
-        batches = self.interruption.breaking_off(self.loader)
+        batches = self.interruption.interruptible(self.loader)
         name = f"epoch {self.epoch + 1}/{self.options.epochs}"
         steps = range(first, self.shape.steps_per_epoch)
         bar = ProgressBar(steps, name, shown=self.process.is_main, reports=True)
@@ -281,7 +281,7 @@ class Trainer:
                 values = "  ".join(f"{name} {value:.3g}" for name, value in report.items())
                 bar.report(f"{values}  {self.countdown.left(self.iteration)} left")
                 start, start_iteration = time.perf_counter(), self.iteration
-            self._answer_demands()
+            self._save_or_stop_if_asked()
 
     def train_step(self, batches: Iterator[Sample]) -> Tensor:
         """One step of the optimizer on the next `accumulate` batches; returns their mean loss."""
@@ -319,7 +319,7 @@ class Trainer:
     def validate(self) -> float:
         """Loss, IoU and accuracy on whole validation images; returns the mean IoU."""
         return self.evaluator.validate(
-            self.iteration, self._answer_demands, self.interruption.breaking_off
+            self.iteration, self._save_or_stop_if_asked, self.interruption.interruptible
         )
 
     def test(self) -> dict[str, Any]:
@@ -365,15 +365,15 @@ class Trainer:
             words.append(f"{self.countdown.left(self.iteration)} left")
         print("  ".join(words), flush=True)
 
-    def _answer_demands(self) -> None:
+    def _save_or_stop_if_asked(self) -> None:
         """Save, and exit if asked to, when a signal or the timer requests it on any process."""
-        demand = self.interruption.demand()
-        if demand.save:
+        request = self.interruption.poll()
+        if request.save:
             self._save()
-        if demand.stop:
+        if request.stop:
             wait_for_all(self.process)  # or the first to exit would end the one that saves
             done = f"step {self.iteration} is saved in {self.options.checkpoint_path}"
-            raise Interrupted(demand.stop, f"{done}; resume with: {command_to_continue()}")
+            raise Interrupted(request.stop, f"{done}; resume with: {command_to_continue()}")
 
     def _has_no_file(self, path: Path) -> bool:
         """Checked on the main process, so that all processes act alike."""

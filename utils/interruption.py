@@ -55,20 +55,20 @@ class Interrupted(BaseException):
         self.exit_code = SIGNAL_BASE + signal_number
 
 
-class WaitBrokenOff(BaseException):
-    """A signal arrived during the wait for the next item of `Interruption.breaking_off`."""
+class WaitInterrupted(BaseException):
+    """A signal arrived during the wait for the next item of `Interruption.interruptible`."""
 
 
 @contextmanager
-def answering_broken_waits(answer: Callable[[], None]) -> Iterator[None]:
+def handling_interrupted_waits(answer: Callable[[], None]) -> Iterator[None]:
     """Call `answer`, which saves and exits, if a signal interrupts a wait in the body."""
     try:
         yield
-    except WaitBrokenOff:
+    except WaitInterrupted:
         answer()
 
 
-class Demand(NamedTuple):
+class Request(NamedTuple):
     """What all processes agreed to do now; `stop` is the number of a signal, or 0."""
 
     save: bool
@@ -77,7 +77,7 @@ class Demand(NamedTuple):
 
 T = TypeVar("T")
 
-_NOTHING = Demand(save=False, stop=0)
+_NOTHING = Request(save=False, stop=0)
 
 
 def heeded_signals() -> list[signal.Signals]:
@@ -149,15 +149,15 @@ class Interruption:
             # Not print, which is not reentrant.
             os.write(STDERR, f"\n{name}: saving after this step\n".encode())
         if self._may_break_off and self._signal:
-            raise WaitBrokenOff
+            raise WaitInterrupted
 
-    def breaking_off(self, items: Iterable[T]) -> Iterator[T]:
+    def interruptible(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items; a signal interrupts the wait for the next one, which may never come.
 
         Not with several processes, which must act at the same step.
 
         Raises:
-            WaitBrokenOff: a signal arrived during the wait.
+            WaitInterrupted: a signal arrived during the wait.
         """
         iterator = iter(items)
         while True:
@@ -175,16 +175,16 @@ class Interruption:
         self._saved_at = time.monotonic()
         self._save_is_asked = False
 
-    def demand(self) -> Demand:
+    def poll(self) -> Request:
         """What all processes do now; every process polls the same number of times."""
         due = time.monotonic() - self._saved_at >= self._seconds_between_saves
         due = due or self._save_is_asked
         if self._group is None:
-            return Demand(bool(due or self._signal), self._signal)
+            return Request(bool(due or self._signal), self._signal)
         self._steps_left -= 1
         return _NOTHING if self._steps_left else self._agree(due)
 
-    def _agree(self, due: bool) -> Demand:
+    def _agree(self, due: bool) -> Request:
         now = time.monotonic()
         seconds_per_step = (now - self._checked_at) / self._steps_between
         self._checked_at = now
@@ -194,7 +194,7 @@ class Interruption:
         # Computed from shared numbers, so that all processes agree at the same steps.
         steps = int(_SECONDS_BETWEEN_CHECKS / max(seconds_per_step, 1e-9))
         self._steps_left = self._steps_between = min(max(steps, 1), _MOST_STEPS_BETWEEN_CHECKS)
-        return Demand(bool(save or stop), int(stop))
+        return Request(bool(save or stop), int(stop))
 
 
 def command_to_continue() -> str:

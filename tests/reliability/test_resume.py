@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from argparser import OptionError, flags_that_bear_on, parse_options
+from argparser import OptionError, flags_that_affect, parse_options
 from dataset.pictures import BadSample
-from resume import Shape, position_in, set_aside
+from resume import RunSize, position_in, set_aside
 from utils.checkpoint import CheckpointError, load_checkpoint, previous_path, save_checkpoint
 from utils.errors import PansError
 from utils.interruption import Interrupted, typed_command
@@ -182,7 +182,7 @@ def test_changes_are_accepted_if_requested(runs: Any, capsys: pytest.CaptureFixt
 def test_another_number_of_processes_is_refused_unless_accepted(runs: Any) -> None:
     runs.fit()
     state, path = runs.state(), runs.checkpoints / "x.pth"
-    options, shape = parse_options(runs.flags), Shape(2, 2)
+    options, shape = parse_options(runs.flags), RunSize(2, 2)
     words = "1 processes there, 2 here; 4 steps an epoch there, 2 here"
     with pytest.raises(CheckpointError, match=words):
         position_in(state, path, options, shape)
@@ -283,9 +283,9 @@ def test_the_best_checkpoint_does_not_delay_the_next_one(runs: Any) -> None:
     trainer._prepare_training()
     trainer.interruption._saved_at -= 601
     trainer._save(newest=False, best=True)
-    assert trainer.interruption.demand().save
+    assert trainer.interruption.poll().save
     trainer._save()
-    assert not trainer.interruption.demand().save
+    assert not trainer.interruption.poll().save
 
 
 def test_reports_span_epochs_that_are_shorter_than_their_interval(runs: Any) -> None:
@@ -371,7 +371,7 @@ def test_two_damaged_checkpoints_end_in_one_line(runs: Any) -> None:
 
 def test_every_flag_declares_what_it_affects() -> None:
     words = ("weights", "start", "test", "nothing")
-    parts = [flags_that_bear_on(word) for word in words]
+    parts = [flags_that_affect(word) for word in words]
     assert (
         sum(map(len, parts)) == len(frozenset().union(*parts)) == len(parse_options([]).to_dict())
     )
