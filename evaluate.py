@@ -172,7 +172,7 @@ class Evaluator:
             },
         }
         panels.log(self.logger, "test", step)
-        extremes.log(self.logger, "test", step)
+        extremes.log(self.logger, step)
         if self.process.is_main:
             self._log_curves(results, evaluation, step)
             self._log_prototypes("test", step)

@@ -255,3 +255,13 @@ def test_only_png_and_jpeg_are_decoded(tmp_path: Path) -> None:
 def test_data_set_can_be_sent_to_a_spawned_worker(make_tree: Callable[..., Path]) -> None:
     pictures = StreetHazards(make_tree(train=2), "train")
     assert pickle.loads(pickle.dumps(pictures)).names == pictures.names
+
+
+@pytest.mark.parametrize("inside", ["train", "train/images"])
+def test_a_root_that_is_too_deep_is_told_where_the_data_is(
+    make_tree: Callable[..., Path], inside: str
+) -> None:
+    root = make_tree(train=1)
+    home = StreetHazards(root, "train").source.parents[1]
+    with pytest.raises(DatasetNotFound, match=f"it is in {home}, type --data_root {home}$"):
+        StreetHazards(home / inside, "train")

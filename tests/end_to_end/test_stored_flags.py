@@ -198,7 +198,8 @@ def test_a_run_is_found_by_its_name_whatever_it_was_trained_on(root, tmp_path):
     words = ["--checkpoints", str(tmp_path / "checkpoints"), "--test", "--name", "one"]
     options, note = with_stored_flags(words)
     assert (options.tested_checkpoint_path, options.num_classes) == (bdd, 17)
-    assert note.startswith(f"taken from {bdd}: ") and "--dataset=bdd_anomaly" in note
+    assert note.startswith(f"taken from {bdd}: ")
+    assert "--dataset=bdd_anomaly" in note
     options, _ = with_stored_flags([*words, "--dataset", "road_anomaly"])
     assert (options.ckpt_test, options.dataset) == (str(bdd), "road_anomaly")
     assert options.trained_on == "bdd_anomaly"
