@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn
 
 from dataset.description import UNKNOWN_INDEX, DatasetInfo, UnknownClass
 from dataset.registry import DATASETS, TRAINING_SETS, describe
-from modules.backbones import BLOCKS
+from modules.backbones import BACKBONES
 from modules.scores import ALL, DROPOUT_PASSES, SCORES, Score, resolve
 from utils.errors import PansError, exit_code
 from utils.flag_files import read_config
@@ -312,7 +312,11 @@ class Options:
     )
 
     backbone: str = _flag(
-        "model", "weights", "resnet50", f"the network's body: {', '.join(BLOCKS)}", _one_of(*BLOCKS)
+        "model",
+        "weights",
+        "resnet50",
+        f"the network's body: {', '.join(BACKBONES)}",
+        _one_of(*BACKBONES),
     )
     output_stride: int = _flag(
         "model", "weights", 8, "the backbone's stride: 8 or 16", _one_of(8, 16)

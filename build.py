@@ -1,4 +1,4 @@
-"""From the options to the objects that training, evaluation and prediction share."""
+"""Build the objects that training, evaluation and prediction share from the options."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from utils.distributed import Process
 
 
 def model_of(options: Options) -> SegmentationModel:
-    """The network that the options describe, with random weights."""
+    """Build the network that the options describe, with random weights."""
     return build_model(
         options.backbone,
         options.classifier,
@@ -26,9 +26,9 @@ def model_of(options: Options) -> SegmentationModel:
 def evaluation_loader_of(
     options: Options, process: Process, split: Split, multi_scale: bool | None
 ) -> DataLoader[EvaluationSample]:
-    """Whole images: at full size for None, else at one or at five of the test scales.
+    """Load whole images: at full size for None, else at one or at five test scales.
 
-    Those of the test split come at the size at which --eval_size has them measured.
+    Labels and pictures of the test split have the size chosen by --eval_size.
     """
     return evaluation_loader(
         options.data_root,
@@ -45,7 +45,7 @@ def evaluation_loader_of(
 
 
 def inference_settings(options: Options) -> list[Any]:
-    """What beside its weights changes the network's output for an image."""
+    """The settings that change the network's output for given weights."""
     return [
         options.multi_scala,
         options.norm_act,

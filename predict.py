@@ -59,6 +59,7 @@ from utils.checkpoint import (
 from utils.distributed import Process, from_main, gather_objects, sum_over_processes
 from utils.errors import PansError
 from utils.files import sha256_of
+from utils.interruption import stop_at_once
 from utils.progress import ProgressBar
 from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
 
@@ -68,10 +69,6 @@ _CLASSES = {"dataset", "trained_on", "num_classes"}
 _STORED_FLAGS = _CLASSES | network_flags() | (flags_that_bear_on("test") - {"test_weights"})
 
 _SHOWN = 3
-
-
-class NotPredicted(PansError):
-    """Nothing could be looked at, or not all of it."""
 
 
 def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +91,7 @@ def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
 def _flags_of_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     weights = identify(content, str(path))
     if weights.kind != CHECKPOINT:
-        raise NotPredicted(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
+        raise PansError(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
     flags = {
         "backbone": weights.backbone,
         "classifier": weights.classifier,
@@ -183,13 +180,13 @@ def _of_another_data_set(
     """As `_checkpoint_of`, of the only run of this name, whatever it was trained on.
 
     Raises:
-        NotPredicted: there are several.
+        PansError: there are several.
     """
     runs = [replace(run, dataset=name) for name in DATASETS]
     found = [one for one in runs if _candidates(one)]
     if len(found) > 1:
         files = " and ".join(str(_candidates(one)[0]) for one in found)
-        raise NotPredicted(f"--name {run.name} is the name of {files}; add --ckpt_test FILE")
+        raise PansError(f"--name {run.name} is the name of {files}; add --ckpt_test FILE")
     if not found:
         return None, {}
     path = _candidates(found[0])[0]
@@ -339,7 +336,7 @@ class Predictor:
         # Scores that crowd around the threshold are looked at again.
         threshold = sharpened(counts, known_scores, fpr=fpr).threshold_at_fpr(fpr)
         if threshold is None:
-            raise NotPredicted(
+            raise PansError(
                 f"--calibrate_fpr: no validation image below {options.data_root} has a known "
                 "pixel; name the folder of the data with --data_root, or give --threshold"
             )
@@ -363,8 +360,10 @@ class Predictor:
         for sample in self._progress(samples, "pictures"):
             if isinstance(sample, Unreadable):
                 problems.append(sample)
+                folder.tell(str(sample))
             else:
                 pictures.append(self._write(sample, folder))
+                folder.tell(pictures[-1])
         return pictures, problems
 
     def _write(self, sample: PictureSample, folder: PredictionFolder) -> dict[str, Any]:
@@ -390,8 +389,8 @@ def predict(options: Options, process: Process) -> None:
     """Write class map, anomaly score and pictures of all that --predict names into --out.
 
     Raises:
-        NotPredicted: some of it could not be read, after the rest is done; or none was found.
-        NotWritten: --out holds files of the user's own, or cannot be written to.
+        PansError: some of it could not be read, after the rest is done, or none was found; or
+            --out holds files of the user's own, or cannot be written to.
     """
     out = Path(options.out or "")
     sources, problems = find_sources(options.predict, out)
@@ -400,45 +399,43 @@ def predict(options: Options, process: Process) -> None:
         sources = [source for source in sources if not source.is_video]
         problems += unsupported
     if not sources:
-        raise NotPredicted(f"--predict found nothing to read: {'; '.join(map(str, problems))}")
+        raise PansError(f"--predict found nothing to read: {'; '.join(map(str, problems))}")
     info = describe(options.dataset, options.data_root, options.trained_on)
-    folder = PredictionFolder(out, info)
+    folder = PredictionFolder(out, info, process.rank)
     folder.check(sources, overwrite=options.overwrite)
     predictor = Predictor(options, process)
     gather_objects(None)  # every process has looked before one of them writes
-    if process.is_main:
-        if labels:
-            print(_words_on_labels(labels))
-        folder.begin()
-    pictures, unreadable = predictor.write_share(sources, folder)
-    shares = gather_objects((pictures, unreadable))
-    if not process.is_main:
-        return
-    done = sorted(chain.from_iterable(share[0] for share in shares), key=lambda one: one["name"])
-    unread = [*map(str, problems), *sorted({str(one) for share in shares for one in share[1]})]
-    no_video = _write_videos(sources, done, folder, options.frame_step)
-    folder.finish(
-        {
-            "checkpoint": str(_weights_file(options)),
-            "checkpoint_sha256": sha256_of(_weights_file(options)),
-            "score": options.scores[0],
-            "multi_scale": options.multi_scala,
-            "classes": list(info.class_names),
-            "threshold": predictor.threshold,
-            "calibrated_fpr": options.calibrate_fpr,
-            "pictures": done,
-            "unreadable": unread,
-            "label_maps": [str(label.path) for label in labels],
-        }
-    )
+    if process.is_main and labels:
+        print(_words_on_labels(labels))
+    from_main(process, folder.begin)
+    heading = {
+        "checkpoint": str(_weights_file(options)),
+        "checkpoint_sha256": sha256_of(_weights_file(options)),
+        "score": options.scores[0],
+        "multi_scale": options.multi_scala,
+        "classes": list(info.class_names),
+        "threshold": predictor.threshold,
+        "calibrated_fpr": options.calibrate_fpr,
+        "label_maps": [str(label.path) for label in labels],
+    }
+    with folder.predicting(sources, heading):
+        with stop_at_once():  # a signal shall not end one of several processes untold
+            pictures, unreadable = predictor.write_share(sources, folder)
+        shares = gather_objects((pictures, unreadable))
+        if not process.is_main:
+            return
+        done = list(chain.from_iterable(share[0] for share in shares))
+        unread = [*map(str, problems), *sorted({str(one) for share in shares for one in share[1]})]
+        no_video = _write_videos(sources, done, folder, options.frame_step)
+        folder.finish(heading, done, unread)
     print(f"{len(done)} pictures in {out}, score {options.scores[0]}{_words(predictor.threshold)}")
     if unread:
-        raise NotPredicted(
+        raise PansError(
             f"{len(unread)} could not be looked at, the other {len(done)} are done: "
             + "; ".join(unread + no_video)
         )
     if no_video:
-        raise NotPredicted(f"all pictures are done, but {'; '.join(no_video)}")
+        raise PansError(f"all pictures are done, but {'; '.join(no_video)}")
 
 
 def _write_videos(
@@ -477,7 +474,7 @@ def export(options: Options) -> None:
     """Write the network of --ckpt_test and its score into --out.
 
     Raises:
-        ExportError: a package is missing, or the file cannot be written.
+        PansError: a package is missing, or the file cannot be written.
     """
     check_export_support()
     path = Path(options.out or "")

@@ -35,10 +35,6 @@ _WEIGHTS_ALONE = "use another checkpoint, or begin with its weights alone: --res
 _RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
-class ResumeError(CheckpointError):
-    """A checkpoint that this run can't go on from as it is."""
-
-
 class Shape(NamedTuple):
     """What decides how far a step leads: the steps of an epoch and the processes that make them."""
 
@@ -101,7 +97,7 @@ def _refuse_files_of_others(options: Options) -> None:
         if path != options.checkpoint_path and path.exists():
             saved = peek(path).get("options")
             if isinstance(saved, Mapping) and saved.get("name") == path.stem:
-                raise ResumeError(
+                raise CheckpointError(
                     f"{path} is the newest checkpoint of a run named {path.stem}, and run "
                     f"{options.name} would overwrite it; choose another --name"
                 )
@@ -203,7 +199,7 @@ def position_in(
         data_changes: how the data differ from those of the checkpoint's run.
 
     Raises:
-        ResumeError: another run has written the checkpoint, and --accept_changes is not given.
+        CheckpointError: another run has written the checkpoint, and --accept_changes is not given.
     """
     epoch, iteration = (_count(checkpoint, name, path) for name in ("epoch", "iteration"))
     saved = Shape(
@@ -213,13 +209,13 @@ def position_in(
     changes = [*_changed_flags(checkpoint, path, options), *_changed_shape(saved, shape)]
     changes += data_changes
     if changes and not options.accept_changes:
-        raise ResumeError(
+        raise CheckpointError(
             f"{path} is of another run: {'; '.join(changes)}; use what it was written with, take "
             "the change with --accept_changes, or start anew with --restart, which keeps the file"
         )
     done = iteration - epoch * saved.steps_per_epoch
     if not 0 <= done <= saved.steps_per_epoch:
-        raise ResumeError(
+        raise CheckpointError(
             f"{path} is at step {iteration} and epoch {epoch}, which do not fit to "
             f"{saved.steps_per_epoch} steps an epoch; {_WEIGHTS_ALONE}"
         )
@@ -239,7 +235,7 @@ def position_in(
 def _count(checkpoint: Mapping[str, Any], name: str, path: Path, default: int | None = None) -> int:
     value = checkpoint.get(name, default)
     if type(value) is not int or value < 0:
-        raise ResumeError(
+        raise CheckpointError(
             f"{path} should hold a whole number as {name}, got {value!r:.50}; {_WEIGHTS_ALONE}"
         )
     return value
@@ -321,7 +317,7 @@ def _names_own(options: Options) -> bool:
 def _changed_flags(checkpoint: Mapping[str, Any], path: Path, options: Options) -> list[str]:
     saved, own = checkpoint.get("options"), options.to_dict()
     if not isinstance(saved, Mapping):
-        raise ResumeError(f"{path} tells no options of its run; {_WEIGHTS_ALONE}")
+        raise CheckpointError(f"{path} tells no options of its run; {_WEIGHTS_ALONE}")
     free = flags_that_bear_on("test", "nothing")
     if not is_own(path, options) or _names_own(options):
         free |= flags_that_bear_on("start")
@@ -362,7 +358,7 @@ def load_training_state(
     are restored only among as many processes as have written them.
 
     Raises:
-        ResumeError: what is stored fits neither the network nor this code.
+        CheckpointError: what is stored fits neither the network nor this code.
     """
     processes = checkpoint.get("processes", [])
     try:
@@ -381,7 +377,7 @@ def load_training_state(
             restore_random_state(own["random"], process.device)
         return float(checkpoint["best_score"])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ResumeError(
+        raise CheckpointError(
             f"{path} holds a state of training that does not fit ({type(error).__name__}); "
             f"{_WEIGHTS_ALONE}"
         ) from error

@@ -1,18 +1,22 @@
 """PAnS from the command line: parse, launch, work. `python run.py --help` lists the flags."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
-from argparser import Options, check_words, require_purpose, typed_flags
+from argparser import Options, require_purpose, typed_flags
+from places import hold_at_once, places
 
 if __name__ == "__main__":
-    check_words(sys.argv[1:])  # help and slips of the keyboard do not wait for torch
+    # Help, slips of the keyboard and a name that is taken do not wait for torch, nor does Ctrl-C.
+    held, on_sigint = hold_at_once(sys.argv[1:]), signal.getsignal(signal.SIGINT)
+    if on_sigint == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from ablate import GridError, ablate
+from ablate import ablate
 from predict import export, predict, with_stored_flags
 from train import Trainer
 from utils.determinism import make_deterministic
@@ -26,24 +30,15 @@ from utils.distributed import (
     run_reporting,
     start_process,
 )
+from utils.errors import PansError
 from utils.gpu import describe_device
 from utils.limits import require_limits
 from utils.logger import Logger
 from utils.memory import keep_freed_memory
 from utils.output import lasting_output
 from utils.parent import PARENT_VARIABLE
-from utils.run_lock import holding, lock_file
+from utils.run_lock import holding
 from utils.slurm import join_step
-
-
-def places(options: Options) -> list[Path]:
-    """The lock files of all places that the job writes to."""
-    if options.export:
-        return []  # one file, whole at any time
-    if options.predict:
-        return [Path(options.out or "") / ".lock"]
-    own = [options.log_folder] if options.test else [options.checkpoint_path, options.log_folder]
-    return [lock_file(place) for place in own]
 
 
 @contextmanager
@@ -62,7 +57,7 @@ def work(options: Options, note: str | None = None) -> None:
         note: said at the start.
     """
     if options.ablate:
-        raise GridError("--ablate launches every run itself; give it --nproc N, not a launcher")
+        raise PansError("--ablate launches every run itself; give it --nproc N, not a launcher")
     if not options.plain:
         keep_freed_memory()
     if options.export:
@@ -138,4 +133,7 @@ def _may_be_of_a_step(typed: Mapping[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGINT, on_sigint)
+    with held:
+        code = main()
+    sys.exit(code)

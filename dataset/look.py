@@ -35,10 +35,6 @@ SIGNATURE = "PAnS dataset.look"
 Pixels = NDArray[np.uint8]
 
 
-class NotOurs(PansError):
-    """A file that this program has not written stands where the sheet would go."""
-
-
 class Row(NamedTuple):
     """A line of the table and of the legend: its words, and the label indices it counts."""
 
@@ -218,12 +214,12 @@ def look(name: str, root: Path, out: Path) -> None:
     """Write the sheet, print the table.
 
     Raises:
-        NotOurs: `out` is another program's.
+        PansError: `out` is another program's.
         BadSample: some labels cannot be read, after all else is done.
         DatasetNotFound: not one split is there.
     """
     if out.exists() and not _is_ours(out):
-        raise NotOurs(f"{out} is there and is no sheet of this program; name another --out")
+        raise PansError(f"{out} is there and is no sheet of this program; name another --out")
     splits = _splits_there(name, root)
     counts = [count(pictures) for pictures in splits]
     print(table(counts))

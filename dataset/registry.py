@@ -1,4 +1,4 @@
-"""All data sets by the names that --dataset takes."""
+"""All data sets by their names for --dataset."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,14 +24,14 @@ DATASETS: dict[str, type[SegmentationDataset]] = {
     "folder": Folder,
 }
 TRAINING_SETS = ("streethazards", "bdd_anomaly", "bdd_anomaly_16")
-"""Those whose classes --trained_on can name."""
+"""The data sets that --trained_on accepts."""
 
 
 def describe(name: str, root: str | Path, trained_on: str | None = None) -> DatasetInfo:
     """The description of a data set.
 
     Args:
-        trained_on: the data set that gives the classes, where the labels tell none; StreetHazards
+        trained_on: for evaluation-only sets, the data set that defines the classes; StreetHazards
             if None.
 
     Raises:
@@ -58,9 +58,9 @@ def _holds(root: str | Path, name: str) -> bool:
 
 
 def open_dataset(name: str, root: str | Path, split: Split) -> SegmentationDataset:
-    """A split of a data set.
+    """Open a split of a data set.
 
     Raises:
-        NoSuchSplit, DatasetNotFound, BadSample: as `SegmentationDataset`.
+        PansError, DatasetNotFound, BadSample: see `SegmentationDataset`.
     """
     return DATASETS[name](root, split)

@@ -1,6 +1,7 @@
 """Exact AUROC, AUPR and FPR95 of one anomaly score map."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -22,17 +23,77 @@ class OneKindOfPixel(PansError):
 
 
 @dataclass(frozen=True)
-class AnomalyMetrics:
-    """Threshold-free metrics as fractions in [0, 1].
+class Ranks:
+    """The curve of one score map, which changes only at its P anomalous scores a_1 <= a_2 <= ...
 
-    auroc: P(anomalous > normal) + P(anomalous = normal) / 2 for a random pair of pixels.
-    aupr: average precision, the sum over thresholds of (recall step) x precision.
-    fpr95: false positive rate at the threshold whose recall is nearest to 0.95.
+    Each of them gives the threshold "score >= a_i", its true positives and its false positives.
+
+    anomalous: (P,) sorted scores. below, not_above: (P,) how many normal scores lie below, and not
+    above, each. negatives: how many normal scores there are.
     """
 
-    auroc: float
-    aupr: float
-    fpr95: float
+    anomalous: Array
+    below: Array
+    not_above: Array
+    negatives: int
+
+
+def _auroc(ranks: Ranks) -> float:
+    """P(anomalous > normal) + P(anomalous = normal) / 2 for a random pair of pixels."""
+    wins = int((ranks.below + ranks.not_above).sum())
+    return wins / (2 * len(ranks.anomalous) * ranks.negatives)
+
+
+def _average_precision(ranks: Ranks) -> float:
+    """The sum over thresholds of (recall step) x precision."""
+    backend, anomalous = _backend(ranks.anomalous), ranks.anomalous
+    first_of_tie = backend.searchsorted(anomalous, anomalous, side="left")
+    true_positives = backend.asarray(len(anomalous) - first_of_tie, dtype=backend.float64)
+    false_positives = ranks.negatives - ranks.below
+    return float((true_positives / (true_positives + false_positives)).mean())
+
+
+def _fpr_at_nearest_recall(ranks: Ranks) -> float:
+    """The false positive rate where |recall - 0.95| is least; the higher recall wins a draw.
+
+    Of the thresholds that share a recall, the lowest counts (the most false positives); at full
+    recall the highest does.
+    """
+    anomalous, negatives = ranks.anomalous, ranks.negatives
+    positives = len(anomalous)
+    at_95 = anomalous[positives // 20 : positives // 20 + 1]
+    missed = [
+        int(_backend(anomalous).searchsorted(anomalous, at_95, side=side)[0])
+        for side in ("left", "right")
+    ]
+    # The distance stays in float64, as in the published code, so that draws end the same way.
+    nearest = min(
+        (count for count in missed if count < positives),
+        key=lambda count: abs((positives - count) / positives - 0.95),
+    )
+    above = negatives - int(ranks.not_above[nearest - 1] if nearest else ranks.below[0])
+    return above / negatives
+
+
+def _per_image(name: str, function: Callable[[Ranks], float]) -> Any:
+    """A metric by its name in results.json; a fraction of `Ranks`."""
+    return field(metadata={"name": name, "function": function})
+
+
+@dataclass(frozen=True)
+class AnomalyMetrics:
+    """Threshold-free metrics of one score map as fractions in [0, 1], each with its function.
+
+    What is reported of each image follows from these rows: results.json, tables, per_image.csv.
+    """
+
+    auroc: float = _per_image("AUROC", _auroc)
+    aupr: float = _per_image("AUPR", _average_precision)
+    fpr95: float = _per_image("FPR95", _fpr_at_nearest_recall)
+
+
+PER_IMAGE = {one.metadata["name"]: one.name for one in fields(AnomalyMetrics)}
+"""Name in results.json -> field of `AnomalyMetrics`."""
 
 
 def image_anomaly_metrics(
@@ -91,9 +152,6 @@ def populations(
 def ranking_metrics(anomalous: Array, normal: Array) -> AnomalyMetrics:
     """Exact metrics of two 1-D populations of finite scores, as `populations` returns them.
 
-    With P anomalous scores a_1 <= a_2 <= ..., the curve only changes at those: each gives the
-    threshold "score >= a_i", its true positives and its false positives.
-
     Raises:
         OneKindOfPixel: a population is empty.
     """
@@ -103,16 +161,10 @@ def ranking_metrics(anomalous: Array, normal: Array) -> AnomalyMetrics:
             f"{positives} anomalous and {negatives} normal pixels are counted; "
             "per-image metrics need both kinds"
         )
-    backend = _backend(anomalous)
     anomalous = _sorted(anomalous)
-    below, not_above = _normal_ranks(normal, anomalous)
-    first_of_tie = backend.searchsorted(anomalous, anomalous, side="left")
-    true_positives = backend.asarray(positives - first_of_tie, dtype=backend.float64)
-    false_positives = negatives - below
+    ranks = Ranks(anomalous, *_normal_ranks(normal, anomalous), negatives)
     return AnomalyMetrics(
-        auroc=int((below + not_above).sum()) / (2 * positives * negatives),
-        aupr=float((true_positives / (true_positives + false_positives)).mean()),
-        fpr95=_fpr_at_nearest_recall(anomalous, below, not_above, negatives),
+        **{one.name: one.metadata["function"](ranks) for one in fields(AnomalyMetrics)}
     )
 
 
@@ -169,29 +221,6 @@ def _cells(anomalous: Array, normal: Array) -> tuple[Array, Array]:
         return backend.asarray(backend.clip(cells, 0, None), dtype=backend.int64)
 
     return cells(patterns), cells(bit_pattern(normal))
-
-
-def _fpr_at_nearest_recall(
-    anomalous: Array, below: Array, not_above: Array, negatives: int
-) -> float:
-    """The false positive rate where |recall - 0.95| is least; the higher recall wins a draw.
-
-    Of the thresholds that share a recall, the lowest counts (the most false positives); at full
-    recall the highest does.
-    """
-    positives = len(anomalous)
-    at_95 = anomalous[positives // 20 : positives // 20 + 1]
-    missed = [
-        int(_backend(anomalous).searchsorted(anomalous, at_95, side=side)[0])
-        for side in ("left", "right")
-    ]
-    # The distance stays in float64, as in the published code, so that draws end the same way.
-    nearest = min(
-        (count for count in missed if count < positives),
-        key=lambda count: abs((positives - count) / positives - 0.95),
-    )
-    above = negatives - int(not_above[nearest - 1] if nearest else below[0])
-    return above / negatives
 
 
 def to_numpy(array: Array) -> np.ndarray:

@@ -14,9 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from metrics.evaluation import AnomalyEvaluation, Maps
-from metrics.maps import SUFFIXES, BadScoreMaps, Entry, match_files, read_classes, read_scores
+from metrics.maps import SUFFIXES, Entry, match_files, read_classes, read_scores
 from metrics.report import markdown_table, write_results
-from utils.errors import exit_code
+from utils.errors import PansError, exit_code
 from utils.reading import Unreadable
 
 # StreetHazards' classes, in the order of their index.
@@ -118,7 +118,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """The results of all score maps of a folder, as `AnomalyEvaluation` gives them.
 
     Raises:
-        BadScoreMaps: files don't fit together, or there is nothing to measure.
+        PansError: files don't fit together, or there is nothing to measure.
         Unreadable: a file cannot be read exactly.
         InvalidScores: a map holds NaN or infinite scores.
     """
@@ -147,7 +147,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
             evaluation.update(index, entry.name, scores, prediction, label)
         results = evaluation.results()
     if results["protocols"]["pooled"]["figures"]["AUROC"] is None:
-        raise BadScoreMaps(
+        raise PansError(
             f"the {len(entries)} images in {options.labels} hold only one of normal and anomalous "
             f"pixels, with --label_offset {options.label_offset} and --anomaly_index "
             f"{options.anomaly_index}; see --help"
@@ -167,7 +167,7 @@ def _entries(options: argparse.Namespace) -> list[Entry]:
     )
     inputs = {path for one in entries for path in (one.scores, one.label, one.prediction) if path}
     if options.out and options.out.resolve() in {path.resolve() for path in inputs}:
-        raise BadScoreMaps(f"--out: {options.out} is one of the files to read; name another")
+        raise PansError(f"--out: {options.out} is one of the files to read; name another")
     return entries
 
 
@@ -177,7 +177,7 @@ def read_maps(entry: Entry, options: argparse.Namespace) -> Maps:
     Scores have the numbers of their file, labels and predictions are uint8.
 
     Raises:
-        BadScoreMaps, Unreadable: as `evaluate`.
+        PansError, Unreadable: as `evaluate`.
     """
     scores = read_scores(entry.scores)
     values = read_classes(entry.label, ("L", "I;16"))
@@ -206,7 +206,7 @@ def _class_indices(text: str, class_names: Sequence[str]) -> list[int]:
     indices = []
     for name in filter(None, (part.strip() for part in text.split(","))):
         if name not in class_names and not name.isdecimal():
-            raise BadScoreMaps(
+            raise PansError(
                 f"--ignore_classes: there is no class {name!r}; known: {', '.join(class_names)}"
             )
         indices.append(class_names.index(name) if name in class_names else int(name))
@@ -228,16 +228,16 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """Raises BadScoreMaps on what would only be found after the last image, or never."""
+    """Raises PansError on what would only be found after the last image, or never."""
     if options.out and not options.out.parent.is_dir():
-        raise BadScoreMaps(f"--out: the folder {options.out.parent} is missing; make it first")
+        raise PansError(f"--out: the folder {options.out.parent} is missing; make it first")
     ranges = {"num_classes": (1, 255), "anomaly_index": (1, 254), "label_offset": (0, 254)}
     for name, (least, most) in ranges.items():
         value = getattr(options, name)
         if not least <= value <= most:
-            raise BadScoreMaps(f"--{name}: should be {least} to {most}, got {value}")
+            raise PansError(f"--{name}: should be {least} to {most}, got {value}")
     if options.anomaly_index < options.num_classes:
-        raise BadScoreMaps(
+        raise PansError(
             f"--anomaly_index: {options.anomaly_index} is one of the {options.num_classes} known "
             "classes; give the first index after them, or other --num_classes"
         )

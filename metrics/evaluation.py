@@ -11,6 +11,7 @@ import torch
 
 from metrics import protocols
 from metrics.anomaly import (
+    PER_IMAGE,
     AnomalyMetrics,
     Array,
     InvalidScores,
@@ -22,13 +23,13 @@ from metrics.anomaly import (
 from metrics.components import ComponentMatch, connected_components, match_components
 from metrics.curve import PooledMetrics
 from metrics.pooled import BinnedScores, PooledCounts, sharpened
-from metrics.reduction import all_gather, all_reduce
 from metrics.segmentation import (
     ConfusionMatrix,
     open_set_counts,
     segmentation_scores,
 )
 from metrics.spool import Spool
+from utils.distributed import gather_lists, reduce_over_processes
 
 ONLY_SCORE = "score"
 """The name of a score that has none."""
@@ -42,7 +43,7 @@ MapOf = Callable[[str, Sequence[torch.Tensor], tuple[int, ...]], Array]
 # (index, maps of some scores, label, prediction or None) of one image
 _Kept = tuple[int, dict[str, Array], np.ndarray, np.ndarray | None]
 
-_OF_A_SCORE = ("AUROC", "AUPR", "FPR95", "constant_score_maps", "protocols")
+_OF_A_SCORE = (*PER_IMAGE, "constant_score_maps", "protocols")
 
 
 @dataclass(frozen=True)
@@ -201,20 +202,20 @@ class AnomalyEvaluation:
             )
         self._keep(maps, label, prediction, parts or {})
 
-    def all_reduce(self, group: Any = None) -> None:
+    def all_reduce(self) -> None:
         """Brings together the images of all processes; afterwards each holds all of them.
 
         Every process calls it, once, after its last image. Counts are added up and images put in
         the order of their index, so the number of processes changes no bit of the results.
         """
         for counts in self.counts.values():
-            counts.all_reduce(group)
-        self.confusion.all_reduce(group)
-        self._spool_errors = all_gather(self._spool_errors, group)
-        self._look_again(group)
-        self._has_prediction = all_gather(self._has_prediction, group)
+            counts.all_reduce()
+        self.confusion.all_reduce()
+        self._spool_errors = gather_lists(self._spool_errors)
+        self._look_again()
+        self._has_prediction = gather_lists(self._has_prediction)
         for score, records in self.records_of.items():
-            self.records_of[score] = all_gather(records, group)
+            self.records_of[score] = gather_lists(records)
 
     def results(self) -> dict[str, Any]:
         """All metrics: AUROC, AUPR and FPR95 in percent, segmentation scores as fractions.
@@ -338,14 +339,14 @@ class AnomalyEvaluation:
         assert self._map_of is not None
         return self._map_of(score, [torch.from_numpy(part) for part in parts], size)
 
-    def _look_again(self, group: Any = None) -> None:
+    def _look_again(self) -> None:
         """All that needs the maps once more, when the counts of all processes are complete."""
         self._thresholded = {}
         if self._spool_errors:
             return
         for score in self.scores:
             look_again = partial(self._populations_again, score)
-            self.counts[score] = sharpened(self.counts[score], look_again, group)
+            self.counts[score] = sharpened(self.counts[score], look_again)
         all_metrics = {score: counts.metrics() for score, counts in self.counts.items()}
         thresholds = {score: metrics for score, metrics in all_metrics.items() if metrics}
         classes = self.num_classes + 1
@@ -355,8 +356,8 @@ class AnomalyEvaluation:
             for index, maps, label, prediction in self._kept(self.scores):
                 self._look_at(index, maps, label, prediction, thresholds)
         for found in self._thresholded.values():
-            found.open_counts = all_reduce(found.open_counts, "SUM", group)
-            found.matches = all_gather(found.matches, group)
+            found.open_counts = reduce_over_processes(found.open_counts)
+            found.matches = gather_lists(found.matches)
 
     def _populations_again(self, score: str) -> Iterator[tuple[Array, Array]]:
         for _, maps, label, _ in self._kept([score]):

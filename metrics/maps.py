@@ -62,10 +62,6 @@ _TIFF_TAGS = {  # name: tag, and its default if it may be absent
 _DEFLATE = ((8,), (32946,))
 
 
-class BadScoreMaps(PansError):
-    """Files or flags that don't fit together."""
-
-
 @dataclass(frozen=True)
 class Entry:
     """The files of one image."""
@@ -99,7 +95,7 @@ def match_files(
         left_out: files whose names begin so are left out.
 
     Raises:
-        BadScoreMaps: there are no score maps, two files share a name, or one has no counterpart.
+        PansError: there are no score maps, two files share a name, or one has no counterpart.
     """
     suffixes = SUFFIXES[form or _format_of(scores)]
     folders = {"scores": (scores, suffixes), "labels": (labels, (".png",))}
@@ -107,7 +103,7 @@ def match_files(
         folders["predictions"] = (predictions, (".png",))
     found = {kind: _files(*place) for kind, place in folders.items()}
     if not found["scores"]:
-        raise BadScoreMaps(
+        raise PansError(
             f"no {form or 'npy'} file in {scores}; name the folder with --scores and the kind of "
             "file with --format"
         )
@@ -141,7 +137,7 @@ def _named_alike(found: Mapping[str, Mapping[str, list[Path]]]) -> dict[str, dic
     """{kind: {name: path}}, by the first way of naming that score maps and labels share a name in.
 
     Raises:
-        BadScoreMaps: two files of a kind share a name.
+        PansError: two files of a kind share a name.
     """
     keys: list[Callable[[str], str]] = [str, _bare]
     # Folders that differ may hold other images of the same names: left out where one side has none.
@@ -157,11 +153,11 @@ def _named_alike(found: Mapping[str, Mapping[str, list[Path]]]) -> dict[str, dic
 def _format_of(folder: Path) -> str:
     """The only kind of score maps in a folder; "npy" where there is none."""
     if not folder.is_dir():
-        raise BadScoreMaps(f"{folder} is no folder; see --help for what goes where")
+        raise PansError(f"{folder} is no folder; see --help for what goes where")
     held = {path.suffix.lower() for path in files_below(folder)}
     kinds = [kind for kind, suffixes in SUFFIXES.items() if held.intersection(suffixes)]
     if len(kinds) > 1:
-        raise BadScoreMaps(
+        raise PansError(
             f"{folder} holds files of several kinds, {' and '.join(kinds)}; choose by --format"
         )
     return kinds[0] if kinds else "npy"
@@ -170,7 +166,7 @@ def _format_of(folder: Path) -> str:
 def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
     """{relative path without suffix: paths} of the files below a folder."""
     if not folder.is_dir():
-        raise BadScoreMaps(f"{folder} is no folder; see --help for what goes where")
+        raise PansError(f"{folder} is no folder; see --help for what goes where")
     found: dict[str, list[Path]] = {}
     for path in files_below(folder, suffixes):
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -197,11 +193,11 @@ def _by_key(
     return named
 
 
-def _two_of_a_name(found: Mapping[str, Mapping[str, list[Path]]]) -> BadScoreMaps:
+def _two_of_a_name(found: Mapping[str, Mapping[str, list[Path]]]) -> PansError:
     one, other = next(
         paths[:2] for files in found.values() for paths in files.values() if len(paths) > 1
     )
-    return BadScoreMaps(f"{one} and {other} share a name; keep one of them there")
+    return PansError(f"{one} and {other} share a name; keep one of them there")
 
 
 def _require_counterparts(
@@ -225,7 +221,7 @@ def _require_counterparts(
         if names
     ]
     if lines:
-        raise BadScoreMaps(f"{'; '.join(lines)}; files are matched by relative path and name")
+        raise PansError(f"{'; '.join(lines)}; files are matched by relative path and name")
 
 
 # Reading

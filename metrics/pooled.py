@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ import torch
 from metrics.anomaly import Array, with_all_digits
 from metrics.curve import LARGEST_ERROR, BinCurve, PooledMetrics, ThresholdCurve
 from metrics.float_keys import KEY_OF_LARGEST, lowest_scores, ordered_keys
-from metrics.reduction import all_reduce
+from utils.distributed import reduce_over_processes
 
 _PAGE_BITS = 16
 _PAGES = 1 << 16
@@ -60,7 +59,7 @@ class BinnedScores(ABC):
         """Counts finite scores of both kinds, 1-D, as `populations` returns them."""
 
     @abstractmethod
-    def all_reduce(self, group: Any = None) -> None:
+    def all_reduce(self) -> None:
         """Adds up the counts of all processes. Every process calls it, once, after its updates."""
 
     @abstractmethod
@@ -270,7 +269,7 @@ class PooledCounts(BinnedScores):
             bins = self._bins(keys)  # may move the counts, so it comes first
             np.add.at(self._counts[row], bins, 1)
 
-    def all_reduce(self, group: Any = None) -> None:
+    def all_reduce(self) -> None:
         """Adds up the counts of all processes. Every process calls it, once, after its updates.
 
         One small all_reduce says which pages are in use, so that the bins lie alike everywhere;
@@ -279,12 +278,12 @@ class PooledCounts(BinnedScores):
         key_bits = self._key_bits >> np.arange(_PAGE_BITS) & 1
         facts = np.array([not self._is_float32, self.has_wide_integers])
         flags = np.concatenate([self._first_bin >= 0, key_bits, facts]).astype(np.int32)
-        flags = all_reduce(torch.from_numpy(flags), "MAX", group).numpy()
+        flags = reduce_over_processes(torch.from_numpy(flags), "MAX").numpy()
         self._add_pages(flags[:_PAGES].nonzero()[0])
         self._key_bits = int(flags[_PAGES:-2] @ (1 << np.arange(_PAGE_BITS)))
         self._is_float32, self.has_wide_integers = not flags[-2], bool(flags[-1])
         self._sort_pages()
-        self._counts = all_reduce(torch.from_numpy(self._counts), "SUM", group).numpy()
+        self._counts = reduce_over_processes(torch.from_numpy(self._counts)).numpy()
 
     def counts(self) -> np.ndarray:
         """(2, bins) normal and anomalous pixels."""
@@ -438,15 +437,15 @@ class RefinedCounts(BinnedScores):
             np.minimum.at(self._least, pieces, ranks)
             np.maximum.at(self._greatest, pieces, ranks)
 
-    def all_reduce(self, group: Any = None) -> None:
+    def all_reduce(self) -> None:
         """Adds up the counts of all processes. Every process calls it, once, after its updates.
 
         Raises:
             ValueError: the scores were not those of the first pass.
         """
-        self._counts = all_reduce(torch.from_numpy(self._counts), "SUM", group).numpy()
-        self._least = all_reduce(torch.from_numpy(self._least), "MIN", group).numpy()
-        self._greatest = all_reduce(torch.from_numpy(self._greatest), "MAX", group).numpy()
+        self._counts = reduce_over_processes(torch.from_numpy(self._counts)).numpy()
+        self._least = reduce_over_processes(torch.from_numpy(self._least), "MIN").numpy()
+        self._greatest = reduce_over_processes(torch.from_numpy(self._greatest), "MAX").numpy()
         counted = np.add.reduceat(self._counts, self._starts, axis=1) if len(self._sizes) else 0
         if not np.array_equal(counted + 0 * self._sizes, self._coarse.counts()[:, self._is_cut]):
             raise ValueError("other scores came than those that the first pass counted")
@@ -536,7 +535,6 @@ class RefinedCounts(BinnedScores):
 def sharpened(
     counts: BinnedScores,
     look_again: Callable[[], Iterable[tuple[Array, Array]]],
-    group: Any = None,
     *,
     fpr: float | None = None,
 ) -> BinnedScores:
@@ -554,7 +552,7 @@ def sharpened(
         refined = counts.refined(fpr)
         for anomalous, normal in look_again():
             refined.update(anomalous, normal)
-        refined.all_reduce(group)
+        refined.all_reduce()
         counts = refined
     return counts
 

@@ -7,7 +7,7 @@ from statistics import stdev
 
 from torch import Tensor
 
-from metrics.anomaly import AnomalyMetrics
+from metrics.anomaly import PER_IMAGE, AnomalyMetrics
 from metrics.components import F1_LEVELS, ComponentMatch, component_scores
 from metrics.curve import PooledMetrics
 from metrics.segmentation import SegmentationScores, open_mean_iou
@@ -47,9 +47,7 @@ def per_image(
 ) -> Protocol:
     """The published protocol: the mean over images. `base_rate` is the mean over them, too."""
     columns = {
-        "AUROC": [100 * one.auroc for one in metrics],
-        "AUPR": [100 * one.aupr for one in metrics],
-        "FPR95": [100 * one.fpr95 for one in metrics],
+        name: [100 * getattr(one, key) for one in metrics] for name, key in PER_IMAGE.items()
     }
     return Protocol(
         {name: mean(values) for name, values in columns.items()},

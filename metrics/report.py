@@ -30,24 +30,16 @@ class UnreadableResults(PansError):
     """A file that is no results.json."""
 
 
-class ResultsNotWritten(PansError):
-    """The disk does not take the results."""
-
-
-class RunsDiffer(PansError):
-    """Runs that were not measured alike, and so have no mean."""
-
-
 def write_results(path: Path, results: Results) -> None:
     """Writes results.json; NaN, which JSON has not, becomes null.
 
     Raises:
-        ResultsNotWritten: the folder cannot be written to, or the disk is full.
+        PansError: the folder cannot be written to, or the disk is full.
     """
     try:
         write_text(path, json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n")
     except OSError as error:
-        raise ResultsNotWritten(
+        raise PansError(
             f"{path} could not be written ({error.strerror}); what it held before is still there"
         ) from error
 
@@ -252,7 +244,7 @@ def _table(paths: Sequence[Path]) -> str:
     for path, run in zip(paths, runs, strict=True):
         difference = _difference(runs[0], run)
         if difference:
-            raise RunsDiffer(
+            raise PansError(
                 f"{paths[0]} and {path} differ in {difference}; put together only runs that were "
                 "measured alike"
             )
@@ -268,7 +260,7 @@ def _refuse_twice(paths: Sequence[Path], runs: Sequence[Results]) -> None:
                 what = f"{paths[other]} and {paths[number]} hold the same results"
                 if paths[other].samefile(paths[number]):
                     what = f"{paths[number]} is given twice"
-                raise RunsDiffer(f"{what}; name every run once")
+                raise PansError(f"{what}; name every run once")
 
 
 def _difference(one: Results, other: Results) -> str | None:

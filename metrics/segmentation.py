@@ -1,10 +1,10 @@
 """Confusion matrix, accuracy and intersection over union, closed and open set."""
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 
-from metrics.reduction import all_reduce
+from utils.distributed import reduce_over_processes
 
 SegmentationScores = TypedDict(
     "SegmentationScores",
@@ -48,9 +48,9 @@ class ConfusionMatrix:
         """
         self.matrix += _cross_count(label, prediction, self.num_classes, self.num_classes)
 
-    def all_reduce(self, group: Any = None) -> None:
+    def all_reduce(self) -> None:
         """Adds up the matrices of all processes. Every process calls it, once."""
-        self.matrix = all_reduce(self.matrix, "SUM", group)
+        self.matrix = reduce_over_processes(self.matrix)
 
 
 def segmentation_scores(matrix: torch.Tensor) -> SegmentationScores:

@@ -7,11 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modules.abn import NormFactory
-from modules.resnet import MOD4_CHANNELS, MOD5_CHANNELS
 from modules.winograd import Conv3x3, conv3x3
 
 GRID_SIZES = (1, 2, 3, 6)
-HEAD_CHANNELS = 512
 DROPOUT = 0.1
 
 
@@ -134,31 +132,38 @@ class PyramidHead(nn.Module):
     the pyramid's half of it is computed on the grids (`convolve_upsampled`): the same numbers
     up to rounding, the same parameters, half the work.
 
+    Args:
+        in_channels: of mod4 and mod5; the head's own are a quarter of mod5's.
+
     Attributes:
         mod5_convolution: computes mod5's half in the place of `conv_last`'s own weight, if set.
     """
 
-    def __init__(self, norm: NormFactory, *, plain: bool = False) -> None:
+    def __init__(
+        self, in_channels: tuple[int, int], norm: NormFactory, *, plain: bool = False
+    ) -> None:
         super().__init__()
         self.plain = plain
+        mod4_channels, self.mod5_channels = in_channels
+        self.channels = channels = self.mod5_channels // 4
         self.mod5_convolution: nn.Module | None = None
         self.ppm = nn.ModuleList(
             nn.Sequential(
                 GridPooling(cells),
-                nn.Conv2d(MOD5_CHANNELS, HEAD_CHANNELS, 1, bias=False),
-                norm(HEAD_CHANNELS),
+                nn.Conv2d(self.mod5_channels, channels, 1, bias=False),
+                norm(channels),
             )
             for cells in GRID_SIZES
         )
-        concatenated = MOD5_CHANNELS + len(GRID_SIZES) * HEAD_CHANNELS
+        concatenated = self.mod5_channels + len(GRID_SIZES) * channels
         self.conv_last = nn.Sequential(
-            nn.Conv2d(concatenated, HEAD_CHANNELS, 3, padding=1, bias=False),
-            norm(HEAD_CHANNELS),
+            nn.Conv2d(concatenated, channels, 3, padding=1, bias=False),
+            norm(channels),
             nn.Dropout2d(DROPOUT),
         )
         self.cbr_deepsup = nn.Sequential(
-            Conv3x3(MOD4_CHANNELS, HEAD_CHANNELS, plain=plain),
-            norm(HEAD_CHANNELS),
+            Conv3x3(mod4_channels, channels, plain=plain),
+            norm(channels),
             nn.Dropout2d(DROPOUT),
         )
 
@@ -171,7 +176,7 @@ class PyramidHead(nn.Module):
             grids = [F.interpolate(grid, size=size, mode="bilinear") for grid in grids]
             features = convolution(torch.cat([mod5, *grids], dim=1))
         else:
-            sections = [MOD5_CHANNELS] + [HEAD_CHANNELS] * len(grids)
+            sections = [self.mod5_channels] + [self.channels] * len(grids)
             weight, *grid_weights = convolution.weight.split(sections, dim=1)
             if self.mod5_convolution is not None:
                 features = self.mod5_convolution(mod5)

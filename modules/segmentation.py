@@ -7,9 +7,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from modules.abn import ActivatedNorm, norm_factory
+from modules.backbones import BACKBONES
 from modules.classifier import Classifier
-from modules.pyramid import HEAD_CHANNELS, PyramidHead
-from modules.resnet import BLOCKS, STRIDES_AND_DILATIONS, ResNet
+from modules.pyramid import PyramidHead
+from modules.resnet import STRIDES_AND_DILATIONS, ResNet
 
 
 class TrainingLogits(NamedTuple):
@@ -80,7 +81,7 @@ def build_model(
     +-1 / sqrt(fan_in), norms 1 and 0.
 
     Args:
-        backbone: of `BLOCKS`, such as "resnet50".
+        backbone: of `BACKBONES`, such as "resnet50".
         classifier: "cosine" (prototypes) or "standard".
         norm_act: "iabn_sync", "iabn", "abn" or "std" (see `modules.abn`).
         output_stride: 8 or 16.
@@ -92,19 +93,13 @@ def build_model(
     Raises:
         ValueError: a value outside these.
     """
-    if backbone not in BLOCKS:
-        raise ValueError(f"backbone must be one of {', '.join(BLOCKS)}, got {backbone!r}")
+    if backbone not in BACKBONES:
+        raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")
     if output_stride not in STRIDES_AND_DILATIONS:
         raise ValueError(f"output_stride must be 8 or 16, got {output_stride!r}")
     norm = norm_factory(norm_act, group)
-    return SegmentationModel(
-        ResNet(
-            backbone,
-            output_stride,
-            norm,
-            plain=plain,
-            checkpoint_activations=checkpoint_activations,
-        ),
-        PyramidHead(norm, plain=plain),
-        Classifier(classifier, HEAD_CHANNELS, num_classes),
+    body = ResNet(
+        backbone, output_stride, norm, plain=plain, checkpoint_activations=checkpoint_activations
     )
+    head = PyramidHead(body.out_channels, norm, plain=plain)
+    return SegmentationModel(body, head, Classifier(classifier, head.channels, num_classes))

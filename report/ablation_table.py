@@ -1,4 +1,4 @@
-"""The table of a grid of runs, as Markdown and CSV, and its bars."""
+"""The table of a grid of runs as Markdown and CSV, and its bar chart."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from metrics.protocols import mean, standard_deviation
 from utils.files import replacing, write_text
 
 FIGURES = {"AUPR": 1.0, "AUROC": 1.0, "FPR95": 1.0, "Mean IoU": 100.0}
-"""Columns, and the factors that make percent of what results.json holds."""
+"""Columns, and the factors from results.json's values to percent."""
 
 _LOWER_IS_BETTER = {"FPR95"}
 
@@ -23,11 +23,11 @@ class Row:
     """One line of the table.
 
     Args:
-        values: the axes' values, as words.
-        origin: measured, published (and where) or left out.
-        runs: how many runs of how many are done.
-        figures: by name, those of all runs, in percent.
-        note: a name, or why something is missing.
+        values: the axes' values as text.
+        origin: measured, published (with the source) or left out.
+        runs: the number of completed runs and of all runs.
+        figures: metric values of all runs by name, in percent.
+        note: a name, or the reason why something is missing.
     """
 
     values: Mapping[str, str]
@@ -38,7 +38,7 @@ class Row:
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1); NaN where there are too few values."""
+    """Mean and sample standard deviation (n - 1); NaN if there are too few values."""
     centre, deviation = mean(values), standard_deviation(values)
     return (
         math.nan if centre is None else centre,
@@ -47,7 +47,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 
 
 def write_tables(folder: Path, rows: Sequence[Row]) -> None:
-    """Write ablation.md and ablation.csv; either is whole at any time."""
+    """Write ablation.md and ablation.csv, each atomically."""
     write_text(folder / "ablation.md", _markdown(rows))
     write_text(folder / "ablation.csv", _csv(rows))
 
@@ -90,7 +90,7 @@ def _csv(rows: Sequence[Row]) -> str:
 
 
 def draw_plot(folder: Path, rows: Sequence[Row]) -> None:
-    """Write ablation.png: a panel a figure, a bar a row, published ones hatched."""
+    """Write ablation.png: one panel per metric, one bar per row; published ones are hatched."""
     shown = [row for row in rows if any(row.figures.values())]
     if not shown:
         return

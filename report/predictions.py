@@ -1,9 +1,12 @@
 """What `--predict` leaves on the disk for every picture, and one look at all of them."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,15 +27,14 @@ from report.visualize import (
     prediction_panel,
 )
 from utils.errors import PansError
+from utils.files import replacing
 from utils.reading import is_hidden
 
 _PICTURES_A_SHEET = 16
 _KINDS = ("classes", "heat", "overlay", "score", "mask", "panel")
 _SUMMARY, _SHEET = "predictions.json", "contact_sheet_"
-
-
-class NotWritten(PansError):
-    """The folder of the results cannot be written to, or holds files of the user's own."""
+_JOURNAL = ".predictions_"
+"""Start of the name of a process's list of what it has done, while predictions.json is away."""
 
 
 class PredictionFolder:
@@ -44,23 +46,31 @@ class PredictionFolder:
     255 where the score reaches the threshold, 0 elsewhere, if there is one. panel/NAME.png:
     picture, classes, overlay and heat with titles, legend and colour bar. overlay/NAME.mp4: the
     overlays of a video's frames, overlay/NAME/000000.png and on.
+
+    predictions.json tells of the pictures that are done, and is away while that changes. Every file
+    is whole at any time, and takes the place of a link, not of what the link leads to.
+
+    Args:
+        rank: of this process among all that write to the folder.
     """
 
-    def __init__(self, folder: Path, info: DatasetInfo) -> None:
-        self.folder, self.info = folder, info
+    def __init__(self, folder: Path, info: DatasetInfo, rank: int = 0) -> None:
+        self.folder, self.info, self.rank = folder, info, rank
+        self._outdated: list[Path] = []  # as soon as a picture changes
+        self._masks: set[Any] = set()
 
     def check(self, sources: Sequence[Source], *, overwrite: bool) -> None:
         """Whether the results of `sources` would cost the user a file; changes nothing.
 
         Raises:
-            NotWritten: a result would take the place of a picture or video that is to be read;
+            PansError: a result would take the place of a picture or video that is to be read;
                 or, without `overwrite`, the folder holds other things than earlier results.
         """
         inputs = {source.path.resolve() for source in sources}
         for source in sources:
             for place in self._places(source):
                 if place in inputs or (source.is_video and _inside(place, inputs)):
-                    raise NotWritten(
+                    raise PansError(
                         f"--out {self.folder}: the results of {source.path} would overwrite "
                         f"{place}, which is to be read; name another folder"
                     )
@@ -68,22 +78,93 @@ class PredictionFolder:
             return
         names = {path.name for path in self.folder.iterdir() if not is_hidden(Path(path.name))}
         earlier = self._earlier_summary()
-        known = {*_KINDS, _SUMMARY, *self._sheets(earlier)} if earlier else set()
-        foreign = {name for name in names - known if not earlier or name.startswith(_SHEET)}
+        is_ours = earlier or self._journals()
+        known = (
+            {*_KINDS, _SUMMARY, *(self._sheets(earlier) if earlier else ())} if is_ours else set()
+        )
+        foreign = {name for name in names - known if not is_ours or name.startswith(_SHEET)}
         if foreign:
-            raise NotWritten(
+            raise PansError(
                 f"--out {self.folder} holds {min(foreign)}, which is no earlier result of "
                 "--predict; name an empty folder, or allow it with --overwrite"
             )
 
     def begin(self) -> None:
-        """Mark the folder as one of results, so that it is known after an interruption too.
+        """Forget what earlier runs have noted; the main process calls it before all others write.
 
         Raises:
-            NotWritten: as `write`.
+            PansError: as `write`.
         """
-        if self._earlier_summary() is None:
-            self.write_summary({"checkpoint": None, "score": None, "pictures": []})
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._journal(0).write_text("")  # marks the folder as ours, however this run ends
+            for rank, journal in self._journals().items():
+                if rank:
+                    journal.unlink()
+        except OSError as error:
+            raise _not_written(self.folder, error) from error
+
+    @contextmanager
+    def predicting(self, sources: Sequence[Source], heading: Mapping[str, Any]) -> Iterator[None]:
+        """The body writes this process's share of the results of `sources`.
+
+        If it raises, predictions.json tells, below `heading`, of what all processes have done.
+        """
+        earlier = self._earlier_summary() or {"pictures": []}
+        if earlier.get("threshold") is not None:
+            self._masks = {one.get("name") for one in earlier["pictures"] if isinstance(one, dict)}
+        videos = [self._video(source.name) for source in sources if source.is_video]
+        self._outdated = [*(self.folder / name for name in self._sheets(earlier)), *videos]
+        self._outdated.append(self.folder / _SUMMARY)
+        try:
+            yield
+        except BaseException:
+            if not self._outdated:
+                with suppress(OSError, PansError):
+                    self._tell_of_the_done(heading)
+            raise
+
+    def _change(self) -> None:
+        """Nothing that tells of all results outlasts the first change of one."""
+        for path in self._outdated:
+            path.unlink(missing_ok=True)
+        self._outdated = []
+
+    def tell(self, done: Mapping[str, Any] | str) -> None:
+        """Note a picture whose results are written, or what is wrong with one.
+
+        Raises:
+            PansError: as `write`.
+        """
+        try:
+            with self._journal(self.rank).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(done) + "\n")
+        except OSError as error:
+            raise _not_written(self.folder, error) from error
+
+    def _tell_of_the_done(self, heading: Mapping[str, Any]) -> None:
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # the last process tells of all of them
+            journals = self._journals().values()
+            if not journals:  # all is told already
+                return
+            done = list(chain.from_iterable(map(_entries, journals)))
+            pictures = [entry for entry in done if isinstance(entry, dict)]
+            unread = [entry for entry in done if isinstance(entry, str)]
+            self.write_summary(_summary(heading, pictures, unread, complete=False))
+        finally:
+            os.close(folder)
+
+    def _journal(self, rank: int) -> Path:
+        return self.folder / f"{_JOURNAL}{rank}.jsonl"
+
+    def _journals(self) -> dict[int, Path]:
+        """{rank: what that process has done}, of earlier runs that were stopped too."""
+        found = {
+            path.stem[len(_JOURNAL) :]: path for path in self.folder.glob(f"{_JOURNAL}*.jsonl")
+        }
+        return {int(rank): path for rank, path in sorted(found.items()) if rank.isdecimal()}
 
     def _places(self, source: Source) -> Iterator[Path]:
         """Where results of a picture go, or the folders for those of a video's frames."""
@@ -134,7 +215,7 @@ class PredictionFolder:
             The scores of the heat map's first and last colour.
 
         Raises:
-            NotWritten: the folder cannot be written to, or the disk is full.
+            PansError: the folder cannot be written to, or the disk is full.
         """
         limits = scale.limits(score)
         heat, overlaid = heat_map(score, limits), overlay(picture, score, limits, mask)
@@ -152,9 +233,12 @@ class PredictionFolder:
         if mask is not None:
             pictures["mask"] = Image.fromarray(mask.astype(np.uint8) * 255)
         try:
+            self._change()
             for kind, image in pictures.items():
                 self._save(self._place(kind, name, ".png"), image)
             self._save(self._place("score", name, ".npy"), score)
+            if mask is None and name in self._masks:
+                self._place("mask", name, ".png").unlink(missing_ok=True)
         except OSError as error:
             raise _not_written(self.folder, error) from error
         return limits
@@ -178,29 +262,31 @@ class PredictionFolder:
             write_video(self._video(name), frames, rate)
 
     def _place(self, kind: str, name: str, suffix: str) -> Path:
-        path = self.folder / kind / f"{name}{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        return self.folder / kind / f"{name}{suffix}"
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
+    def finish(
+        self,
+        heading: Mapping[str, Any],
+        pictures: Sequence[Mapping[str, Any]],
+        unreadable: Sequence[str],
+    ) -> None:
         """Write predictions.json, and contact_sheet_001.png and on, of 16 pictures each.
 
-        Sheets of an earlier summary that has more of them are deleted.
-
         Args:
-            summary: with "checkpoint", "score", "threshold" and "pictures", each with its "name"
-                and "heat_limits".
+            heading: what holds for all pictures, with "threshold".
+            pictures: each with its "name" and "heat_limits".
+            unreadable: a line for each file that could not be read.
 
         Raises:
-            NotWritten: as `write`.
+            PansError: as `write`.
         """
-        stale = self._sheets(self._earlier_summary() or {"pictures": []})
-        self.write_summary(summary)
-        sheets = self._sheets(summary)
+        summary = _summary(heading, pictures, unreadable, complete=True)
         try:
-            for name in set(stale) - set(sheets):
-                (self.folder / name).unlink(missing_ok=True)
-            for number, sheet in enumerate(sheets):
+            self._change()
+            self.write_summary(summary)
+            for journal in self._journals().values():
+                journal.unlink()
+            for number, sheet in enumerate(self._sheets(summary)):
                 page = summary["pictures"][number * _PICTURES_A_SHEET :][:_PICTURES_A_SHEET]
                 entries = [self._sheet_entry(one["name"], one["heat_limits"]) for one in page]
                 drawn = contact_sheet(entries, self.info, summary["threshold"])
@@ -219,37 +305,49 @@ class PredictionFolder:
         """predictions.json.
 
         Raises:
-            NotWritten: as `write`.
+            PansError: as `write`.
         """
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._save(self.folder / _SUMMARY, text)
+            with replacing(self.folder / _SUMMARY, follow_link=False) as file:
+                file.write(text.encode())
         except OSError as error:
             raise _not_written(self.folder, error) from error
 
     @staticmethod
-    def _save(path: Path, content: Image.Image | NDArray[Any] | str) -> None:
-        """Write a file whole or not at all; a link there is replaced, not what it points to."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                if isinstance(content, str):
-                    file.write(content.encode())
-                elif isinstance(content, Image.Image):
-                    content.save(file, format="PNG")
-                else:
-                    np.save(file, content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    def _save(path: Path, content: Image.Image | NDArray[Any]) -> None:
+        # Unsynced: six files a picture would wait for the disk longer than for the network.
+        with replacing(path, follow_link=False, synced=False) as file:
+            if isinstance(content, Image.Image):
+                content.save(file, format="PNG")
+            else:
+                np.save(file, content)
+
+
+def _summary(
+    heading: Mapping[str, Any],
+    pictures: Sequence[Mapping[str, Any]],
+    unreadable: Sequence[str],
+    *,
+    complete: bool,
+) -> dict[str, Any]:
+    named = sorted(pictures, key=lambda one: one["name"])
+    listed = {"pictures": named, "unreadable": sorted(set(unreadable))}
+    return {**heading, "complete": complete, **listed}
+
+
+def _entries(journal: Path) -> Iterator[Any]:
+    """What a process has noted; a last line that was cut off is left out."""
+    for line in journal.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)
 
 
 def _inside(folder: Path, paths: set[Path]) -> set[Path]:
     return {path for path in paths if path.is_relative_to(folder)}
 
 
-def _not_written(folder: Path, error: OSError) -> NotWritten:
-    return NotWritten(
+def _not_written(folder: Path, error: OSError) -> PansError:
+    return PansError(
         f"{folder} could not be written to ({error}); name a folder with space by --out"
     )

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import run as program
-from ablate import GridError, expand, find_results, is_trained, read_grid, words_of
+from ablate import expand, find_results, is_trained, read_grid, words_of
 from argparser import as_words, parse_options
 from dataset.demo.writer import write_demo
 from report.ablation_table import Row, draw_plot, mean_and_deviation, write_tables
+from utils.errors import PansError
 
 REPOSITORY = Path(__file__).parents[1]
 PAPER = REPOSITORY / "docs/ablation.toml"
@@ -74,7 +75,7 @@ def test_a_grid_with_a_byte_order_mark_is_read(tmp_path):
 def test_more_runs_than_anyone_can_want_are_refused(tmp_path):
     axes = [f"{name} = {list(range(1, 30))}" for name in ("epochs", "batch_size", "crop_size")]
     (tmp_path / "grid.toml").write_text("\n".join(["[grid]", *axes]))
-    with pytest.raises(GridError, match="that makes 24389 runs, more than 10000; shorten"):
+    with pytest.raises(PansError, match="that makes 24389 runs, more than 10000; shorten"):
         read_grid(tmp_path / "grid.toml")
 
 
@@ -161,19 +162,19 @@ def test_values_that_are_no_file_names_get_names_of_their_own(tmp_path):
         ("[grid]\nname = ['a']", "'name' has no place here"),
         ("[flags]\ntest = true", "'test' has no place here"),
         ("[grid]\nepochs = 3", "epochs should be a list of values, got 3"),
-        ("seeds = 3", "seeds should be a list of whole numbers"),
+        ("seeds = 3", "seeds should be a list of integers"),
         ("[flags]\nepochs = 2\n[grid]\nepochs = [3]", "epochs is in both flags and grid"),
-        ("[[published]]\nname = 'a'", "needs name and source, which are words, and figures"),
+        ("[[published]]\nname = 'a'", "needs name and source, which are strings, and figures"),
         ("[[published]]\nname='a'\nsource='b'\nfigures=3", "figures, a table of numbers"),
-        ("[[published]]\nname=2021\nsource='b'\nfigures={AUPR=1}", "which are words"),
+        ("[[published]]\nname=2021\nsource='b'\nfigures={AUPR=1}", "which are strings"),
         ("[[published]]\nname='a'\nsource='b'\nfigures={AUPR='1'}", "a table of numbers"),
         ("[[published]]\nname='a'\nsource='b'\nfigures={AUC=1}", "'AUC' has no place here"),
-        ("[grid]\nepochs = [1, 0]", "no run takes epochs = 0: argument --epochs: must be 1 or"),
-        ("seeds = [-1]", "no run can be made: argument --random_seed: must be 0 or more"),
+        ("[grid]\nepochs = [1, 0]", "no run accepts epochs = 0: argument --epochs: must be 1 or"),
+        ("seeds = [-1]", "no combination is valid: argument --random_seed: must be 0 or more"),
     ],
 )
 def test_bad_grids_are_one_line(tmp_path, text, message):
-    with pytest.raises(GridError) as raised:
+    with pytest.raises(PansError) as raised:
         expand(grid_of(tmp_path, text), {"ablate": "x"})
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -182,7 +183,7 @@ def test_bad_grids_are_one_line(tmp_path, text, message):
 @pytest.mark.parametrize("name", ["epochs", "test", "random_seed", "ckpt_test"])
 def test_typed_flags_that_contradict_the_grid_are_refused(tmp_path, name):
     grid = grid_of(tmp_path, "[grid]\nepochs = [1]\n")
-    with pytest.raises(GridError, match=f"argument --{name}: does not go with --ablate"):
+    with pytest.raises(PansError, match=f"argument --{name}: not allowed with --ablate"):
         expand(grid, {"ablate": "x", name: "1"})
 
 
@@ -272,7 +273,7 @@ def test_a_grid_outlives_a_failure_and_is_mended_by_a_second_call(tmp_path, caps
     assert exit_code == 2
     (line,) = said.err.splitlines()
     assert line.startswith("error: 2 of 4 runs failed, such as tiny_data_root-")
-    assert line.endswith("; the same command tries them again")
+    assert line.endswith("; the same command retries them")
     assert [row["runs"] for row in rows] == ["1 of 1", "1 of 1", "0 of 1", "0 of 1", ""]
     for row in rows[2:4]:
         assert row["note"].startswith("seed 42 failed: ")
@@ -336,11 +337,11 @@ def test_a_signal_lets_the_run_at_hand_save_and_ends_the_grid(
     assert program.main(["--ablate", "grid.toml"]) == 128 + number
     thread.join()
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"error: stopped by {number.name}: the same command goes on with the grid"
+    assert line == f"error: stopped by {number.name}: the same command resumes the grid"
     logs = list(Path("logs/streethazards/ablation").glob("*.txt"))
     assert [log.read_text() for log in logs] == ["saved\n"]  # and the second seed was not begun
 
 
 def test_a_launcher_is_refused():
-    with pytest.raises(GridError, match="--ablate launches every run itself"):
+    with pytest.raises(PansError, match="--ablate launches every run itself"):
         program.work(parse_options(["--ablate", "grid.toml"]))

@@ -8,7 +8,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENT = (REPOSITORY / "docs/architecture.md").read_text()
 # From the ground up; three rooms of the first floor know nothing of each other.
-ROOMS = ["utils", "metrics", "modules", "dataset", "report", "argparser", "resume"]
+ROOMS = ["utils", "metrics", "modules", "dataset", "report", "argparser", "places", "resume"]
 ROOMS += ["build", "evaluate", "train", "predict", "hubconf", "ablate", "run"]
 STRANGERS = {"metrics", "modules", "dataset"}
 

@@ -60,10 +60,6 @@ _CLAIM = "reported-"
 T = TypeVar("T")
 
 
-class LaunchError(PansError):
-    """The launcher's environment, the machine's GPUs and the number of processes do not fit."""
-
-
 class FailedElsewhere(PansError):
     """The main process's error, on another process."""
 
@@ -97,7 +93,7 @@ def default_nproc() -> int:
     """One process per visible GPU, one on a machine without.
 
     Raises:
-        UnusableGpu: torch cannot compute on the GPUs that are here.
+        PansError: torch cannot compute on the GPUs that are here.
     """
     return usable_gpus() or 1
 
@@ -105,7 +101,7 @@ def default_nproc() -> int:
 def _read_number(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "")
     if not text.isdecimal():
-        raise LaunchError(
+        raise PansError(
             f"the environment variable {name} should be a whole number, got {text!r}; "
             "start with torchrun, or unset " + ", ".join(_LAUNCHER_VARIABLES)
         )
@@ -116,17 +112,17 @@ def _read_ranks(environment: Mapping[str, str], local_rank: int | None) -> tuple
     """(rank, local_rank, world_size) from a launcher's environment; LOCAL_RANK wins."""
     missing = [name for name in _LAUNCHER_VARIABLES if not environment.get(name)]
     if missing:
-        raise LaunchError(
+        raise PansError(
             f"the launcher's environment lacks {', '.join(missing)}; "
             "start with torchrun, or unset " + ", ".join(_LAUNCHER_VARIABLES)
         )
     rank, world_size = _read_number(environment, "RANK"), _read_number(environment, "WORLD_SIZE")
     if rank >= world_size:
-        raise LaunchError(f"RANK {rank} should be below WORLD_SIZE {world_size}; use torchrun")
+        raise PansError(f"RANK {rank} should be below WORLD_SIZE {world_size}; use torchrun")
     if "LOCAL_RANK" in environment:
         local_rank = _read_number(environment, "LOCAL_RANK")
     if local_rank is None:
-        raise LaunchError(
+        raise PansError(
             "neither LOCAL_RANK nor --local_rank tells this process its GPU; use torchrun"
         )
     return rank, local_rank, world_size
@@ -135,7 +131,7 @@ def _read_ranks(environment: Mapping[str, str], local_rank: int | None) -> tuple
 def _refuse_missing_gpu(needed: int) -> None:
     gpus = torch.cuda.device_count()
     if needed > gpus:
-        raise LaunchError(
+        raise PansError(
             f"{needed} processes on this machine want a GPU each and {gpus} can be seen; "
             f"start at most {gpus}, or hide the GPUs with CUDA_VISIBLE_DEVICES= to run on CPUs"
         )
@@ -151,8 +147,8 @@ def start_process(
         timeout_seconds: how long a process waits for the others before it ends with an error.
 
     Raises:
-        LaunchError: the environment is incomplete, or there are fewer GPUs than processes.
-        UnusableGpu: torch cannot compute on this process's GPU.
+        PansError: the environment is incomplete, there are fewer GPUs than processes, or torch
+            cannot compute on this process's GPU.
     """
     if launched():
         rank, local_rank, world_size = _read_ranks(os.environ, local_rank)
@@ -183,7 +179,7 @@ def _join(rank: int, world_size: int, device: torch.device, timeout: timedelta) 
         reason = _why_not_met(str(error))
         if reason is None:
             raise
-        raise LaunchError(reason) from error
+        raise PansError(reason) from error
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=store,
@@ -215,7 +211,7 @@ def _refuse_stale_addresses(environment: Mapping[str, str]) -> None:
     several_nodes = environment.get("GROUP_WORLD_SIZE", "1") != "1"
     restarts = environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     if several_nodes and restarts and environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        raise LaunchError(
+        raise PansError(
             "with --max-restarts on several nodes torchrun would hand new processes the addresses "
             "of old ones; start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every node, or "
             "with --max-restarts=0"
@@ -242,12 +238,20 @@ def end_process() -> None:
         dist.destroy_process_group()
 
 
+def reduce_over_processes(tensor: Tensor, operation: str = "SUM") -> Tensor:
+    """`tensor` reduced in place over all processes ("SUM", "MAX", ...).
+
+    Tensors of the CPU go over the group of the CPUs: NCCL takes CUDA tensors only.
+    """
+    if dist.is_initialized():
+        group = None if tensor.is_cuda else _host_group
+        dist.all_reduce(tensor, getattr(dist.ReduceOp, operation), group)
+    return tensor
+
+
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of every process's tensor, of any shape; a new tensor, the same on all of them."""
-    total = tensor.clone()
-    if dist.is_initialized():
-        dist.all_reduce(total)
-    return total
+    return reduce_over_processes(tensor.clone())
 
 
 @contextmanager
@@ -270,9 +274,9 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-def host_group() -> Any:
-    """The group of all processes' CPUs, beside that of their GPUs; None if that is the only one."""
-    return _host_group
+def gather_lists(values: list[T]) -> list[T]:
+    """The lists of all processes, one after the other, on all of them."""
+    return [value for part in gather_objects(values) for value in part]
 
 
 def from_main(process: Process, compute: Callable[[], T]) -> T:
@@ -406,8 +410,7 @@ def launch(command: Sequence[str], nproc: int) -> int:
     is expected to end through `run_reporting`.
 
     Raises:
-        LaunchError: there are GPUs, but fewer than processes.
-        UnusableGpu: torch cannot compute on the GPUs that are here.
+        PansError: there are GPUs, but fewer than processes, or torch cannot compute on them.
     """
     if usable_gpus():
         _refuse_missing_gpu(nproc)

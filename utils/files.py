@@ -15,27 +15,34 @@ _TEMPORARY = ".tmp"
 
 
 @contextmanager
-def replacing(path: Path | str) -> Iterator[BufferedRandom]:
+def replacing(
+    path: Path | str, *, follow_link: bool = True, synced: bool = True
+) -> Iterator[BufferedRandom]:
     """A file to write to, which takes the place of `path` once the body is through.
 
-    If the body raises, `path` stays as it was. A link is followed: what it leads to is replaced.
-    Folders that are missing are made.
+    If the body raises, `path` stays as it was. Folders that are missing are made.
+
+    Args:
+        follow_link: of a link, what it leads to is replaced, and else the link itself.
+        synced: wait until the disk has it, so that it outlasts the machine's crash.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path)) if follow_link else path
     # No two writers share it, nor does one meet what another has left there.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         with temporary.open("x+b") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(target)
-        _sync_folder(target.parent)
+        if synced:
+            _sync_folder(target.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -13,15 +13,11 @@ from utils.errors import PansError
 _HIDE = "hide the GPUs with CUDA_VISIBLE_DEVICES= to run on CPUs"
 
 
-class UnusableGpu(PansError):
-    """There are GPUs, but this build of torch cannot compute on them."""
-
-
 def usable_gpus() -> int:
     """How many GPUs torch computes on; 0 on a machine without.
 
     Raises:
-        UnusableGpu: GPUs are there, and torch cannot use them, most likely for an old driver.
+        PansError: GPUs are there, and torch cannot use them, most likely for an old driver.
     """
     gpus = torch.cuda.device_count()
     with warnings.catch_warnings():
@@ -30,7 +26,7 @@ def usable_gpus() -> int:
     if gpus and not starts:
         found = f"{gpus} GPUs are here with driver {_driver_version()}, but {_refusal()}"
         built = f"PyTorch {torch.__version__} needs CUDA {torch.version.cuda}"
-        raise UnusableGpu(
+        raise PansError(
             f"{found}; {built}: update the driver, install a PyTorch built for the driver's CUDA "
             f"(https://pytorch.org/get-started), or {_HIDE}"
         )
@@ -67,13 +63,13 @@ def refuse_old_gpu(device: torch.device) -> None:
     """Check that this build of torch has kernels for the GPU.
 
     Raises:
-        UnusableGpu: the GPU is older than the oldest one that torch was built for.
+        PansError: the GPU is older than the oldest one that torch was built for.
     """
     major, minor = torch.cuda.get_device_capability(device)
     built = [int(name[3:]) for name in torch.cuda.get_arch_list() if name[3:].isdecimal()]
     if built and major * 10 + minor < min(built):
         oldest = divmod(min(built), 10)
-        raise UnusableGpu(
+        raise PansError(
             f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, and "
             f"PyTorch {torch.__version__} (CUDA {torch.version.cuda}) was built for {oldest[0]}."
             f"{oldest[1]} and newer: install an older PyTorch built for this GPU "

@@ -88,7 +88,8 @@ def require_size(path: Path, picture: Image.Image) -> None:
     """
     if min(picture.size) < SMALLEST_SIDE:
         raise Unreadable(
-            f"{path} is {picture.width}x{picture.height}; expected {SMALLEST_SIDE} pixels a side"
+            f"{path} is {picture.width}x{picture.height}; expected at least {SMALLEST_SIDE} pixels "
+            "per side"
         )
 
 

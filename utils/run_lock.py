@@ -33,10 +33,6 @@ _descriptors: set[int] = set()
 """Of the files that this process holds; a fork of it, such as a loader process, holds none."""
 
 
-class PlaceTaken(PansError):
-    """Another run writes to the same place."""
-
-
 def lock_file(place: Path) -> Path:
     """Where the lock of a file or folder that is written to lies: beside it, hidden."""
     return place.with_name(f".{place.name}.lock")
@@ -51,8 +47,7 @@ def holding(lock_files: Iterable[Path], what: str) -> Iterator[None]:
         what: what is held, for the message, such as "run x".
 
     Raises:
-        PlaceTaken: another process holds one of them; told at once.
-        PansError: a place cannot be written to.
+        PansError: another process holds one of them; told at once; a place cannot be written to.
     """
     paths = list(dict.fromkeys(Path(os.path.realpath(path)) for path in lock_files))
     given = os.environ.get(HELD_VARIABLE, "").split(os.pathsep)
@@ -72,6 +67,7 @@ def holding(lock_files: Iterable[Path], what: str) -> Iterator[None]:
 
 @contextmanager
 def _held(path: Path, what: str) -> Iterator[None]:
+    missing = [folder for folder in path.parents if not folder.exists()]
     descriptor = _taken(path, what)
     _descriptors.add(descriptor)
     done = threading.Event()
@@ -85,6 +81,8 @@ def _held(path: Path, what: str) -> Iterator[None]:
         if _is_at(descriptor, path):
             with contextlib.suppress(OSError):
                 path.unlink()
+                for folder in missing:  # a start that failed leaves nothing
+                    folder.rmdir()
         _descriptors.discard(descriptor)
         os.close(descriptor)
 
@@ -101,9 +99,12 @@ os.register_at_fork(after_in_child=_let_go_in_a_fork)
 def _taken(path: Path, what: str) -> int:
     """Open and lock the file, and write down who holds it now."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:  # its last holder has removed the folder, now empty
+                continue
             try:
                 kernel_locks = _lock(descriptor)
                 _refuse_living(descriptor, path, kernel_locks)
@@ -116,9 +117,9 @@ def _taken(path: Path, what: str) -> int:
                 raise
             os.close(descriptor)
     except _Held as held:
-        raise PlaceTaken(
+        raise PansError(
             f"{what} is running already: {held} ({path}); wait for its end, stop it, or give this "
-            "one another --name"
+            "one another --name (--out for --predict)"
         ) from None
     except OSError as error:
         raise PansError(

@@ -9,15 +9,11 @@ from utils.errors import PansError
 _FIRST_PORT, _PORTS = 15000, 15000  # below those that systems hand out by themselves
 
 
-class NoStep(PansError):
-    """A job of several tasks whose processes nobody tells apart."""
-
-
 def ranks_of_step(environment: Mapping[str, str]) -> dict[str, str]:
     """What torchrun would set, from srun's variables; empty where srun started no more than one.
 
     Raises:
-        NoStep: the job has several tasks, but it is not srun that started this process.
+        PansError: the job has several tasks, but it is not srun that started this process.
     """
     if "RANK" in environment or "WORLD_SIZE" in environment:
         return {}
@@ -28,7 +24,7 @@ def ranks_of_step(environment: Mapping[str, str]) -> dict[str, str]:
     needed = ("SLURM_PROCID", "SLURM_LOCALID")
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST")
     if not is_step or nodes is None or any(name not in environment for name in needed):
-        raise NoStep(
+        raise PansError(
             f"SLURM gives this job {tasks} tasks, and srun has not started this process as one of "
             "them: start with srun python run.py, with torchrun, with --nproc N, or unset "
             "SLURM_NTASKS"
@@ -72,6 +68,6 @@ def join_step() -> None:
     """Set the variables of this process, if srun has started it among others.
 
     Raises:
-        NoStep: as `ranks_of_step`.
+        PansError: as `ranks_of_step`.
     """
     os.environ.update(ranks_of_step(os.environ))

@@ -12,10 +12,6 @@ from utils.distributed import sum_over_processes
 from utils.errors import PansError
 
 
-class TrainingFailed(PansError):
-    """Too many steps in a row had no finite loss or gradients."""
-
-
 class Tally(NamedTuple):
     """What the steps since the last reading came to.
 
@@ -118,10 +114,10 @@ def check_row(tally: Tally, limit: int, step: int, advice: str) -> None:
     """Raise if `limit` steps in a row were left out.
 
     Raises:
-        TrainingFailed: with `advice`, which names the last good checkpoint.
+        PansError: with `advice`, which names the last good checkpoint.
     """
     if tally.longest_row >= limit:
-        raise TrainingFailed(
+        raise PansError(
             f"{tally.longest_row} steps in a row up to step {step} had a loss or gradients that "
             f"are not finite (--max_bad_steps {limit}); {advice}; look at --lr, at "
             "--clip_grad_norm, at --precision fp32 and at the images of these steps"

@@ -1,4 +1,4 @@
-"""Text files of a data set, such as lists and classes: in UTF-8, with or without its mark."""
+"""Text files of a data set, such as lists and classes: UTF-8, with or without byte order mark."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,13 @@ from utils.reading import Unreadable
 
 
 def read_text(path: Path, kind: str = "text") -> str:
-    """The text of a file, without the byte order mark that some editors put in front.
+    """Read a file's text without a byte order mark.
 
     Args:
-        kind: what it is read as, for the error.
+        kind: expected kind of file, for the error message.
 
     Raises:
-        BadSample: it is missing, unreadable or not in UTF-8.
+        BadSample: the file is missing, unreadable or not UTF-8.
     """
     try:
         return reading.read_text(path, kind)
@@ -25,10 +25,10 @@ def read_text(path: Path, kind: str = "text") -> str:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Raises:
-        BadSample: as `read_text`, or it is not JSON.
+        BadSample: see `read_text`; or the file is not JSON.
     """
     try:
         return json.loads(read_text(path, "JSON"))

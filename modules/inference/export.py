@@ -20,10 +20,6 @@ NEEDED_PACKAGES = ("onnx", "onnxscript")
 SMALLEST_SIDE = 8
 
 
-class ExportError(PansError):
-    """The packages that write ONNX are missing, or the file cannot be written."""
-
-
 class ScoredNetwork(nn.Module):
     """(N, 3, H, W) normalised images -> low-resolution logits, (N, H, W) score and classes."""
 
@@ -54,11 +50,11 @@ def check_export_support() -> None:
     """Whether ONNX can be written here.
 
     Raises:
-        ExportError: an optional package is missing.
+        PansError: an optional package is missing.
     """
     missing = [name for name in NEEDED_PACKAGES if find_spec(name) is None]
     if missing:
-        raise ExportError(
+        raise PansError(
             f"--export onnx needs the optional packages {' and '.join(missing)}, which are not "
             f"installed; pip install -e '.[onnx]'"
         )
@@ -74,7 +70,7 @@ def export_onnx(
     width) int64.
 
     Raises:
-        ExportError: as `check_export_support`, or the file cannot be written.
+        PansError: as `check_export_support`, or the file cannot be written.
     """
     check_export_support()
     sides = {2: Dim("height", min=SMALLEST_SIDE), 3: Dim("width", min=SMALLEST_SIDE)}
@@ -96,6 +92,6 @@ def export_onnx(
         with replacing(path) as file:
             program.save(file.name)
     except OSError as error:
-        raise ExportError(
+        raise PansError(
             f"{path} could not be written ({error}); name a file in a folder with space by --out"
         ) from error

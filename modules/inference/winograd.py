@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from modules.pyramid import PyramidHead
 from modules.residual import Bottleneck
-from modules.resnet import MOD5_CHANNELS
 from modules.segmentation import SegmentationModel
 from modules.winograd import FOUR, TWO, Filtering, convolve, transformed_taps
 
@@ -56,4 +55,5 @@ def use_winograd(model: SegmentationModel, dtype: torch.dtype) -> None:
                 module.convs.conv2 = winograd(convolution, convolution.weight)
         elif isinstance(module, PyramidHead) and not module.plain:
             convolution = cast(nn.Conv2d, module.conv_last[0])
-            module.mod5_convolution = winograd(convolution, convolution.weight[:, :MOD5_CHANNELS])
+            weight = convolution.weight[:, : module.mod5_channels]
+            module.mod5_convolution = winograd(convolution, weight)

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.scores.fitted import Fit, NotFitted, class_sums, exact, labelled_features, rounded
+from modules.scores.fitted import Fit, class_sums, exact, labelled_features, rounded
 from modules.scores.maps import ScoreMap
 from modules.scores.network_output import NetworkOutput, State
+from utils.errors import PansError
 
 
 def distance_from_means(features: Tensor, means: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def finish(state: State) -> State:
     """The means of the classes that some label holds."""
     counts, sums = rounded(state["counts"]), rounded(state["sums"])
     if not counts.any():
-        raise NotFitted("class_mean: no training label holds a known class")
+        raise PansError("class_mean: no training label holds a known class")
     return {"means": sums[counts > 0] / counts[counts > 0, None]}
 
 

@@ -29,10 +29,6 @@ _FRACTION_BITS = 60
 _LARGEST_SUM = 2.0**62
 
 
-class NotFitted(PansError):
-    """The training images do not give what a score needs."""
-
-
 # Sums
 
 
@@ -40,10 +36,10 @@ def exact(values: Tensor) -> Tensor:
     """Float64 values (...) -> fixed-point numbers (2, ...): whole part and 2^-60ths, both int64.
 
     Raises:
-        NotFitted: a value is not finite, or its magnitude is 2^62 or more.
+        PansError: a value is not finite, or its magnitude is 2^62 or more.
     """
     if not bool((values.abs() < _LARGEST_SUM).all()):
-        raise NotFitted(
+        raise PansError(
             "the network's output for a training image is not finite, or too large to be summed; "
             "its training had failed, use an earlier checkpoint"
         )
@@ -141,7 +137,7 @@ def fitted_states(
         seed: of random samples, in 0..2**32 - 1.
 
     Raises:
-        NotFitted: no training image has a pixel of a known class, or values are not finite.
+        PansError: no training image has a pixel of a known class, or values are not finite.
     """
 
     def kept() -> tuple[str, dict[str, State | None]]:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.scores.fitted import Fit, NotFitted, labelled_features, pixels
+from modules.scores.fitted import Fit, labelled_features, pixels
 from modules.scores.maps import ScoreMap
 from modules.scores.network_output import NetworkOutput, State
+from utils.errors import PansError
 
 SAMPLE_SIZE = 8192
 NEIGHBOUR = 10
@@ -58,7 +59,7 @@ def _smallest(state: State) -> State:
 
 def finish(state: State) -> State:
     if not len(state["features"]):
-        raise NotFitted("knn: no training label holds a known class")
+        raise PansError("knn: no training label holds a known class")
     return {"sample": F.normalize(state["features"], dim=1)}
 
 

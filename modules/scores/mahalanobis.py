@@ -11,17 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from modules.scores.fitted import (
-    Fit,
-    NotFitted,
-    class_sums,
-    exact,
-    labelled_features,
-    pixels,
-    rounded,
-)
+from modules.scores.fitted import Fit, class_sums, exact, labelled_features, pixels, rounded
 from modules.scores.maps import ScoreMap
 from modules.scores.network_output import NetworkOutput, State
+from utils.errors import PansError
 
 SMALLEST_VARIANCE = 1e-10
 """Directions with a smaller share of the largest variance are rounding, and are left out."""
@@ -59,7 +52,7 @@ def finish(state: State) -> State:
     counts, sums = rounded(state["counts"]), rounded(state["sums"])
     total = counts.sum()
     if not total:
-        raise NotFitted("mahalanobis: no training label holds a known class")
+        raise PansError("mahalanobis: no training label holds a known class")
     sums, counts = sums[counts > 0], counts[counts > 0, None]
     means, centre = sums / counts, sums.sum(0) / total
     covariance = (rounded(state["products"]) - sums.T @ means) / total

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from modules.abn import EPS, norm_factory
-from modules.resnet import BLOCKS, ResNet
+from modules.backbones import BACKBONES
+from modules.resnet import ResNet
 from modules.segmentation import build_model
 from modules.weights import torchvision
 from modules.weights.published import to_published
@@ -104,14 +105,14 @@ def identify(content: Mapping[str, Any], source: str) -> Weights:
 
 def _backbone_of(state: Mapping[str, Tensor], source: str) -> str:
     last_blocks = {
-        f"mod4.block{blocks[2]}.convs.conv3.weight": name for name, blocks in BLOCKS.items()
+        f"mod4.block{own.blocks[2]}.convs.conv3.weight": name for name, own in BACKBONES.items()
     }
     found = [name for key, name in last_blocks.items() if key in state or f"body.{key}" in state]
     if not found:
         raise WeightsError(
-            f"{source} is none of {', '.join(BLOCKS)}; use the weights of one of them"
+            f"{source} is none of {', '.join(BACKBONES)}; use the weights of one of them"
         )
-    return max(found, key=lambda name: BLOCKS[name])
+    return max(found, key=lambda name: BACKBONES[name].blocks)
 
 
 def classifier_of(state: Mapping[str, Tensor]) -> tuple[str, int | None]:

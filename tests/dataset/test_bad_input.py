@@ -94,7 +94,7 @@ DAMAGED_FILES: list[tuple[str, Damage, str]] = [
     (IMAGE, make_pipe, "cannot be read (it is a pipe, a socket or a device)"),
     (LABEL, make_pipe, "cannot be read (it is a pipe, a socket or a device)"),
     (IMAGE, rename("1.PNG"), "is missing; 1.PNG lies there, convert it or give it this name; or"),
-    (IMAGE, content(png(8, 2, (96, 7))), "is 96x7; expected 8 pixels a side"),
+    (IMAGE, content(png(8, 2, (96, 7))), "is 96x7; expected at least 8 pixels per side"),
     (IMAGE, content(b"\0\0\0\x18ftypheic" + bytes(40)), "it is a HEIC picture"),
     (IMAGE, picture("RGB", "BMP"), f"{NO_PICTURE} (it is a BMP picture); expected a PNG"),
     (IMAGE, picture("P", "GIF"), "expected a PNG or JPEG or WEBP file"),
@@ -255,7 +255,7 @@ def test_nothing_readable_ends_with_one_line(make_tree: MakeTree, num_workers: i
     root = make_tree(train=2)
     for path in root.glob("**/images/**/*.png"):
         path.write_bytes(b"")
-    expected = "train.odgt: not one of its 2 samples can be read, the first: "
+    expected = "train.odgt: none of its 2 samples can be read, the first: "
     with pytest.raises(BadSample) as caught:
         list(training(root, num_workers))
     assert expected in str(caught.value)

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from dataset.demo.scene import draw_scene
-from dataset.demo.writer import NotDemoData, main, scenes_of, write_demo
+from dataset.demo.writer import main, scenes_of, write_demo
+from utils.errors import PansError
 
 ROOT = Path(__file__).parents[2]
 write_small = partial(write_demo, train=3, validation=1, test=2, size=(96, 64))
@@ -151,7 +152,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     precious = tmp_path / "StreetHazards" / "train" / "train.odgt"
     precious.parent.mkdir(parents=True)
     precious.write_text("[]")
-    with pytest.raises(NotDemoData, match=r"demo\.json") as caught:
+    with pytest.raises(PansError, match=r"demo\.json") as caught:
         write_small(tmp_path)
     assert "\n" not in str(caught.value)
     assert precious.read_text() == "[]"
@@ -180,16 +181,16 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "StreetHazards").write_text("a file")
     assert main(["--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path / 'StreetHazards'} holds no demo.json")
+    assert error.startswith(f"error: {tmp_path / 'StreetHazards'} has no demo.json")
     assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("flag", "value", "line"),
     [
-        ("--size", "384", "'384' is no picture size"),
-        ("--size", "384x16", "'384x16' is no picture size"),
-        ("--train", "-1", "'-1' is no whole number"),
+        ("--size", "384", "'384' is not a size"),
+        ("--size", "384x16", "'384x16' is not a size"),
+        ("--train", "-1", "'-1' is not an integer"),
     ],
 )
 def test_bad_values_are_refused(

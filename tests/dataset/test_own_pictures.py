@@ -88,13 +88,13 @@ def test_a_folder_in_that_of_the_results_is_refused(tmp_path):
     for out in (tmp_path / "in", tmp_path):
         sources, (problem,) = find_sources([str(tmp_path / "in")], out)
         assert sources == []
-        assert str(problem) == f"{tmp_path}/in is where the results go; name another --out"
+        assert str(problem) == f"{tmp_path}/in is the output folder; choose another --out"
 
 
 def test_a_folder_without_pictures_is_a_problem(tmp_path):
     sources, (problem,) = find_sources([str(tmp_path)], tmp_path / "out")
     assert sources == []
-    assert str(problem).startswith(f"{tmp_path} holds no picture and no video (.png, ")
+    assert str(problem).startswith(f"{tmp_path} contains no picture or video (.png, ")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_unreadable_pictures_say_why(tmp_path):
         "text.png": "cannot be decoded (it is no picture)",
         "cut.png": "cannot be decoded (",
         "deep.png": "has mode I;16; expected an 8-bit picture",
-        "tiny.png": "is 40x7; expected 8 pixels a side",
+        "tiny.png": "is 40x7; expected at least 8 pixels per side",
         "gone.png": "is missing; ",
     }.items():
         with pytest.raises(Unreadable) as caught:
@@ -310,7 +310,7 @@ def test_videos_that_are_cut_off_or_hold_no_picture_say_so(tmp_path, video):
         pixels = np.zeros((2, 4, 3), np.uint8)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
-    assert frames_and_error(tmp_path / "tiny.mkv") == "is 4x2; expected 8 pixels a side"
+    assert frames_and_error(tmp_path / "tiny.mkv") == "is 4x2; expected at least 8 pixels per side"
 
 
 def test_a_cut_video_without_an_index_tells_its_duration(tmp_path):

@@ -16,6 +16,7 @@ from dataset.prepare import command
 from dataset.registry import open_dataset
 from tests.dataset import trees
 from tests.dataset.network import Server
+from utils.errors import PansError
 
 MakeTree = Callable[..., Path]
 SIZE = (96, 64)
@@ -250,7 +251,7 @@ def test_nothing_is_unpacked_from_an_unsafe_zip_file(
         archive.writestr("a/first.png", b"1")
         archive.writestr(bad, b"2")
     root.mkdir()
-    with pytest.raises(prepare.BadArchive, match=f"^{re.escape(f'{path} holds {bad.filename!r}')}"):
+    with pytest.raises(PansError, match=f"^{re.escape(f'{path} holds {bad.filename!r}')}"):
         prepare.unpack(path, root)
     assert list(root.iterdir()) == []
 
@@ -259,7 +260,7 @@ def test_nothing_is_unpacked_from_an_unsafe_zip_file(
     ("place", "value", "words"),
     [
         (8, 1, "which is a link, a device, encrypted or outside the"),
-        (10, 99, "not a whole zip file"),
+        (10, 99, "not a valid zip file"),
     ],
     ids=["encrypted", "compression"],
 )
@@ -273,7 +274,7 @@ def test_a_zip_file_of_another_kind_is_a_clear_line(
     content[content.index(b"PK\1\2") + place] = value  # in the directory at the file's end
     path.write_bytes(content)
     root.mkdir()
-    with pytest.raises(prepare.BadArchive, match=words):
+    with pytest.raises(PansError, match=words):
         prepare.unpack(path, root)
     assert not (root / "a/first.png").exists()
 
@@ -286,7 +287,7 @@ def test_a_damaged_zip_file_is_a_clear_line(tmp_path: Path, root: Path) -> None:
     good = path.read_bytes()
     for content in (b"", good[:-30], good.replace(b"contentcontent", b"contentkontent", 1)):
         path.write_bytes(content)
-        with pytest.raises(prepare.BadArchive, match=r"x\.zip is not a whole zip file"):
+        with pytest.raises(PansError, match=r"x\.zip is not a valid zip file"):
             prepare.unpack(path, root)
         assert not (root / "a/first.png").exists()
 
@@ -300,7 +301,7 @@ def test_a_zip_file_is_not_unpacked_through_a_link_out_of_the_root(
     (root / "a").symlink_to(outside)
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("a/first.png", b"1")
-    with pytest.raises(prepare.BadArchive, match="outside the destination; choose a --root"):
+    with pytest.raises(PansError, match="outside the destination; choose a --root"):
         prepare.unpack(tmp_path / "x.zip", root)
     assert list(outside.iterdir()) == []
 
@@ -372,7 +373,7 @@ def test_bdd_anomaly_is_listed_and_checked_where_its_owner_put_it(
 ) -> None:
     assert prepare.main(["bdd_anomaly", "--root", str(root)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: BDD100K is for those who register at https://bdd-data.berkeley")
+    assert error.startswith("error: BDD100K requires registration at https://bdd-data.berkeley")
     assert error.count("\n") == 1
     trees.write_bdd100k(root)
     known = prepare.archives.Published({"train": 6280, "validation": 910, "test": 810}, SIZE)

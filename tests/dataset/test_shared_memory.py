@@ -95,9 +95,9 @@ def published_size(make_tree: Callable[..., Path]) -> Path:
 
 
 def test_a_five_scale_test_runs_in_64_megabytes(published_size: Path, tmp_path: Path) -> None:
-    from tests.reliability.tiny import TinyNetwork
+    from tests.reliability.tiny import tiny_network
 
-    torch.save({"model_state": TinyNetwork().state_dict()}, tmp_path / "a.pth")
+    torch.save({"model_state": tiny_network().state_dict()}, tmp_path / "a.pth")
     places = [
         "--data_root",
         published_size,

@@ -31,8 +31,9 @@ from dataset import DATASETS, STREETHAZARDS, describe, prepare
 from dataset.base import DatasetNotFound
 from dataset.demo.writer import write_demo
 from modules import build_model
-from modules.resnet import BLOCKS
+from modules.backbones import BACKBONES
 from tests.dataset import trees
+from tests.reliability.tiny import TINY
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -309,7 +310,7 @@ def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
     """Predict, export, evaluate, report, look at weights and data as the docs have it."""
     write_demo(tmp_path / "data", train=1, validation=1, test=2, size=(96, 64), seed=3)
     test = tmp_path / "data/StreetHazards/test"
-    monkeypatch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
+    monkeypatch.setitem(BACKBONES, "resnet50", TINY)
     torch.save({"model_state": build_model().state_dict()}, tmp_path / "FILE")
     monkeypatch.chdir(tmp_path)
 
@@ -383,7 +384,7 @@ def data_sets(tmp_path_factory):
 @pytest.mark.parametrize("words", runs_of(COMMANDS), ids=shlex.join)
 def test_trainings_and_tests_run(words, data_sets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
+    monkeypatch.setitem(BACKBONES, "resnet50", TINY)
     for name in ("data", "ROOT"):
         Path(name).symlink_to(data_sets / name)
     Path("docs").symlink_to(REPOSITORY / "docs")

@@ -21,10 +21,11 @@ from dataset import STREETHAZARDS, evaluation_loader
 from dataset.demo.writer import write_demo
 from dataset.own_pictures import picture_sample
 from modules import build_model
+from modules.backbones import BACKBONES, Backbone
 from modules.normalisation import normalised as normalised_planes
-from modules.resnet import BLOCKS
 from modules.scores import cosine_score, msp_score
 from tests.end_to_end import command
+from tests.reliability.tiny import TINY
 
 REPOSITORY = Path(__file__).parents[2]
 SIZES = [(40, 72), (56, 88), (64, 104), (72, 120), (80, 128)]  # 96x160 at the five scales
@@ -37,7 +38,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("predict")
     write_demo(root / "data", train=2, validation=2, test=3, size=(160, 96), seed=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
+        patch.setitem(BACKBONES, "resnet50", TINY)
         torch.manual_seed(0)
         network = build_model()
         for module in network.modules():
@@ -292,7 +293,7 @@ def test_calibration_lists_what_it_leaves_out(root, tmp_path, capsys):
     images[1].write_text("no picture")
     assert start(*flags) == 2
     errors = capsys.readouterr().err
-    assert "validation.odgt: not one of its 2 samples can be read, the first: " in errors
+    assert "validation.odgt: none of its 2 samples can be read, the first: " in errors
 
 
 def deep_supervision(name):
@@ -529,5 +530,5 @@ def test_two_processes_write_each_picture_once(root, tmp_path):
 
 def build_real():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BLOCKS, "resnet50", (3, 4, 6, 3))
+        patch.setitem(BACKBONES, "resnet50", Backbone((3, 4, 6, 3)))
         return build_model()

@@ -11,9 +11,10 @@ import run
 from argparser import Options, parse_options
 from dataset.demo.writer import write_demo
 from modules import build_model
-from modules.resnet import BLOCKS
+from modules.backbones import BACKBONES
 from predict import with_stored_flags
 from tests.dataset import trees
+from tests.reliability.tiny import TINY
 from utils.checkpoint import MissingCheckpoint
 from utils.errors import PansError
 
@@ -27,7 +28,7 @@ def root(tmp_path_factory):
     write_demo(root / "data", train=1, validation=1, test=2, size=(96, 64), seed=3)
     trees.write_road_anomaly(root / "data")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
+        patch.setitem(BACKBONES, "resnet50", TINY)
         save(root / "own.pth", TRAINED.split())
         save(root / "bdd.pth", ["--dataset", "bdd_anomaly", "--ignore_classes", "car"])
         save(root / "checkpoints/streethazards/pans.pth", [*TRAINED.split(), "--name", "pans"])

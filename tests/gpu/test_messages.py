@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from utils.distributed import start_process
-from utils.gpu import UnusableGpu, tf32_in, usable_gpus
+from utils.errors import PansError
+from utils.gpu import tf32_in, usable_gpus
 
 REPOSITORY = Path(__file__).parents[2]
 # As much of NVIDIA's libraries as CUDA's runtime asks for its version: it then refuses by itself.
@@ -71,9 +72,7 @@ def test_another_refusal_is_told_in_cudas_words(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", refuse)
-    with pytest.raises(
-        UnusableGpu, match=r"4 GPUs .* CUDA does not start: system not yet initiali"
-    ):
+    with pytest.raises(PansError, match=r"4 GPUs .* CUDA does not start: system not yet initiali"):
         usable_gpus()
 
 
@@ -93,7 +92,7 @@ def test_a_gpu_older_than_the_kernels_is_refused(monkeypatch, capability, refuse
     if not refused:
         assert start_process().device == torch.device("cuda", 0)
         return
-    with pytest.raises(UnusableGpu) as error:
+    with pytest.raises(PansError) as error:
         start_process()
     assert str(error.value).startswith(
         "Tesla V100-SXM2-32GB has compute capability 7.0, and PyTorch "

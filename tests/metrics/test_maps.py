@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from metrics.evaluate import evaluate, main, parse_arguments
-from metrics.maps import BadScoreMaps, match_files, read_scores
+from metrics.maps import match_files, read_scores
 from tests.dataset.trees import png, tiff
+from utils.errors import PansError
 from utils.reading import Unreadable
 
 h5py = pytest.importorskip("h5py", reason="reading HDF5 is optional: pip install -e .[hdf5]")
@@ -233,7 +234,7 @@ def test_a_folder_of_segment_me_if_you_can(tmp_path):
     words = ["--scores", str(tmp_path / "s"), "--labels", str(tmp_path / "l")]
     results = evaluate(parse_arguments([*words, "--dataset", "road_anomaly_21"]))
     assert (results["images"], results["AUROC"], results["FPR95"]) == (3, 100.0, 0.0)
-    with pytest.raises(BadScoreMaps, match=r"1 score maps without a label in .*: airplane0001"):
+    with pytest.raises(PansError, match=r"1 score maps without a label in .*: airplane0001"):
         evaluate(parse_arguments([*words, "--dataset", "road_anomaly"]))
 
 
@@ -258,7 +259,7 @@ def test_road_anomaly_marks_anomalies_by_2(tmp_path):
 
 def test_folders_that_differ_are_not_matched(tmp_path):
     tree(tmp_path, ["t5/1.npy"], ["t6/1.png"])
-    with pytest.raises(BadScoreMaps, match=r"1 score maps without a label in .*: t5/1; 1 labels"):
+    with pytest.raises(PansError, match=r"1 score maps without a label in .*: t5/1; 1 labels"):
         match_files(tmp_path / "s", tmp_path / "l", None, None)
 
 
@@ -266,9 +267,9 @@ def test_two_files_of_a_name_are_refused(tmp_path):
     tree(tmp_path, ["a.npy"], ["a.png"])
     for name in ("a.tif", "a.tiff"):
         (tmp_path / "s" / name).write_bytes(tiff(SCORES))
-    with pytest.raises(BadScoreMaps, match=r"several kinds, npy and tif; choose by --format"):
+    with pytest.raises(PansError, match=r"several kinds, npy and tif; choose by --format"):
         match_files(tmp_path / "s", tmp_path / "l", None, None)
-    with pytest.raises(BadScoreMaps, match=r"s/a\.tif and .*s/a\.tiff share a name; keep one"):
+    with pytest.raises(PansError, match=r"s/a\.tif and .*s/a\.tiff share a name; keep one"):
         match_files(tmp_path / "s", tmp_path / "l", None, "tif")
 
 
@@ -372,11 +373,11 @@ def test_images_of_one_kind_have_pooled_figures_alone(tmp_path, capsys):
     assert main([*words, "--num_classes", "1", "--anomaly_index", "1"]) == 0
     assert "| per image | AUROC |  |" in capsys.readouterr().out
     Image.fromarray(np.zeros((12, 16), np.uint8)).save(tmp_path / "l/b.png")
-    with pytest.raises(BadScoreMaps, match="hold only one of normal and anomalous pixels"):
+    with pytest.raises(PansError, match="hold only one of normal and anomalous pixels"):
         results_of(tmp_path)
 
 
 def test_out_is_none_of_the_inputs(tmp_path):
     tree(tmp_path, ["a.npy"], ["a.png"])
-    with pytest.raises(BadScoreMaps, match=r"--out: .*a\.npy is one of the files to read"):
+    with pytest.raises(PansError, match=r"--out: .*a\.npy is one of the files to read"):
         results_of(tmp_path, "--out", str(tmp_path / "s/../s/a.npy"))

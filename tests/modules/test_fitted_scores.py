@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from modules.scores import SCORES, NetworkOutput, fitted_states, knn
 from modules.scores.fitted import (
-    NotFitted,
     add_exact,
     exact,
     kept_state,
@@ -26,6 +25,7 @@ from modules.scores.fitted import (
 )
 from modules.scores.standardized_maxlogit import max_logit_sums, statistics_of
 from utils.distributed import Process
+from utils.errors import PansError
 
 PROCESS = Process(0, 0, 1, torch.device("cpu"))
 FITTED = [name for name, score in SCORES.items() if score.fitted]
@@ -214,7 +214,7 @@ def test_exact_sums_depend_on_no_order():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e19])
 def test_sums_of_no_use_are_refused(value):
-    with pytest.raises(NotFitted, match="not finite, or too large"):
+    with pytest.raises(PansError, match="not finite, or too large"):
         exact(torch.tensor([1.0, value]).double())
 
 
@@ -313,5 +313,5 @@ def test_images_without_a_known_pixel_are_refused(name, images, checkpoint):
     loader = Loader(images)
     for sample in loader:
         sample.label.fill_(255)
-    with pytest.raises(NotFitted, match=f"{name}: no training label holds a known class"):
+    with pytest.raises(PansError, match=f"{name}: no training label holds a known class"):
         fitted_states([name], Network(), loader, PROCESS, checkpoint, [])

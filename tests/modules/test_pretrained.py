@@ -14,7 +14,8 @@ from torch import nn
 from torchvision.models import ResNet50_Weights
 
 from modules import build_model
-from modules.resnet import BLOCKS, STRIDES_AND_DILATIONS
+from modules.backbones import BACKBONES, Backbone
+from modules.resnet import STRIDES_AND_DILATIONS
 from modules.weights.pretrained import (
     CHECKPOINT,
     IMAGENET,
@@ -69,7 +70,7 @@ def imagenet_file(tmp_path_factory):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """One block a stage: the same code, in a tenth of the time."""
-    monkeypatch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
+    monkeypatch.setitem(BACKBONES, "resnet50", Backbone((1, 1, 1, 1)))
 
 
 # The ImageNet file with in-place ABN

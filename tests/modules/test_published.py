@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from modules import build_model
-from modules.resnet import BLOCKS
+from modules.backbones import BACKBONES
 from modules.weights.pretrained import main
 from modules.weights.published import to_published
+from tests.reliability.tiny import TINY
 from utils.weight_files import WeightsError, load_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pans_state_dict.json"
@@ -62,7 +63,7 @@ def test_names_and_groups_are_those_of_the_published_checkpoints():
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
+    monkeypatch.setitem(BACKBONES, "resnet50", TINY)
     torch.manual_seed(0)
     return build_model()
 

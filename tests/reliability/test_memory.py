@@ -20,19 +20,20 @@ EXPECTED = "this machine has too little memory; lower --batch_size or --crop_siz
 HUNGRY = """
 import os, resource, sys, tiny, torch
 
-class Hungry(tiny.TinyNetwork):
-    steps = 0
+steps = 0
+forward = tiny.SegmentationModel.forward
 
-    def forward(self, images):
-        self.steps += self.training
-        if os.environ.get("RANK") == "1" and self.steps == 11:
-            pages = int(open("/proc/self/statm").read().split()[0])
-            limit = pages * resource.getpagesize() + 2**26
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-            torch.ones(2**28)
-        return super().forward(images)
+def hungry(self, images):
+    global steps
+    steps += self.training
+    if os.environ.get("RANK") == "1" and steps == 11:
+        pages = int(open("/proc/self/statm").read().split()[0])
+        limit = pages * resource.getpagesize() + 2**26
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        torch.ones(2**28)
+    return forward(self, images)
 
-tiny.tiny_network = lambda *words, **flags: Hungry()
+tiny.SegmentationModel.forward = hungry
 tiny.__file__ = __file__
 sys.exit(tiny.main())
 """

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 import run
 from argparser import OptionError, parse_options
 from dataset import DatasetNotFound
+from places import hold_at_once
 from utils import checkpoint as checkpoints
 from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from utils.run_lock import HELD_VARIABLE, holding, lock_file
@@ -74,6 +76,47 @@ def test_what_another_run_writes_to_is_refused(
     (line,) = capsys.readouterr().err.splitlines()
     assert f"is running already: process {os.getpid()} on " in line
     assert files_below(runs.folder) == before
+
+
+@pytest.mark.parametrize("job", ["train", "nproc", "test", "given", "predict", "ablate"])
+def test_it_is_refused_before_torch_is_imported(tmp_path: Path, job: str) -> None:
+    """By the first process from before its own import on: two that start at once never meet."""
+    grid, logs, ckpt = tmp_path / "grid.toml", tmp_path / "logs", str(tmp_path / "x.pth")
+    grid.write_text(f"[flags]\nlogdir = '{logs}'\n[grid]\nlr = [0.1]\n")
+    where = ["--logdir", str(logs), "--checkpoints", str(tmp_path / "checkpoints"), "--name", "x"]
+    words = {
+        "train": [*where, "--default"],
+        "nproc": [*where, "--default", "--nproc", "2"],
+        "test": [*where, "--test"],
+        "given": [*where, "--test", "--ckpt_test", ckpt],
+        "predict": ["--predict", ".", "--ckpt_test", ckpt, "--out", str(tmp_path / "out")],
+        "ablate": ["--ablate", str(grid), "--name", "x"],
+    }[job]
+    with hold_at_once(words), pytest.MonkeyPatch.context() as patch:
+        patch.delenv(HELD_VARIABLE)
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", run.__file__, *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    *imported, line = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert re.search(rf"error: .* is running already: process {os.getpid()} on ", line)
+    assert [one for one in imported if one.endswith("| argparser")]
+    assert not [one for one in imported if one.split()[-1] == "torch"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.toml"]
+
+
+@pytest.mark.parametrize("variable", ["RANK", "WORLD_SIZE", "SLURM_NTASKS"])
+def test_one_process_of_several_holds_nothing_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Or they would refuse each other; the first of them holds once they are joined."""
+    monkeypatch.setenv(variable, "2")
+    words = ["--test", "--logdir", str(tmp_path / "logs")]
+    with hold_at_once(words), hold_at_once(words):
+        assert list(tmp_path.iterdir()) == []
 
 
 # Names and files that are no run's own
@@ -222,15 +265,30 @@ def without_time(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_same_test_twice_gives_the_same_results(runs: Any) -> None:
+    """The first fits class_mean, the second finds it kept."""
     runs.fit()
     path = runs.folder / "logs/streethazards/x/results.json"
     found = []
     for _ in range(2):
-        assert start(runs, "--test", "--score", "prototype,msp,entropy", "--num_workers", "2") == 0
+        scores = "prototype,msp,entropy,class_mean"
+        assert start(runs, "--test", "--score", scores, "--num_workers", "2") == 0
         found.append(json.dumps(without_time(json.loads(path.read_text()))))
         tables = (path.parent / "per_image.csv").read_bytes()
     assert found[0] == found[1]
     assert (path.parent / "per_image.csv").read_bytes() == tables
+
+
+def test_the_same_prediction_twice_gives_the_same_bytes(runs: Any, data: Path) -> None:
+    runs.fit()
+    picture = next((data / "StreetHazards/test/images").rglob("*.png"))
+    flags = ["--ckpt_test", str(runs.checkpoints / "x.pth"), "--predict", str(picture)]
+    found = []
+    for name in ("one", "other"):
+        out = runs.folder / name
+        assert run.main([*flags, "--out", str(out), "--nproc", "1", "--num_workers", "0"]) == 0
+        found.append(files_below(out))
+    assert found[0] == found[1]
+    assert "predictions.json" in found[0]
 
 
 def test_a_failed_start_leaves_no_run_and_no_loss(runs: Any) -> None:

@@ -10,7 +10,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from utils.step_guard import StepGuard, Tally, TrainingFailed, check_row
+from utils.errors import PansError
+from utils.step_guard import StepGuard, Tally, check_row
 
 
 def make_network() -> nn.Module:
@@ -122,7 +123,7 @@ def test_gradients_are_clipped_to_the_norm() -> None:
 
 def test_too_long_a_row_ends_the_run() -> None:
     check_row(Tally(1.0, 9, 2), 3, 10, "x.pth is the last checkpoint")
-    with pytest.raises(TrainingFailed, match="3 steps in a row up to step 10") as caught:
+    with pytest.raises(PansError, match="3 steps in a row up to step 10") as caught:
         check_row(Tally(1.0, 9, 3), 3, 10, "x.pth is the last checkpoint")
     assert "x.pth is the last checkpoint" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -160,9 +161,13 @@ def test_a_first_step_that_is_bad_keeps_the_statistics_of_loaded_weights(runs: A
     trainer.model.train()
     trainer.train_step(iter(trainer.loader))
     found = trainer.model.state_dict()
-    for name in ("norm.running_mean", "norm.running_var", "conv.weight"):
+    for name in (
+        "body.mod1.bn1.running_mean",
+        "body.mod1.bn1.running_var",
+        "body.mod1.conv1.weight",
+    ):
         assert torch.equal(found[name], weights[name]), name
-    assert not torch.equal(found["norm.running_mean"], torch.zeros(8))
+    assert not torch.equal(found["body.mod1.bn1.running_mean"], torch.zeros(2))
 
 
 def test_training_ends_after_a_row_of_bad_steps(runs: Any) -> None:
@@ -170,7 +175,7 @@ def test_training_ends_after_a_row_of_bad_steps(runs: Any) -> None:
     spoil(trainer, {5, 6})
     with (
         trainer.logger,
-        pytest.raises(TrainingFailed, match=r"up to step 7 .* \S+x\.pth is the last"),
+        pytest.raises(PansError, match=r"up to step 7 .* \S+x\.pth is the last"),
     ):
         trainer.fit()
     assert runs.state()["iteration"] == 4

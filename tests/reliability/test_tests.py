@@ -14,14 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import predict
 import run
-from tests.reliability.tiny import TinyNetwork
+from tests.reliability.tiny import tiny_network
 from utils.checkpoint import load_checkpoint
 from utils.interruption import Interrupted
 
 
 def tiny_state(seed: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
-    return TinyNetwork().state_dict()
+    return tiny_network().state_dict()
 
 
 def points(runs: Any) -> dict[str, list[int]]:

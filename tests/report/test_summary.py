@@ -53,7 +53,7 @@ def test_summary_without_classes_and_without_anomalies(tmp_path):
     assert lines[1].startswith("no IoU and no accuracy")
     assert not any("AUPR" in line for line in lines)
     assert warnings(results) == [
-        "no image holds both normal and anomalous pixels: no anomaly metrics"
+        "no image has both normal and anomalous pixels: no anomaly metrics"
     ]
 
 

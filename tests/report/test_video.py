@@ -57,7 +57,7 @@ def test_rates_of_broken_headers_are_made_plain(tmp_path, told, written):
 def test_without_an_encoder_one_line_says_so_and_nothing_is_left(tmp_path, monkeypatch):
     frames = flat_pictures(tmp_path, (16, 16))
     monkeypatch.setattr("report.video._ENCODERS", ("no_such_encoder",))
-    with pytest.raises(NoVideo, match=r"video\.mp4 is not written: this PyAV has neither of"):
+    with pytest.raises(NoVideo, match=r"video\.mp4 is not written: this PyAV has none of"):
         write_video(tmp_path / "video.mp4", frames, Fraction(5))
     monkeypatch.undo()
     (tmp_path / "video.mp4").write_text("earlier")

@@ -22,6 +22,7 @@ TORCHRUN = [
     *("--max-restarts=3", "--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:29400"),
 ]
 JOIN_TIMEOUT = 30
+TCP_RETRIES = 6  # 25 seconds; with Linux's own 15 a cut connection lasts a quarter of an hour
 FLAGS = [
     *("--default", "--no_pretrained", "--crop_size", "48", "--epochs", "60", "--batch_size", "1"),
     *(
@@ -58,6 +59,8 @@ def namespaces() -> Iterator[list[str]]:
             ip("-n", name, "address", "add", f"{address}/24", "dev", "cable")
             for device in ("lo", "cable"):
                 ip("-n", name, "link", "set", device, "up")
+            retries = f"echo {TCP_RETRIES} > /proc/sys/net/ipv4/tcp_retries2"
+            ip("netns", "exec", name, "sh", "-c", retries)
     except subprocess.CalledProcessError as error:
         pytest.skip(f"network namespaces are not permitted here: {error.stderr.decode().strip()}")
     else:
@@ -142,24 +145,16 @@ def wait_for_checkpoint(nodes: Nodes, *processes: subprocess.Popen[str]) -> None
         time.sleep(0.01)
 
 
-def test_a_cable_that_is_cut_for_good_ends_training_on_both(
-    folder: Path, namespaces: list[str]
-) -> None:
-    """torchrun itself may wait on, and is ended by hand."""
+def test_a_cable_that_is_cut_for_good_ends_all_on_both(folder: Path, namespaces: list[str]) -> None:
+    """Processes and launchers alike, in bounded time."""
     nodes = Nodes(namespaces, folder, "cut_nodes")
     processes = nodes.start(0), nodes.start(1)
     wait_for_checkpoint(nodes, *processes)
     ip("-n", namespaces[1], "link", "set", "cable", "down")
     try:
-        end = time.monotonic() + 120
-        told = 0
-        while told < len(processes) and time.monotonic() < end:
-            told = sum("error: a process has " in nodes.output(node).read_text() for node in (0, 1))
-            time.sleep(0.1)
-        assert told == len(processes), [nodes.output(node).read_text() for node in (0, 1)]
-        for process in processes:
-            process.kill()  # its processes end with it
-            process.wait()
+        for node, process in enumerate(processes):
+            assert end_of(process, nodes, node) != 0
+            assert "error: a process has " in nodes.output(node).read_text()
     finally:
         ip("-n", namespaces[1], "link", "set", "cable", "up")
     assert load_checkpoint(nodes.path)["iteration"] < 240

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from utils.distributed import (
-    LaunchError,
     Process,
     default_nproc,
     gather_objects,
@@ -216,7 +215,7 @@ def test_inconsistent_environments_are_refused(
     else:
         variables.setenv(name, value)
     assert launched()
-    with pytest.raises(LaunchError, match=re.escape(message)):
+    with pytest.raises(PansError, match=re.escape(message)):
         start_process()
 
 
@@ -228,7 +227,7 @@ def test_restarts_of_several_nodes_need_fresh_stores(variables: pytest.MonkeyPat
     }
     for name, value in torchrun.items():
         variables.setenv(name, value)
-    with pytest.raises(LaunchError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every node"):
+    with pytest.raises(PansError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every node"):
         start_process()
     variables.setenv("WORLD_SIZE", "1")
     variables.setenv("RANK", "0")
@@ -256,9 +255,9 @@ def test_local_rank_of_the_environment_wins(variables: pytest.MonkeyPatch) -> No
 def test_fewer_gpus_than_processes_are_refused(variables: pytest.MonkeyPatch) -> None:
     variables.setattr(torch.cuda, "is_available", lambda: True)
     variables.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(LaunchError, match=r"2 processes on this machine .* and 1 can be seen"):
+    with pytest.raises(PansError, match=r"2 processes on this machine .* and 1 can be seen"):
         start_process()
-    with pytest.raises(LaunchError, match=r"4 processes on this machine .* and 1 can be seen"):
+    with pytest.raises(PansError, match=r"4 processes on this machine .* and 1 can be seen"):
         launch(["program.py"], 4)
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from utils.slurm import NoStep, first_host, ranks_of_step
+from utils.errors import PansError
+from utils.slurm import first_host, ranks_of_step
 
 STEP = {
     "SLURM_JOB_ID": "77",
@@ -71,12 +72,12 @@ def test_nothing_to_join(environment: dict[str, str]) -> None:
 @pytest.mark.parametrize("lacking", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST"])
 def test_tasks_that_nobody_tells_apart_are_refused(lacking: str) -> None:
     environment = {name: value for name, value in STEP.items() if name != lacking}
-    with pytest.raises(NoStep, match=r"5 tasks.*srun python run\.py"):
+    with pytest.raises(PansError, match=r"5 tasks.*srun python run\.py"):
         ranks_of_step(environment)
 
 
 def test_a_script_of_a_job_is_no_task_of_it() -> None:
     """sbatch gives it the first task's numbers."""
     script = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    with pytest.raises(NoStep, match="4 tasks"):
+    with pytest.raises(PansError, match="4 tasks"):
         ranks_of_step({**script, "SLURM_NODELIST": "gpu1"})
