@@ -533,8 +533,9 @@ def class_matrix_figure(
                 color="white" if lightness < 0.5 else "black",
                 fontsize=size * 0.66,
             )
-    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(len(names)), names, fontsize=size, **turned)
+    axes.set_xticks(
+        range(len(names)), names, fontsize=size, rotation=45, ha="right", rotation_mode="anchor"
+    )
     axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.set_title(title, fontsize=_CARD_FONT_SIZE)
     figure.colorbar(shown, shrink=0.8)
