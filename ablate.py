@@ -20,7 +20,7 @@ from argparser import OptionError, Options, as_words, flags_that_bear_on, parse_
 from metrics.report import UnreadableResults, read_results
 from report.ablation_table import FIGURES, Row, draw_plot, write_tables
 from utils.errors import PansError
-from utils.flag_files import FlagFileError, read_toml, refuse_unknown
+from utils.flag_files import read_toml, refuse_unknown
 from utils.interruption import SAVING_SIGNAL, Interrupted, handling, heeded_signals
 from utils.parent import as_parent
 from utils.run_lock import holding, lock_file
@@ -79,13 +79,7 @@ def read_grid(path: Path) -> Grid:
     Raises:
         PansError: the file cannot be read, or names a table or a flag that does not exist.
     """
-    try:
-        return _grid_in(path, read_toml(path, "ablate", "docs/ablation.md"))
-    except FlagFileError as error:
-        raise PansError(str(error)) from error
-
-
-def _grid_in(path: Path, content: Mapping[str, Any]) -> Grid:
+    content = read_toml(path, "ablate", "docs/ablation.md")
     refuse_unknown(path, content, _TABLES)
     flags, axes = content.get("flags", {}), content.get("grid", {})
     known = {flag.name for flag in fields(Options)} - _JOBS - {"name", "random_seed"}

@@ -14,7 +14,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from types import UnionType
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from dataset.description import UNKNOWN_INDEX, DatasetInfo, UnknownClass
 from dataset.registry import DATASETS, TRAINING_SETS, describe
@@ -44,17 +45,8 @@ _ALIASES = {"--multi_scale": "--multi_scala", "--no_multi_scale": "--no_multi_sc
 _PRECISION_OF_OPT_LEVEL = {"O0": "fp32", "O1": "bf16"}
 _METAVARS = {int: "N", float: "X", str: "NAME", tuple: "NAMES"}
 _OLD = "old flags, kept for published commands"
-_GROUPS = (
-    "run",
-    "data",
-    "model",
-    "training",
-    "validation and test",
-    "pictures and export",
-    "speed",
-    "launch",
-    _OLD,
-)
+_EVALUATION, _PREDICTION = "validation and test", "pictures and export"
+_GROUPS = ("run", "data", "model", "training", _EVALUATION, _PREDICTION, "speed", "launch", _OLD)
 _COMMON = (
     *("name", "default", "config", "data_root", "dataset", "backbone", "classifier", "epochs"),
     *("batch_size", "lr", "random_seed", "precision", "nproc", "ckpt", "restart", "test"),
@@ -185,7 +177,7 @@ def _flag(
     default: Any,
     words: str,
     within: _Range | None = None,
-    kind: type | None = None,
+    *,
     shown_default: str | None = None,
 ) -> Any:
     """One flag.
@@ -193,20 +185,26 @@ def _flag(
     Args:
         bears_on: what another value changes: the weights after training, where they start from,
             a test of the same weights, or nothing that is measured.
-        kind, shown_default: where the default itself does not tell them.
+        shown_default: where the default itself does not tell it.
     """
     if shown_default is None:
-        shown_default = ("off", "on")[default] if isinstance(default, bool) else str(default)
+        value = ("off", "on")[default] if isinstance(default, bool) else default
+        shown_default = "none" if value in (None, ()) else str(value)
     return field(
         default=default,
         metadata={
             "group": group,
             "help": f"{words} (default {shown_default})",
             "range": within,
-            "kind": kind or type(default),
             "bears_on": bears_on,
         },
     )
+
+
+def _kind(flag: Field[Any]) -> Any:
+    """Of a flag's values: str for a field of `str | None`, tuple for one of `tuple[str, ...]`."""
+    kind = get_args(flag.type)[0] if isinstance(flag.type, UnionType) else flag.type
+    return get_origin(kind) or kind
 
 
 @dataclass(frozen=True)
@@ -244,14 +242,9 @@ class Options:
         None,
         "checkpoint to continue from; with --restart, its weights alone",
         _PATH,
-        str,
-        "none",
     )
     restart: bool = _flag(
-        "run",
-        "nothing",
-        False,
-        "start from scratch or from --ckpt's weights, keeping older files",
+        "run", "nothing", False, "start from scratch or from --ckpt's weights, keeping older files"
     )
     accept_changes: bool = _flag(
         "run", "nothing", False, "continue a checkpoint with other flags or processes"
@@ -268,17 +261,9 @@ class Options:
         None,
         "flags from a TOML file or a results.json; typed flags override",
         _PATH,
-        str,
-        "none",
     )
     ablate: str | None = _flag(
-        "run",
-        "nothing",
-        None,
-        "run a grid of flags and seeds, see docs/ablation.md",
-        _PATH,
-        str,
-        "none",
+        "run", "nothing", None, "run a grid of flags and seeds, see docs/ablation.md", _PATH
     )
 
     data_root: str = _flag("data", "nothing", "data", "folder that holds the data set", _PATH)
@@ -291,8 +276,7 @@ class Options:
         None,
         "the network's data set, for evaluation-only sets",
         _one_of(*TRAINING_SETS),
-        str,
-        "streethazards",
+        shown_default="streethazards",
     )
     num_classes: int = _flag(
         "data", "weights", 13, "classes that are trained; other data sets have their own", _COUNT
@@ -330,8 +314,7 @@ class Options:
         None,
         "ImageNet weights: auto (in pretrained/), torchvision or a file",
         _PATH,
-        str,
-        "auto",
+        shown_default="auto",
     )
     norm_act: str = _flag(
         "model",
@@ -393,7 +376,7 @@ class Options:
         "training", "nothing", 15.0, "minutes between two checkpoints inside an epoch", _ABOVE_ZERO
     )
     clip_grad_norm: float | None = _flag(
-        "training", "weights", None, "largest L2 norm of all gradients", _ABOVE_ZERO, float, "none"
+        "training", "weights", None, "largest L2 norm of all gradients", _ABOVE_ZERO
     )
     max_bad_steps: int = _flag(
         "training",
@@ -403,148 +386,96 @@ class Options:
         _COUNT,
     )
 
-    test: bool = _flag("validation and test", "nothing", False, "test only, without training")
+    test: bool = _flag(_EVALUATION, "nothing", False, "test only, without training")
     ckpt_test: str | None = _flag(
-        "validation and test",
+        _EVALUATION,
         "nothing",
         None,
         "checkpoint that is tested",
         _PATH,
-        str,
-        "by --test_weights",
+        shown_default="by --test_weights",
     )
     test_weights: str = _flag(
-        "validation and test",
+        _EVALUATION,
         "test",
         "last",
         "weights tested without --ckpt_test: last or best",
         _one_of("last", "best"),
     )
-    val_interval: int = _flag(
-        "validation and test", "nothing", 1, "epochs between two validations", _COUNT
-    )
+    val_interval: int = _flag(_EVALUATION, "nothing", 1, "epochs between two validations", _COUNT)
     val_on_trainset: bool = _flag(
-        "validation and test", "nothing", False, "validate on the training images instead"
+        _EVALUATION, "nothing", False, "validate on the training images instead"
     )
     multi_scala: bool = _flag(
-        "validation and test",
-        "test",
-        False,
-        "test at five scales instead of one (also --multi_scale)",
+        _EVALUATION, "test", False, "test at five scales instead of one (also --multi_scale)"
     )
     eval_size: str | None = _flag(
-        "validation and test",
+        _EVALUATION,
         "test",
         None,
         "size at which a test is measured: label or input",
         _one_of("label", "input"),
-        str,
-        "see docs/evaluation.md",
+        shown_default="see docs/evaluation.md",
     )
     cosine_scores: bool = _flag(
-        "validation and test",
-        "test",
-        False,
-        "anomaly score (1 - cosine) / 2; needs --classifier cosine",
+        _EVALUATION, "test", False, "anomaly score (1 - cosine) / 2; needs --classifier cosine"
     )
     msp: bool = _flag(
-        "validation and test",
-        "test",
-        False,
-        "anomaly score 1 - max softmax; overrides --cosine_scores",
+        _EVALUATION, "test", False, "anomaly score 1 - max softmax; overrides --cosine_scores"
     )
     score: tuple[str, ...] = _flag(
-        "validation and test",
+        _EVALUATION,
         "test",
         (),
         "NAME,NAME: anomaly scores, headline first",
-        kind=tuple,
         shown_default="by --msp, --cosine_scores",
     )
     mc_dropout: int | None = _flag(
-        "validation and test",
+        _EVALUATION,
         "test",
         None,
         "stochastic passes of the score mc_dropout",
         _Range("2 or more", lambda value: value >= 2),
-        int,
-        str(DROPOUT_PASSES),
+        shown_default=str(DROPOUT_PASSES),
     )
     ignore_classes: tuple[str, ...] = _flag(
-        "validation and test",
-        "test",
-        (),
-        "NAME,NAME: classes that the anomaly metrics leave out",
-        kind=tuple,
-        shown_default="none",
+        _EVALUATION, "test", (), "NAME,NAME: classes that the anomaly metrics leave out"
     )
     sample_num: int = _flag(
-        "validation and test", "nothing", 6, "sample pictures shown in TensorBoard", _COUNT_OR_NONE
+        _EVALUATION, "nothing", 6, "sample pictures shown in TensorBoard", _COUNT_OR_NONE
     )
     visualize: bool = _flag(
-        "validation and test",
-        "nothing",
-        False,
-        "write every test image's pictures into the log folder",
+        _EVALUATION, "nothing", False, "write every test image's pictures into the log folder"
     )
 
     predict: tuple[str, ...] = _flag(
-        "pictures and export",
-        "nothing",
-        (),
-        "run inference on pictures, folders and videos",
-        _PATHS,
-        tuple,
-        "none",
+        _PREDICTION, "nothing", (), "run inference on pictures, folders and videos", _PATHS
     )
     out: str | None = _flag(
-        "pictures and export",
-        "nothing",
-        None,
-        "folder of --predict, file of --export",
-        _PATH,
-        str,
-        "none",
+        _PREDICTION, "nothing", None, "folder of --predict, file of --export", _PATH
     )
     threshold: float | None = _flag(
-        "pictures and export",
+        _PREDICTION,
         "nothing",
         None,
         "--predict: scores >= X are anomalies",
         _Range("a number", math.isfinite),
-        float,
-        "none",
     )
     calibrate_fpr: float | None = _flag(
-        "pictures and export",
+        _PREDICTION,
         "nothing",
         None,
         "--predict: threshold for this false positive rate on validation",
         _Range("a number between 0 and 1", lambda value: 0 < value < 1),
-        float,
-        "none",
     )
     overwrite: bool = _flag(
-        "pictures and export",
-        "nothing",
-        False,
-        "--predict may write among other files in --out",
+        _PREDICTION, "nothing", False, "--predict may write among other files in --out"
     )
     frame_step: int = _flag(
-        "pictures and export",
-        "nothing",
-        1,
-        "--predict: run on every N-th frame of a video",
-        _COUNT,
+        _PREDICTION, "nothing", 1, "--predict: run on every N-th frame of a video", _COUNT
     )
     export: str | None = _flag(
-        "pictures and export",
-        "nothing",
-        None,
-        "write the network of --ckpt_test as: onnx",
-        _one_of("onnx"),
-        str,
-        "none",
+        _PREDICTION, "nothing", None, "write the network of --ckpt_test as: onnx", _one_of("onnx")
     )
 
     precision: str = _flag("speed", "weights", "fp32", "fp32 or bf16", _one_of("fp32", "bf16"))
@@ -553,7 +484,6 @@ class Options:
         "nothing",
         None,
         "old name of --precision: O0 = fp32, O1 = bf16",
-        kind=str,
         shown_default="--precision's",
     )
     plain: bool = _flag(
@@ -575,8 +505,7 @@ class Options:
         None,
         "processes on this machine",
         _COUNT,
-        int,
-        "one per GPU, one on a CPU",
+        shown_default="one per GPU, one on a CPU",
     )
     local_rank: int | None = _flag(
         _OLD,
@@ -584,8 +513,7 @@ class Options:
         None,
         "set by old launchers; LOCAL_RANK overrides it",
         _COUNT_OR_NONE,
-        int,
-        "0",
+        shown_default="0",
     )
     timeout: float = _flag(
         "launch",
@@ -706,7 +634,7 @@ def network_flags() -> frozenset[str]:
 def _check_alone(flag: Field[Any], value: Any) -> None:
     if value is None and flag.default is None:
         return
-    kind, within = flag.metadata["kind"], flag.metadata["range"]
+    kind, within = _kind(flag), flag.metadata["range"]
     if not isinstance(value, (int, float) if kind is float else kind):
         raise _refusal(flag.name, f"invalid {kind.__name__} value: {value!r}")
     if within is not None and not within.holds(value):
@@ -984,7 +912,7 @@ class _Help(argparse.Action):
 
 
 def _add_flag(group: argparse._ArgumentGroup, flag: Field[Any]) -> None:
-    kind, words = flag.metadata["kind"], flag.metadata["help"]
+    kind, words = _kind(flag), flag.metadata["help"]
     if kind is bool:
         group.add_argument(f"--{flag.name}", action="store_true", help=words)
         if not flag.name.startswith("no_"):
@@ -1052,7 +980,7 @@ def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     Raises:
         OptionError: one line that names the flag and the reason.
-        FlagFileError: the file of --config cannot be read, or names what is no flag.
+        PansError: the file of --config cannot be read, or names what is no flag.
         SystemExit: after --help.
     """
     typed = _typed_options(sys.argv[1:] if argv is None else argv)
@@ -1073,7 +1001,7 @@ def _config_flags(path: Path) -> dict[str, Any]:
 
 
 def _config_value(path: Path, flag: Field[Any], value: Any) -> Any:
-    kind = flag.metadata["kind"]
+    kind = _kind(flag)
     if kind is tuple:
         value = (value,) if isinstance(value, str) else value
         if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):

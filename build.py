@@ -5,7 +5,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from argparser import Options
-from dataset import EvaluationSample, Split, evaluation_loader
+from dataset import EvaluationSample, Sample, Split, evaluation_loader, training_loader
 from modules import SegmentationModel, build_model
 from utils.distributed import Process
 
@@ -23,6 +23,18 @@ def model_of(options: Options) -> SegmentationModel:
     )
 
 
+def training_loader_of(options: Options, process: Process) -> DataLoader[Sample]:
+    """Batches of random crops: this process's share of every epoch."""
+    return training_loader(
+        options.data_root,
+        batch_size=options.batch_size,
+        crop_size=options.crop_size,
+        seed=options.random_seed,
+        accumulate=options.accumulate,
+        **_of_any_loader(options, process),
+    )
+
+
 def evaluation_loader_of(
     options: Options, process: Process, split: Split, multi_scale: bool | None
 ) -> DataLoader[EvaluationSample]:
@@ -34,14 +46,20 @@ def evaluation_loader_of(
         options.data_root,
         split,
         multi_scale=multi_scale,
-        num_workers=options.num_workers,
-        rank=process.rank,
-        world_size=process.world_size,
-        dataset=options.dataset,
-        skip_bad_files=options.skip_bad_files,
-        timeout=options.timeout,
         at_input_size=options.at_input_size and split == "test",
+        **_of_any_loader(options, process),
     )
+
+
+def _of_any_loader(options: Options, process: Process) -> dict[str, Any]:
+    return {
+        "num_workers": options.num_workers,
+        "rank": process.rank,
+        "world_size": process.world_size,
+        "dataset": options.dataset,
+        "skip_bad_files": options.skip_bad_files,
+        "timeout": options.timeout,
+    }
 
 
 def inference_settings(options: Options) -> list[Any]:

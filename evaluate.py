@@ -160,17 +160,8 @@ class Evaluator:
         evaluation.all_reduce()
         if not evaluation.records:
             raise reader_of(loader).nothing_readable()
-        results = evaluation.results() | {
-            "class_iou_percent": self._class_iou_percent(evaluation.confusion.matrix),
-            "checkpoint": str(self.tested_path),
-            "checkpoint_sha256": sha256_of(self.tested_path) if self.process.is_main else None,
-            "skipped_files": self.skipped.gather("test"),
-            "options": options.to_dict(),
-            "environment": {
-                **environment(self.process.device, self.precision, self.process.world_size),
-                "seconds": round(time.perf_counter() - start, 1),
-            },
-        }
+        results = evaluation.results()
+        results |= self._about_the_test(results["Class IoU"], time.perf_counter() - start)
         panels.log(self.logger, "test", step)
         extremes.log(self.logger, step)
         if self.process.is_main:
@@ -181,12 +172,21 @@ class Evaluator:
             report_results(self.logger, folder, results, records, matrix, self.info, step)
         return results
 
-    def _class_iou_percent(self, matrix: Tensor) -> dict[str, float | None]:
-        """{class: IoU}, None for classes that no label holds."""
-        iou = segmentation_scores(matrix)["Class IoU"]
+    def _about_the_test(self, class_iou: Mapping[int, float], seconds: float) -> dict[str, Any]:
+        """What results.json holds beside the metrics; an IoU that nothing tells is None."""
         return {
-            name: 100 * iou[index] if math.isfinite(iou.get(index, math.nan)) else None
-            for index, name in enumerate(self.info.class_names)
+            "class_iou_percent": {
+                name: 100 * value if math.isfinite(value) else None
+                for name, value in zip(self.info.class_names, class_iou.values(), strict=True)
+            },
+            "checkpoint": str(self.tested_path),
+            "checkpoint_sha256": sha256_of(self.tested_path) if self.process.is_main else None,
+            "skipped_files": self.skipped.gather("test"),
+            "options": self.options.to_dict(),
+            "environment": {
+                **environment(self.process.device, self.precision, self.process.world_size),
+                "seconds": round(seconds, 1),
+            },
         }
 
     def _log_curves(
@@ -221,7 +221,8 @@ class Evaluator:
 
     def _scorer(self, names: Sequence[str]) -> Scorer:
         """Fits the fitted ones among the scores to the training images first."""
-        options, inference, states = self.options, self._inference(), {}
+        options, states = self.options, {}
+        inference = Inference(self.model, self.process.device, self.precision, plain=options.plain)
         fitted = [name for name in names if SCORES[name].fitted]
         if fitted:
             states = fitted_states(
@@ -235,9 +236,6 @@ class Evaluator:
             )
         passes = options.mc_dropout or DROPOUT_PASSES
         return Scorer(inference, names, states, passes=passes, seed=options.random_seed)
-
-    def _inference(self) -> Inference:
-        return Inference(self.model, self.process.device, self.precision, plain=self.options.plain)
 
     def _evaluation_loader(
         self, split: Split, multi_scale: bool | None = None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from argparser import (
     RECIPE,
@@ -40,7 +40,7 @@ from dataset.registry import TRAINING_SETS
 from dataset.skipped import SkippedFiles
 from metrics.pooled import PooledCounts, sharpened
 from modules import SegmentationModel
-from modules.inference.export import check_export_support, export_onnx
+from modules.export import check_export_support, export_onnx
 from modules.inference.network import Inference
 from modules.normalisation import MEAN, STD
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer, kept_state
@@ -60,6 +60,7 @@ from utils.distributed import Process, from_main, gather_objects, sum_over_proce
 from utils.errors import PansError
 from utils.files import sha256_of
 from utils.interruption import stop_at_once
+from utils.pictures import upright
 from utils.progress import ProgressBar
 from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
 
@@ -297,8 +298,8 @@ class Predictor:
         Returns:
             Indices into `class_names`, and the score: higher = more anomalous.
         """
-        upright = ImageOps.exif_transpose(picture).convert("RGB")
-        return self.maps(picture_sample("", upright, multi_scale=self.options.multi_scala))
+        rgb = upright(picture).convert("RGB")
+        return self.maps(picture_sample("", rgb, multi_scale=self.options.multi_scala))
 
     def maps(
         self, sample: EvaluationSample | PictureSample

@@ -12,15 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from argparser import OptionError, Options
-from build import model_of
-from dataset import (
-    EpochSampler,
-    Sample,
-    Split,
-    describe,
-    open_dataset,
-    training_loader,
-)
+from build import model_of, training_loader_of
+from dataset import EpochSampler, Sample, Split, describe, open_dataset
 from dataset.contents import Files, changes, files_of, packed
 from dataset.skipped import SkippedFiles
 from evaluate import Evaluator
@@ -114,19 +107,7 @@ class Trainer:
         """Loader and optimizer; weights from --ckpt, from ImageNet or at random."""
         options, process = self.options, self.process
         self._require_statistics()
-        self.loader = training_loader(
-            options.data_root,
-            batch_size=options.batch_size,
-            crop_size=options.crop_size,
-            seed=options.random_seed,
-            num_workers=options.num_workers,
-            rank=process.rank,
-            world_size=process.world_size,
-            accumulate=options.accumulate,
-            dataset=options.dataset,
-            skip_bad_files=options.skip_bad_files,
-            timeout=options.timeout,
-        )
+        self.loader = training_loader_of(options, process)
         self.skipped.watch("train", self.loader)
         self.shape = Shape(len(self.loader) // options.accumulate, process.world_size)
         if options.fix_bn:
@@ -145,6 +126,15 @@ class Trainer:
         self._start_log()
         self.network = self._parallel(compiled(self.model) if options.compile else self.model)
 
+    def _require_statistics(self) -> None:
+        """Batch statistics need two values, and the pyramid's one cell gives one an image."""
+        options, processes = self.options, self.process.world_size
+        if options.batch_size * (processes if options.norm_act == "iabn_sync" else 1) < 2:
+            raise OptionError(
+                "argument --batch_size: one image has no batch statistics; give 2 or more, or 1 "
+                "on each of several processes with --norm_act iabn_sync"
+            )
+
     def _make_optimizer(self) -> torch.optim.SGD:
         options = self.options
         return torch.optim.SGD(
@@ -155,6 +145,60 @@ class Trainer:
             nesterov=options.momentum > 0,
             fused=True,
         )
+
+    def _check_places(self) -> None:
+        """What is needed later shall not be missed then: all splits, and room for checkpoints."""
+        options = self.options
+        splits: list[Split] = ["train"] if options.val_on_trainset else ["train", "validation"]
+        pictures = {
+            split: open_dataset(options.dataset, options.data_root, split) for split in splits
+        }
+        open_dataset(options.dataset, options.data_root, "test")
+        self.files: dict[str, Files] = from_main(
+            self.process, lambda: {split: files_of(pictures[split]) for split in splits}
+        )
+        own = options.checkpoint_path
+        paths = (own, previous_path(own), options.best_checkpoint_path)
+        if self.process.is_main:
+            for path in paths:
+                remove_leftovers(path)
+        room = from_main(self.process, lambda: require_room(paths, self._checkpoint_bytes()))
+        if self.process.is_main:
+            print(room)
+
+    def _checkpoint_bytes(self) -> int:
+        """Of weights, running statistics and momentum; the rest is small."""
+        momentum = self.model.parameters() if self.options.momentum else ()
+        tensors = [*self.model.state_dict().values(), *momentum]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _start_from(self, path: Path) -> None:
+        """Go on where a checkpoint of a run stands, or begin with its weights alone."""
+        options, checkpoint = self.options, load_checkpoint(path)
+        position = None
+        if is_continued(checkpoint, path, options):
+            if is_published(checkpoint):
+                steps = self.shape.steps_per_epoch
+                checkpoint = from_published(checkpoint, self.model, steps, str(path))
+            data = changes(checkpoint.get("data"), self.files)
+            position = position_in(checkpoint, path, options, self.shape, data)
+        load_model_state(self.model, model_state(checkpoint), path)
+        if position is not None:
+            self.epoch, self.iteration = position.epoch, position.iteration
+            score = load_training_state(checkpoint, path, self.optimizer, self.guard, self.process)
+            self.best_score = from_main(self.process, lambda: best_score_of(score, path, options))
+            self.last_report = checkpoint.get("last_report", {})
+            self.recorded_options = options_to_record(checkpoint, path, options)
+        if self.process.is_main:
+            print(describe_start(path, position, options, self.shape))
+
+    def _load_backbone(self) -> None:
+        """ImageNet's weights, by --pretrained."""
+        options = self.options
+        with first_on_each_machine(self.process):  # a download is for one process
+            weights = backbone_weights(options.pretrained or "auto", options.backbone, BACKBONES)
+        plain_norms = options.norm_act in ("abn", "std")
+        load_backbone(self.model.body, weights, plain_norms=plain_norms)
 
     def _set_learning_rate(self) -> None:
         """That of the next step; nothing but the iteration decides it."""
@@ -190,69 +234,6 @@ class Trainer:
             gradient_as_bucket_view=True,
             static_graph=self.options.accumulate == 1,  # no_sync does not go with it
         )
-
-    def _check_places(self) -> None:
-        """What is needed later shall not be missed then: all splits, and room for checkpoints."""
-        options = self.options
-        splits: list[Split] = ["train"] if options.val_on_trainset else ["train", "validation"]
-        pictures = {
-            split: open_dataset(options.dataset, options.data_root, split) for split in splits
-        }
-        open_dataset(options.dataset, options.data_root, "test")
-        self.files: dict[str, Files] = from_main(
-            self.process, lambda: {split: files_of(pictures[split]) for split in splits}
-        )
-        own = options.checkpoint_path
-        paths = (own, previous_path(own), options.best_checkpoint_path)
-        if self.process.is_main:
-            for path in paths:
-                remove_leftovers(path)
-        room = from_main(self.process, lambda: require_room(paths, self._checkpoint_bytes()))
-        if self.process.is_main:
-            print(room)
-
-    def _checkpoint_bytes(self) -> int:
-        """Of weights, running statistics and momentum; the rest is small."""
-        momentum = self.model.parameters() if self.options.momentum else ()
-        tensors = [*self.model.state_dict().values(), *momentum]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-    def _require_statistics(self) -> None:
-        """Batch statistics need two values, and the pyramid's one cell gives one an image."""
-        options, processes = self.options, self.process.world_size
-        if options.batch_size * (processes if options.norm_act == "iabn_sync" else 1) < 2:
-            raise OptionError(
-                "argument --batch_size: one image has no batch statistics; give 2 or more, or 1 "
-                "on each of several processes with --norm_act iabn_sync"
-            )
-
-    def _load_backbone(self) -> None:
-        """ImageNet's weights, by --pretrained."""
-        options = self.options
-        with first_on_each_machine(self.process):  # a download is for one process
-            weights = backbone_weights(options.pretrained or "auto", options.backbone, BACKBONES)
-        plain_norms = options.norm_act in ("abn", "std")
-        load_backbone(self.model.body, weights, plain_norms=plain_norms)
-
-    def _start_from(self, path: Path) -> None:
-        """Go on where a checkpoint of a run stands, or begin with its weights alone."""
-        options, checkpoint = self.options, load_checkpoint(path)
-        position = None
-        if is_continued(checkpoint, path, options):
-            if is_published(checkpoint):
-                steps = self.shape.steps_per_epoch
-                checkpoint = from_published(checkpoint, self.model, steps, str(path))
-            data = changes(checkpoint.get("data"), self.files)
-            position = position_in(checkpoint, path, options, self.shape, data)
-        load_model_state(self.model, model_state(checkpoint), path)
-        if position is not None:
-            self.epoch, self.iteration = position.epoch, position.iteration
-            score = load_training_state(checkpoint, path, self.optimizer, self.guard, self.process)
-            self.best_score = from_main(self.process, lambda: best_score_of(score, path, options))
-            self.last_report = checkpoint.get("last_report", {})
-            self.recorded_options = options_to_record(checkpoint, path, options)
-        if self.process.is_main:
-            print(describe_start(path, position, options, self.shape))
 
     # The loop
 

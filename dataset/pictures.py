@@ -18,20 +18,13 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 Image.core.set_blocks_max(4)
 
 
-class BadSample(Unreadable):
-    """A file of the data set cannot be used."""
+BadSample = Unreadable
+"""A file of the data set cannot be used."""
 
 
 def read_image(path: Path, info: DatasetInfo) -> Image.Image:
-    """Read a picture as RGB, alpha dropped, upright; from its decoded copy if there is one.
-
-    Raises:
-        BadSample: see `utils.pictures.read_picture`.
-    """
-    try:
-        return read_copy(path) or read_picture(path, IMAGE_FORMATS, info.remedy)
-    except Unreadable as error:
-        raise BadSample(str(error)) from error
+    """`utils.pictures.read_picture` of a data set's image, or its decoded copy if there is one."""
+    return read_copy(path) or read_picture(path, IMAGE_FORMATS, info.remedy)
 
 
 def read_label(path: Path, info: DatasetInfo, *, with_anomalies: bool) -> Image.Image:
@@ -41,10 +34,7 @@ def read_label(path: Path, info: DatasetInfo, *, with_anomalies: bool) -> Image.
         BadSample: see `utils.pictures.read_label`; or it contains a value that the data set does
             not have, or an anomaly although not `with_anomalies`.
     """
-    try:
-        label = pictures.read_label(path, remedy=info.remedy)
-    except Unreadable as error:
-        raise BadSample(str(error)) from error
+    label = pictures.read_label(path, remedy=info.remedy)
     _check_values(path, label, info, with_anomalies)
     return label.point(info.lookup)
 

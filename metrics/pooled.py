@@ -259,22 +259,14 @@ class PooledCounts(BinnedScores):
         self.has_wide_integers = False
 
     def update(self, anomalous: Array, normal: Array) -> None:
-        """Counts finite scores of both kinds, 1-D, as `populations` returns them.
-
-        Any floats or integers. Those of one float32 share a bin, and so do those above 2^100. The
-        work is done on the CPU.
-        """
+        # Those of one float32 share a bin, and so do those above 2^100.
         for row, scores in _blocks(anomalous, normal):
             keys = self._keys(scores)
             bins = self._bins(keys)  # may move the counts, so it comes first
             np.add.at(self._counts[row], bins, 1)
 
     def all_reduce(self) -> None:
-        """Adds up the counts of all processes. Every process calls it, once, after its updates.
-
-        One small all_reduce says which pages are in use, so that the bins lie alike everywhere;
-        one adds the counts.
-        """
+        # Which pages are in use comes first, so that the bins lie alike everywhere.
         key_bits = self._key_bits >> np.arange(_PAGE_BITS) & 1
         facts = np.array([not self._is_float32, self.has_wide_integers])
         flags = np.concatenate([self._first_bin >= 0, key_bits, facts]).astype(np.int32)
@@ -286,12 +278,10 @@ class PooledCounts(BinnedScores):
         self._counts = reduce_over_processes(torch.from_numpy(self._counts)).numpy()
 
     def counts(self) -> np.ndarray:
-        """(2, bins) normal and anomalous pixels."""
         self._sort_pages()
         return self._counts[:, : len(self._pages) << self._bits]
 
     def intervals(self, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The least and the greatest score that each bin can hold: float64, or int64."""
         first = self._first_keys(bins)
         last = first + (self._key_bits & (self._width - 1))
         lowest, next_lowest = lowest_scores(first), lowest_scores(last + 1)
@@ -305,15 +295,11 @@ class PooledCounts(BinnedScores):
         return (_integers(ends[0]), _integers(ends[1])) if self.has_wide_integers else ends
 
     def is_exact(self, bins: np.ndarray) -> np.ndarray:
-        """Whether each bin is known to hold one score only.
-
-        It does where all scores leave the bits below a bin unused: then a tie is a tie.
-        """
+        # One where all scores leave the bits below a bin unused: then a tie is a tie.
         is_exact = self._is_float32 and not self._key_bits & (self._width - 1)
         return is_exact & (self._first_keys(bins) < KEY_OF_LARGEST)
 
     def locate(self, scores: np.ndarray) -> np.ndarray:
-        """The bin of each score, once all scores were counted."""
         keys = ordered_keys(_rounded(scores))
         bins = self._first_bin.take((keys >> _PAGE_BITS) + _PAGES // 2)
         if bins.size and bins.min() < 0:
@@ -322,7 +308,6 @@ class PooledCounts(BinnedScores):
         return bins
 
     def next_above(self, score: float) -> float:
-        """The least score above `score` in the precision of the scores."""
         if self.has_wide_integers:
             return score + 1
         kind = np.float32 if self._is_float32 else np.float64
@@ -422,7 +407,6 @@ class RefinedCounts(BinnedScores):
         self._greatest = np.full(self._counts.shape[1], limits.min)
 
     def update(self, anomalous: Array, normal: Array) -> None:
-        """Counts the scores of bins that are cut; the same scores as the first pass, once each."""
         if not len(self._sizes):
             return
         lowest, highest = self._lowest.min(), self._highest.max()
@@ -438,11 +422,6 @@ class RefinedCounts(BinnedScores):
             np.maximum.at(self._greatest, pieces, ranks)
 
     def all_reduce(self) -> None:
-        """Adds up the counts of all processes. Every process calls it, once, after its updates.
-
-        Raises:
-            ValueError: the scores were not those of the first pass.
-        """
         self._counts = reduce_over_processes(torch.from_numpy(self._counts)).numpy()
         self._least = reduce_over_processes(torch.from_numpy(self._least), "MIN").numpy()
         self._greatest = reduce_over_processes(torch.from_numpy(self._greatest), "MAX").numpy()
@@ -451,7 +430,6 @@ class RefinedCounts(BinnedScores):
             raise ValueError("other scores came than those that the first pass counted")
 
     def counts(self) -> np.ndarray:
-        """(2, bins) normal and anomalous pixels."""
         return self._all_counts
 
     @cached_property
@@ -464,7 +442,6 @@ class RefinedCounts(BinnedScores):
         return counts
 
     def intervals(self, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The least and the greatest score of each bin: float64, or int64."""
         owners, pieces = self._owners_and_pieces(bins)
         lowest, highest = self._coarse.intervals(owners)
         is_piece = pieces >= 0
@@ -473,7 +450,6 @@ class RefinedCounts(BinnedScores):
         return lowest, highest
 
     def is_exact(self, bins: np.ndarray) -> np.ndarray:
-        """Whether each bin is known to hold one score only."""
         owners, pieces = self._owners_and_pieces(bins)
         is_exact = self._coarse.is_exact(owners)
         is_piece = pieces >= 0
@@ -482,7 +458,6 @@ class RefinedCounts(BinnedScores):
         return is_exact
 
     def locate(self, scores: np.ndarray) -> np.ndarray:
-        """The bin of each score."""
         owners = self._coarse.locate(scores)
         bins = self._first.take(owners)
         numbers = self._number.take(owners)
@@ -492,7 +467,6 @@ class RefinedCounts(BinnedScores):
         return bins
 
     def next_above(self, score: float) -> float:
-        """The least score above `score` in the precision of the scores."""
         return self._coarse.next_above(score)
 
     def _ranks(self, scores: np.ndarray) -> np.ndarray:

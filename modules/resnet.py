@@ -42,7 +42,6 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         counts, width = BACKBONES[backbone]
-        self.out_channels = 16 * width, 32 * width
         self.mod1 = nn.Sequential(
             OrderedDict(
                 conv1=nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
@@ -51,6 +50,7 @@ class ResNet(nn.Module):
             )
         )
         in_channels = width
+        channels = []
         stages = zip(counts, STRIDES_AND_DILATIONS[output_stride], strict=True)
         for number, (blocks, (stride, dilation)) in enumerate(stages, start=2):
             stage: OrderedDict[str, nn.Module] = OrderedDict()
@@ -67,7 +67,9 @@ class ResNet(nn.Module):
                 )
                 in_channels = width * Bottleneck.expansion
             setattr(self, f"mod{number}", nn.Sequential(stage))
+            channels.append(in_channels)
             width *= 2
+        self.out_channels = channels[2], channels[3]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         mod4 = self.mod4(self.mod3(self.mod2(self.mod1(images))))

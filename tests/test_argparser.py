@@ -22,7 +22,6 @@ from argparser import (
 from dataset.registry import DATASETS
 from modules.scores import SCORES
 from utils.errors import PansError
-from utils.flag_files import FlagFileError
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -720,7 +719,7 @@ TOKENS = [*(f"--{flag.name}" for flag in fields(Options)), "0", "1", "-1", "O1",
 def outcome(argv: list[str]) -> Options | PansError | SystemExit:
     try:
         return parse_options(argv)
-    except (OptionError, FlagFileError, SystemExit) as end:
+    except (PansError, SystemExit) as end:
         return end
 
 

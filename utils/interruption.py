@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -132,14 +132,9 @@ class Interruption:
         self._handling.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._handling.__exit__(kind, error, trace)
-        if error is None and self._signal:
+    def __exit__(self, *error: Any) -> None:
+        self._handling.__exit__(*error)
+        if error[0] is None and self._signal:
             raise Interrupted(self._signal)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:

@@ -140,16 +140,17 @@ def decode(path: Path, formats: Sequence[str], remedy: str) -> tuple[Image.Image
             # A phone's JPEG may hold a second picture for its own use (MPO).
             frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
             picture.load()
-            upright = _upright(picture)
+            turned = upright(picture)
     # Decoders meet damaged files with errors of many types; each means the same to the user.
     except Exception as error:
         raise _undecodable(path, formats, error) from error
     if frames > 1:
         raise Unreadable(f"{path} holds {frames} frames; expected one, save the one that is meant")
-    return upright, mode
+    return turned, mode
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def upright(picture: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF data says."""
     try:
         orientation = picture.getexif().get(Base.Orientation)
     except Exception:  # EXIF data that cannot be read turns nothing, as in any viewer

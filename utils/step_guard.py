@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from utils.distributed import sum_over_processes
+from utils.distributed import reduce_over_processes, sum_over_processes
 from utils.errors import PansError
 
 
@@ -138,6 +138,4 @@ def _on_all_processes(good: Tensor) -> Tensor:
     """Whether `good`, 0-d bool, holds on every process; stays on the device."""
     if not dist.is_initialized():
         return good
-    everywhere = good.to(torch.int32)
-    dist.all_reduce(everywhere, dist.ReduceOp.MIN)
-    return everywhere.bool()
+    return reduce_over_processes(good.to(torch.int32), "MIN").bool()

@@ -28,8 +28,7 @@ from dataset.base import (
 )
 from dataset.description import IGNORE_INDEX, Colour, DatasetInfo, Split
 from dataset.pictures import BadSample
-from dataset.readers.text_files import read_text
-from utils.reading import files_below
+from utils.reading import files_below, read_text
 
 CLASS_FILES = ("classes.txt", "classes.json")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

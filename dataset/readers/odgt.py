@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dataset.pictures import BadSample
-from dataset.readers.text_files import read_text
+from utils.reading import read_text
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:

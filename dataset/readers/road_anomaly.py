@@ -13,6 +13,7 @@ RoadAnomaly_jpg/ may also be in RoadAnomaly/, as in RbA and pytorch-ood. Values:
 2 anomaly, mode L. All 60 images of 1280x720 form the test split.
 """
 
+import json
 from pathlib import Path, PurePosixPath
 
 from dataset.base import IMAGE_SUFFIXES, SampleFiles, SegmentationDataset, find_first
@@ -20,7 +21,7 @@ from dataset.description import IGNORE_INDEX, NORMAL_INDEX, UNKNOWN_INDEX, Split
 from dataset.pictures import BadSample
 from dataset.readers.evaluation_only import evaluation_only
 from dataset.readers.odgt import leaves_folder
-from dataset.readers.text_files import read_json
+from utils.reading import read_text
 
 FOLDERS = ("RoadAnomaly_jpg", "RoadAnomaly/RoadAnomaly_jpg", "RoadAnomaly")
 
@@ -47,7 +48,10 @@ def read_frames(path: Path) -> list[str]:
     Raises:
         BadSample: the file is not a JSON array of names, is empty, or a name leaves the folder.
     """
-    frames = read_json(path)
+    try:
+        frames = json.loads(read_text(path, "JSON"))
+    except (ValueError, RecursionError) as error:
+        raise BadSample(f"{path} cannot be read as JSON ({error}); restore it") from error
     if not isinstance(frames, list) or not frames:
         raise BadSample(f"{path} is not a JSON array of file names; restore it from the archive")
     for number, name in enumerate(frames, start=1):

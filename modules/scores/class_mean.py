@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.scores.fitted import Fit, class_sums, exact, labelled_features, rounded
-from modules.scores.maps import ScoreMap
 from modules.scores.network_output import NetworkOutput, State
+from modules.scores.score_map import Fit, ScoreMap, class_sums, exact, labelled_features, rounded
 from utils.errors import PansError
 
 

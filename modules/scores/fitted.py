@@ -1,119 +1,26 @@
 """Scores that are fitted: one pass over the training images, and a file beside the checkpoint.
 
 Every image gives a state of fixed size, and states merge: over the images of a process, then over
-the processes. Merging is exact, so that neither order nor number of processes changes a bit.
+the processes.
 """
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from modules.inference.network import Inference
-from modules.scores.network_output import NetworkOutput, State
+from modules.scores.network_output import State
 from modules.scores.registry import SCORES
+from modules.scores.score_map import Fit
 from modules.scores.scorer import Scorer
 from utils.distributed import Process, from_main, gather_objects
-from utils.errors import PansError
 from utils.files import replacing, sha256_of
 from utils.progress import ProgressBar
-
-_FRACTION_BITS = 60
-_LARGEST_SUM = 2.0**62
-
-
-# Sums
-
-
-def exact(values: Tensor) -> Tensor:
-    """Float64 values (...) -> fixed-point numbers (2, ...): whole part and 2^-60ths, both int64.
-
-    Raises:
-        PansError: a value is not finite, or its magnitude is 2^62 or more.
-    """
-    if not bool((values.abs() < _LARGEST_SUM).all()):
-        raise PansError(
-            "the network's output for a training image is not finite, or too large to be summed; "
-            "its training had failed, use an earlier checkpoint"
-        )
-    whole = values.floor()
-    fraction = ((values - whole) * 2.0**_FRACTION_BITS).round()
-    return torch.stack([whole, fraction]).to(torch.int64)
-
-
-def add_exact(first: State, second: State) -> State:
-    """Entry by entry the sums of `exact` numbers, which depend on no order."""
-    return {name: _carried(first[name] + second[name]) for name in first}
-
-
-def _carried(total: Tensor) -> Tensor:
-    carry = total[1] >> _FRACTION_BITS
-    return torch.stack([total[0] + carry, total[1] - (carry << _FRACTION_BITS)])
-
-
-def rounded(total: Tensor) -> Tensor:
-    """`exact` numbers (2, ...) -> (...) float64."""
-    return total[0].double() + total[1].double() / 2.0**_FRACTION_BITS
-
-
-# Fitting
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How a score learns from the training images.
-
-    Attributes:
-        observe: (network output, label (H, W) uint8, seed) -> the state of one image. The seed
-            depends on that of the run and on the image's index.
-        finish: merged state -> what the score keeps, on the main process alone.
-        merge: two states -> their state together; by default sums of `exact` numbers.
-        drawn: whether the seed matters.
-        settings: constants of the fit; others take the pass again.
-    """
-
-    observe: Callable[[NetworkOutput, Tensor, int], State]
-    finish: Callable[[State], State]
-    merge: Callable[[State, State], State] = add_exact
-    drawn: bool = False
-    settings: tuple[Any, ...] = ()
-
-
-def labelled_features(output: NetworkOutput, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of the pixels with a known class, of all scales together, and these classes.
-
-    Args:
-        label: (H, W) uint8; resized to the features' resolution, each pixel the nearest.
-
-    Returns:
-        (P, D), float32 at least, and (P,) int64 below the number of classes.
-    """
-    features, classes = [], []
-    for one in output.features:
-        own = F.interpolate(label[None, None].to(one.device), one.shape[2:], mode="nearest-exact")
-        known = own.flatten() < output.logits[0].shape[1]
-        features.append(pixels(one)[known])
-        classes.append(own.flatten()[known].long())
-    return torch.cat(features), torch.cat(classes)
-
-
-def pixels(features: Tensor) -> Tensor:
-    """(1, D, h, w) features -> (h * w, D), float32 at least."""
-    rows = features.flatten(2)[0].T
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
-
-
-def class_sums(features: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(P, D) features and (P,) classes -> their numbers (C,) and sums (C, D), float64."""
-    indicator = F.one_hot(classes, count).double()
-    return indicator.sum(0), indicator.T @ features.double()
 
 
 def fitted_states(

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.scores.fitted import Fit, labelled_features, pixels
-from modules.scores.maps import ScoreMap
 from modules.scores.network_output import NetworkOutput, State
+from modules.scores.score_map import Fit, ScoreMap, labelled_features, pixels
 from utils.errors import PansError
 
 SAMPLE_SIZE = 8192

@@ -11,9 +11,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from modules.scores.fitted import Fit, class_sums, exact, labelled_features, pixels, rounded
-from modules.scores.maps import ScoreMap
 from modules.scores.network_output import NetworkOutput, State
+from modules.scores.score_map import (
+    Fit,
+    ScoreMap,
+    class_sums,
+    exact,
+    labelled_features,
+    pixels,
+    rounded,
+)
 from utils.errors import PansError
 
 SMALLEST_VARIANCE = 1e-10

@@ -16,8 +16,8 @@ from modules.scores import dense_crf
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from modules.scores.maps import ScoreMap
     from modules.scores.network_output import NetworkOutput
+    from modules.scores.score_map import ScoreMap
 
 ALL = "all"
 DROPOUT_PASSES = 10
@@ -65,17 +65,9 @@ class Score:
 
         return MAPS[self.name]
 
-    def parts_of(self, output: NetworkOutput) -> Sequence[Tensor]:
-        """What the map is computed from, see `ScoreMap`."""
-        return self.map.parts_of(output)
-
-    def from_parts(self, parts: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """(1, H, W), higher = more anomalous."""
-        return self.map.from_parts(parts, size)
-
     def map_of(self, output: NetworkOutput) -> Tensor:
         """(1, H, W), higher = more anomalous."""
-        return self.from_parts(self.parts_of(output), output.size)
+        return self.map.from_parts(self.map.parts_of(output), output.size)
 
 
 _ALL_SCORES = (

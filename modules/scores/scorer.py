@@ -66,7 +66,7 @@ class Scorer:
     def parts(self, output: NetworkOutput) -> dict[str, list[Tensor]]:
         """{name: what `maps_from` computes its map from}, most of it at the logits' resolution."""
         return {
-            name: [part.contiguous() for part in SCORES[name].parts_of(output)]
+            name: [part.contiguous() for part in SCORES[name].map.parts_of(output)]
             for name in self.names
         }
 
@@ -77,7 +77,7 @@ class Scorer:
         """{name: (H, W), higher = more anomalous}; the same bits for the same parts."""
         device = self.inference.device
         return {
-            name: SCORES[name].from_parts([part.to(device) for part in own], size)[0]
+            name: SCORES[name].map.from_parts([part.to(device) for part in own], size)[0]
             for name, own in parts.items()
         }
 

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from modules.scores.fitted import Fit, exact, rounded
-from modules.scores.maps import ScoreMap
 from modules.scores.network_output import NetworkOutput, State
+from modules.scores.score_map import Fit, ScoreMap, exact, rounded
 
 SMALLEST_DEVIATION = 1e-6
 

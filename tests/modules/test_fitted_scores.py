@@ -15,14 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from modules.scores import SCORES, NetworkOutput, fitted_states, knn
-from modules.scores.fitted import (
-    add_exact,
-    exact,
-    kept_state,
-    labelled_features,
-    rounded,
-    state_path,
-)
+from modules.scores.fitted import kept_state, state_path
+from modules.scores.score_map import add_exact, exact, labelled_features, rounded
 from modules.scores.standardized_maxlogit import max_logit_sums, statistics_of
 from utils.distributed import Process
 from utils.errors import PansError
@@ -101,7 +95,7 @@ def map_of_a_test(name, states):
     shape = (5, 7)
     features = torch.randn(1, CHANNELS, *shape, generator=torch.Generator().manual_seed(3)).double()
     output = NetworkOutput([torch.zeros(1, CLASSES, *shape)], shape, [features], states=states)
-    (part,) = SCORES[name].parts_of(output)
+    (part,) = SCORES[name].map.parts_of(output)
     return features.flatten(2)[0].T, part.flatten()
 
 
