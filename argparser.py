@@ -945,7 +945,9 @@ def _refuse_leftover(token: str, before: str, parser: _Parser) -> NoReturn:
     shown = repr(token.partition("=")[0])[1:-1]
     name = shown.lstrip("-").lower()
     if not token.startswith("-"):
-        hint = f", did you mean --{name}?" if name in {*_JOBS, "help"} - {"train"} else ""
+        hint = f", did you mean --{name}?" if name in {*_JOBS, "help"} else ""
+        if name == "train":  # what it does by itself
+            hint = f"; to train, type {_JOBS[name]}"
         if before in ("--test", "--export", "--visualize") and name.endswith((".pth", ".tar")):
             hint = "; --ckpt_test FILE names a checkpoint"
         elif before in parser._option_string_actions and not hint:

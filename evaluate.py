@@ -163,7 +163,7 @@ class Evaluator:
         results = evaluation.results()
         results |= self._about_the_test(results["Class IoU"], time.perf_counter() - start)
         panels.log(self.logger, "test", step)
-        extremes.log(self.logger, "test", step)
+        extremes.log(self.logger, step)
         if self.process.is_main:
             self._log_curves(results, evaluation, step)
             self._log_prototypes("test", step)

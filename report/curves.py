@@ -37,8 +37,8 @@ def log_anomaly_metrics(
     if metrics is None or curve is None or histogram is None or points is None:
         return
     logger.pr_curve(f"{tag}/pooled", points.true_positives, points.false_positives, step)
-    logger.histogram(f"{tag} scores/normal", histogram.edges, histogram.normal, step)
-    logger.histogram(f"{tag} scores/anomalous", histogram.edges, histogram.anomalous, step)
+    logger.histogram(f"{tag}/scores_normal", histogram.edges, histogram.normal, step)
+    logger.histogram(f"{tag}/scores_anomalous", histogram.edges, histogram.anomalous, step)
     logger.figure(f"{tag}/precision_recall", precision_recall_figure(curve, metrics), step)
     logger.figure(f"{tag}/roc", roc_figure(curve, metrics), step)
     logger.figure(f"{tag}/scores", score_histogram_figure(histogram), step)

@@ -709,6 +709,7 @@ def test_a_value_of_the_wrong_kind_is_told_what_to_type(typed: str, cure: str) -
 
 @pytest.mark.parametrize("word", ["test", "predict", "help"])
 def test_a_job_without_dashes_is_told_its_flag(word: str) -> None:
+    assert refusal("train") == "'train' belongs to no flag; to train, type --name pans --default"
     assert refusal(word) == f"'{word}' belongs to no flag, did you mean --{word}?"
 
 

@@ -224,7 +224,8 @@ def _likely_cause(missing: set[str], unexpected: set[str], other_shape: set[str]
             and not any_starts(missing, "body.mod4.block7.")
         ),
         "it was trained with --backbone resnet50": any_starts(missing, "body.mod4.block7."),
-        "it was trained with another number of classes": "cls.cls.weight" in other_shape,
+        "it was trained with another number of classes, so name the --dataset that it was trained "
+        "on": "cls.cls.weight" in other_shape,
     }
     found = [cause for cause, holds in causes.items() if holds]
     return f"; {found[0]}" if found else ""

@@ -75,7 +75,7 @@ def test_score_histograms_count_every_pixel_of_their_kind(tmp_path):
     events = log(tmp_path, evaluation, results)
     histogram = evaluation.pooled.histogram()
     for name, counts in (("normal", histogram.normal), ("anomalous", histogram.anomalous)):
-        (event,) = events.Histograms(f"test scores/{name}")
+        (event,) = events.Histograms(f"test/scores_{name}")
         shown = event.histogram_value
         assert shown.num == counts.sum() == getattr(evaluation.pooled, name)
         assert list(shown.bucket)[-64:] == counts.tolist()
