@@ -124,7 +124,7 @@ def test_a_full_disk_is_one_line_and_the_command_goes_on_afterwards(
     copy = copy_of(pictures.folder / pictures.names[0])
     assert str(error.value) == (
         f"{copy} cannot be written (File too large); make room or choose another --root, and run "
-        "the same command again to go on"
+        "the same command again to resume"
     )
     assert not list(root.rglob(".*"))
     assert write_copies(pictures) == "3 decoded copies, 0.00 GB"
