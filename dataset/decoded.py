@@ -34,7 +34,7 @@ def read_copy(path: Path) -> Image.Image | None:
         with Image.open(io.BytesIO(data), formats=("TIFF",)) as picture:
             picture.load()
             return picture
-    except OSError:
+    except (OSError, ValueError):  # a name that no disk takes
         return None
 
 

@@ -5,7 +5,6 @@ over a data set.
 from metrics.anomaly import (
     AnomalyMetrics,
     InvalidScores,
-    OneKindOfPixel,
     image_anomaly_metrics,
     populations,
 )
@@ -25,7 +24,6 @@ __all__ = [
     "AnomalyMetrics",
     "ConfusionMatrix",
     "InvalidScores",
-    "OneKindOfPixel",
     "PooledCounts",
     "PooledMetrics",
     "ScoreHistogram",

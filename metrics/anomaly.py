@@ -18,10 +18,6 @@ class InvalidScores(PansError):
     """Scores that are NaN or infinite, and so cannot be ranked."""
 
 
-class OneKindOfPixel(PansError):
-    """A map with only normal or only anomalous pixels, for which the metrics are undefined."""
-
-
 @dataclass(frozen=True)
 class Ranks:
     """The curve of one score map, which changes only at its P anomalous scores a_1 <= a_2 <= ...
@@ -109,7 +105,7 @@ def image_anomaly_metrics(
 
     Raises:
         InvalidScores: the score of a valid pixel is NaN or infinite.
-        OneKindOfPixel: there is no valid anomalous or no valid normal pixel.
+        PansError: there is no valid anomalous or no valid normal pixel.
 
     >>> scores = np.array([[0.9, 0.8, 0.8], [0.4, 0.1, 0.8]])
     >>> is_anomaly = np.array([[True, True, False], [True, False, False]])
@@ -153,11 +149,11 @@ def ranking_metrics(anomalous: Array, normal: Array) -> AnomalyMetrics:
     """Exact metrics of two 1-D populations of finite scores, as `populations` returns them.
 
     Raises:
-        OneKindOfPixel: a population is empty.
+        PansError: a population is empty.
     """
     positives, negatives = len(anomalous), len(normal)
     if not positives or not negatives:
-        raise OneKindOfPixel(
+        raise PansError(
             f"{positives} anomalous and {negatives} normal pixels are counted; "
             "per-image metrics need both kinds"
         )

@@ -26,7 +26,8 @@ channels exchanged. The taps' is, because the map is linear in them,
 
 which are matrix products again, over tiles instead of channels.
 
-In float32, rounding errors are twice those of the direct sum with F(2x2), six times with F(4x4).
+Rounding errors in float32 are twice those of the direct sum with F(2x2), six times with F(4x4); in
+bfloat16 three times with F(2x2), which a whole network's gradient does not show.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-FEWEST_CHANNELS = 256
+FEWEST_CHANNELS, FEWEST_CHANNELS_BF16 = 256, 512
 """With fewer input or output channels, the additional sums cost more than the products save."""
 LARGEST_SHARE = 0.7
 """Maximum share of the direct sum's products; small maps fill their tiles too badly."""
@@ -224,12 +225,20 @@ class Tiling:
             self.filtering.output_sums(half, places)
 
 
-def transformed_taps(weight: Tensor, filtering: Filtering) -> Tensor:
-    """(O, C, 3, 3) -> (n^2, C, O), the matrices that multiply the input's factors."""
-    outputs, channels = weight.shape[:2]
-    both_axes = torch.kron(filtering.taps, filtering.taps).to(weight)
-    products = both_axes @ weight.permute(3, 2, 1, 0).reshape(9, -1)
-    return products.view(-1, channels, outputs)
+def both_axes(filtering: Filtering, *, mirrored: bool = False) -> Tensor:
+    """(n^2, 9) float64, the taps' sums over both axes; of the n^2 the horizontal index is slow."""
+    one = filtering.taps.flip(1) if mirrored else filtering.taps
+    return torch.kron(one, one).view(-1, 3, 3).transpose(1, 2).reshape(-1, 9)
+
+
+def transformed_taps(weight: Tensor, filtering: Filtering, *, mirrored: bool = False) -> Tensor:
+    """(O, C, 3, 3) -> (n^2, C, O), the matrices that multiply the input's factors.
+
+    `mirrored`: (n^2, O, C), those for the output's gradient in the input's gradient.
+    """
+    sums = both_axes(filtering, mirrored=mirrored).to(weight)
+    taps = (sums @ weight.reshape(-1, 9).T).view(-1, *weight.shape[:2])
+    return taps if mirrored else taps.transpose(1, 2)
 
 
 def convolve(
@@ -265,17 +274,21 @@ def convolve(
 
 
 def weight_gradient(x: Tensor, gradient: Tensor, dilation: int, filtering: Filtering) -> Tensor:
-    """The gradient of the weight, (O, C, 3, 3), from the input and the output's gradient."""
+    """(O, C, 3, 3): the gradient of the weight, from input and output's gradient; float32 or 64."""
     tiling = Tiling(filtering, dilation, x.shape[2:])
     padded, gradient = tiling.padded(x, dilation), tiling.padded(gradient, 0)
-    products = x.new_zeros(filtering.factors**2, padded.shape[-1], gradient.shape[-1])
+    shape = filtering.factors**2, gradient.shape[-1], padded.shape[-1]
+    reduced = x.dtype == torch.bfloat16
+    products = x.new_zeros(shape, dtype=torch.float32 if reduced else x.dtype)
     for rows in tiling.strips(padded):
         inputs = tiling.factors(padded, rows, filtering.input_sums, filtering.factors)
         outputs = tiling.factors(gradient, rows, filtering.gradient_sums, filtering.outputs)
-        products.baddbmm_(inputs.transpose(1, 2), outputs)
-    both_axes = torch.kron(filtering.taps, filtering.taps).to(x)
-    taps = both_axes.T @ products.flatten(1)
-    return taps.view(3, 3, *products.shape[1:]).permute(3, 2, 1, 0)
+        if reduced:  # summed over strips in float32
+            products += torch.bmm(outputs.transpose(1, 2), inputs)
+        else:
+            products.baddbmm_(outputs.transpose(1, 2), inputs)
+    sums = both_axes(filtering).to(products)
+    return (products.flatten(1).T @ sums).view(*shape[1:], 3, 3)
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
@@ -285,11 +298,15 @@ def layout_of(x: Tensor) -> torch.memory_format:
 
 
 class _Convolution(torch.autograd.Function):
+    """x and what comes out may be bfloat16, the weight not: its taps are rounded once."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int, filtering: Filtering) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.dilation, ctx.filtering = dilation, filtering
-        result = convolve(x, transformed_taps(weight, filtering), None, dilation, filtering)
+        with torch.autocast("cpu", enabled=False):
+            taps = transformed_taps(weight, filtering).to(x.dtype)
+            result = convolve(x, taps, None, dilation, filtering)
         return result.contiguous(memory_format=layout_of(x))
 
     @staticmethod
@@ -299,40 +316,43 @@ class _Convolution(torch.autograd.Function):
         how = ctx.dilation, ctx.filtering
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            mirrored = transformed_taps(weight.flip(2, 3).transpose(0, 1), ctx.filtering)
-            grad_x = convolve(gradient, mirrored, None, *how)
+            taps = transformed_taps(weight, ctx.filtering, mirrored=True).to(x.dtype)
+            grad_x = convolve(gradient, taps, None, *how)
             grad_x = grad_x.contiguous(memory_format=layout_of(x))
         if ctx.needs_input_grad[1]:
-            grad_weight = weight_gradient(x, gradient, *how).contiguous()
+            grad_weight = weight_gradient(x, gradient, *how)
         return grad_x, grad_weight, None, None
 
 
-def best_filtering(size: Sequence[int], dilation: int) -> Filtering | None:
+def best_filtering(
+    size: Sequence[int], dilation: int, filterings: Sequence[Filtering] = (TWO, FOUR)
+) -> Filtering | None:
     """The filtering with the fewest products for an (H, W) output; None for the direct sum."""
-    best = min((TWO, FOUR), key=lambda filtering: filtering.products(size, dilation))
+    best = min(filterings, key=lambda filtering: filtering.products(size, dilation))
     direct = 9 * size[0] * size[1]
     return best if best.products(size, dilation) <= LARGEST_SHARE * direct else None
 
 
-def _is_direct(x: Tensor, weight: Tensor) -> bool:
-    """Whether the library's own convolution is faster or the only option."""
-    return (
-        x.device.type != "cpu"
-        or x.dtype not in (torch.float32, torch.float64)
-        or min(weight.shape[:2]) < FEWEST_CHANNELS
-        or torch.is_autocast_enabled("cpu")
-        or torch.compiler.is_compiling()  # includes the export of a network
-    )
+def _filtering_for(x: Tensor, weight: Tensor, dilation: int) -> Filtering | None:
+    """The filtering to use; None if the library's own convolution is faster or the only option."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # as when a network is exported
+        return None
+    size, channels = x.shape[2:], min(weight.shape[:2])
+    if x.dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu"):
+        reduced = channels >= FEWEST_CHANNELS_BF16
+        return best_filtering(size, dilation, (TWO,)) if reduced else None
+    single = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    return best_filtering(size, dilation) if single and channels >= FEWEST_CHANNELS else None
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
     """`F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)`, with gradients.
 
-    (N, C, H, W) and (O, C, 3, 3) -> (N, O, H, W). Layers with many channels and no bias, in float32
-    on a CPU, use Winograd's filtering in the layout of x; all others use the library.
+    (N, C, H, W) and (O, C, 3, 3) -> (N, O, H, W). Layers with many channels and no bias on a CPU
+    use Winograd's filtering in the layout of x, in float32, or with F(2x2) in bfloat16 under
+    autocast; all others use the library.
     """
-    direct = bias is not None or _is_direct(x, weight)
-    filtering = None if direct else best_filtering(x.shape[2:], dilation)
+    filtering = None if bias is not None else _filtering_for(x, weight, dilation)
     if filtering is None:
         return nn.functional.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
     return _Convolution.apply(x, weight, dilation, filtering)

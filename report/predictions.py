@@ -80,7 +80,7 @@ class PredictionFolder:
         earlier = self._earlier_summary()
         is_ours = earlier or self._journals()
         known = (
-            {*_KINDS, _SUMMARY, *self._sheets(earlier or {"pictures": []})} if is_ours else set()
+            {*_KINDS, _SUMMARY, *(self._sheets(earlier) if earlier else ())} if is_ours else set()
         )
         foreign = {name for name in names - known if not is_ours or name.startswith(_SHEET)}
         if foreign:

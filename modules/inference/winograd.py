@@ -32,7 +32,7 @@ class WinogradConv2d(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor, dilation: int, filtering: Filtering) -> None:
         super().__init__()
         taps = transformed_taps(weight.detach().double(), filtering)
-        self.taps = nn.Buffer(taps.to(weight.dtype))  # (n^2, C, O)
+        self.taps = nn.Buffer(taps.to(weight.dtype).contiguous())  # (n^2, C, O)
         self.bias = nn.Buffer(bias.detach().clone())
         self.dilation, self.filtering = dilation, filtering
 

@@ -33,7 +33,7 @@ from dataset.demo.writer import write_demo
 from modules import build_model
 from modules.backbones import BACKBONES
 from tests.dataset import trees
-from tests.reliability.tiny import TINY
+from tests.reliability.tiny import ONE_BLOCK
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -310,7 +310,7 @@ def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
     """Predict, export, evaluate, report, look at weights and data as the docs have it."""
     write_demo(tmp_path / "data", train=1, validation=1, test=2, size=(96, 64), seed=3)
     test = tmp_path / "data/StreetHazards/test"
-    monkeypatch.setitem(BACKBONES, "resnet50", TINY)
+    monkeypatch.setitem(BACKBONES, "resnet50", ONE_BLOCK)
     torch.save({"model_state": build_model().state_dict()}, tmp_path / "FILE")
     monkeypatch.chdir(tmp_path)
 
@@ -384,7 +384,7 @@ def data_sets(tmp_path_factory):
 @pytest.mark.parametrize("words", runs_of(COMMANDS), ids=shlex.join)
 def test_trainings_and_tests_run(words, data_sets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(BACKBONES, "resnet50", TINY)
+    monkeypatch.setitem(BACKBONES, "resnet50", ONE_BLOCK)
     for name in ("data", "ROOT"):
         Path(name).symlink_to(data_sets / name)
     Path("docs").symlink_to(REPOSITORY / "docs")

@@ -25,7 +25,7 @@ from modules.backbones import BACKBONES, Backbone
 from modules.normalisation import normalised as normalised_planes
 from modules.scores import cosine_score, msp_score
 from tests.end_to_end import command
-from tests.reliability.tiny import TINY
+from tests.reliability.tiny import ONE_BLOCK
 
 REPOSITORY = Path(__file__).parents[2]
 SIZES = [(40, 72), (56, 88), (64, 104), (72, 120), (80, 128)]  # 96x160 at the five scales
@@ -38,7 +38,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("predict")
     write_demo(root / "data", train=2, validation=2, test=3, size=(160, 96), seed=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "resnet50", TINY)
+        patch.setitem(BACKBONES, "resnet50", ONE_BLOCK)
         torch.manual_seed(0)
         network = build_model()
         for module in network.modules():

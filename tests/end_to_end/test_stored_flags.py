@@ -14,7 +14,7 @@ from modules import build_model
 from modules.backbones import BACKBONES
 from predict import with_stored_flags
 from tests.dataset import trees
-from tests.reliability.tiny import TINY
+from tests.reliability.tiny import ONE_BLOCK
 from utils.checkpoint import MissingCheckpoint
 from utils.errors import PansError
 
@@ -28,7 +28,7 @@ def root(tmp_path_factory):
     write_demo(root / "data", train=1, validation=1, test=2, size=(96, 64), seed=3)
     trees.write_road_anomaly(root / "data")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "resnet50", TINY)
+        patch.setitem(BACKBONES, "resnet50", ONE_BLOCK)
         save(root / "own.pth", TRAINED.split())
         save(root / "bdd.pth", ["--dataset", "bdd_anomaly", "--ignore_classes", "car"])
         save(root / "checkpoints/streethazards/pans.pth", [*TRAINED.split(), "--name", "pans"])

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from metrics import InvalidScores, OneKindOfPixel, anomaly, image_anomaly_metrics
+from metrics import InvalidScores, anomaly, image_anomaly_metrics
+from utils.errors import PansError
 
 
 def published_fpr95(scores, is_anomaly):
@@ -159,7 +160,7 @@ def test_non_finite_scores_are_counted(bad):
 
 @pytest.mark.parametrize("mask", [np.zeros((4, 5), bool), np.ones((4, 5), bool)])
 def test_one_kind_of_pixel_has_no_metrics(mask):
-    with pytest.raises(OneKindOfPixel, match="both kinds"):
+    with pytest.raises(PansError, match="both kinds"):
         image_anomaly_metrics(np.ones((4, 5)), mask)
 
 

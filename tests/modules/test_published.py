@@ -10,7 +10,7 @@ from modules import build_model
 from modules.backbones import BACKBONES
 from modules.weights.pretrained import main
 from modules.weights.published import to_published
-from tests.reliability.tiny import TINY
+from tests.reliability.tiny import ONE_BLOCK
 from utils.weight_files import WeightsError, load_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pans_state_dict.json"
@@ -63,7 +63,7 @@ def test_names_and_groups_are_those_of_the_published_checkpoints():
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setitem(BACKBONES, "resnet50", TINY)
+    monkeypatch.setitem(BACKBONES, "resnet50", ONE_BLOCK)
     torch.manual_seed(0)
     return build_model()
 

@@ -11,7 +11,10 @@ from modules import SegmentationModel, build_model
 from modules.backbones import BACKBONES, Backbone
 from utils.logger import Logger
 
-TINY = Backbone((0, 0, 0, 0), width=16)  # the stem and the head, which has 4 channels
+# The stem and the head, which has 4 channels.
+TINY = Backbone((0, 0, 0, 0), width=16)
+# With a block a stage, by which weight files are told.
+ONE_BLOCK = Backbone((1, 1, 1, 1), width=4)
 
 
 def tiny_network(**settings: Any) -> SegmentationModel:
