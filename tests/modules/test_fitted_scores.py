@@ -307,5 +307,5 @@ def test_images_without_a_known_pixel_are_refused(name, images, checkpoint):
     loader = Loader(images)
     for sample in loader:
         sample.label.fill_(255)
-    with pytest.raises(PansError, match=f"{name}: no training label holds a known class"):
+    with pytest.raises(PansError, match=f"{name}: no training label has a known class"):
         fitted_states([name], Network(), loader, PROCESS, checkpoint, [])
