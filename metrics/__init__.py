@@ -1,5 +1,5 @@
-"""Metrics of anomaly segmentation: pure functions on arrays and tensors, and the small states
-that collect them over a data set.
+"""Metrics of anomaly segmentation: pure functions on arrays and tensors, and small accumulators
+over a data set.
 """
 
 from metrics.anomaly import (

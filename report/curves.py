@@ -21,7 +21,7 @@ _FONT_SIZE = 15
 _NORMAL, _ANOMALOUS = "tab:blue", "tab:red"
 
 
-def log_anomaly_figures(
+def log_anomaly_metrics(
     logger: Logger, tag: str, results: Mapping[str, Any], pooled: BinnedScores, step: int
 ) -> None:
     """Log the table of every protocol's metrics, and curves and histograms of all pixels.

@@ -136,7 +136,7 @@ def lines_of_arrays(entries: list[Any]) -> str:
 
 
 @pytest.mark.parametrize("form", [one_array, pretty_array, lines_of_entries, lines_of_arrays])
-def test_every_form_of_list_is_read_whole(
+def test_every_form_of_list_is_read_completely(
     make_tree: Callable[..., Path], form: Callable[[list[Any]], str]
 ) -> None:
     root = make_tree(train=3)

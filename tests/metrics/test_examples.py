@@ -12,7 +12,7 @@ MODULES = [f"metrics.{module.name}" for module in pkgutil.iter_modules(metrics._
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_print_what_they_say(name):
+def test_docstring_examples_print_the_shown_output(name):
     module = importlib.import_module(name)
     assert doctest.testmod(module, raise_on_error=False).failed == 0
 

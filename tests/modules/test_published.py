@@ -83,7 +83,7 @@ def published_optimizer(model):
     return optimizer, Poly(optimizer)
 
 
-def test_the_published_optimizer_takes_up_momentum_and_schedule(small, tmp_path, capsys):
+def test_the_published_optimizer_loads_momentum_and_schedule(small, tmp_path, capsys):
     momentum = {i: torch.randn_like(p) for i, p in enumerate(small.parameters())}
     torch.save(own_checkpoint(small.state_dict(), momentum), tmp_path / "own.pth")
     main([str(tmp_path / "own.pth"), "--out", str(tmp_path / "new.pth"), "--published"])
@@ -114,7 +114,7 @@ def test_frozen_norms_have_no_momentum(small, tmp_path):
     assert [len(group["params"]) for group in groups] == expected
 
 
-def test_a_published_checkpoint_stays_what_it_is_and_weights_alone_are_weights(small, tmp_path):
+def test_a_published_checkpoint_is_kept_as_it_is_and_weights_alone_stay_weights(small, tmp_path):
     own = tmp_path / "own.pth"
     momentum = {i: torch.zeros_like(p) for i, p in enumerate(small.parameters())}
     torch.save(own_checkpoint(small.state_dict(), momentum), own)

@@ -1,4 +1,4 @@
-"""run.py with a ResNet's stem in the place of ResNet-50: `python tests/reliability/tiny.py`."""
+"""run.py with a ResNet's stem instead of ResNet-50: `python tests/reliability/tiny.py`."""
 
 import sys
 from pathlib import Path

@@ -93,7 +93,7 @@ def test_maps_are_kept_of_the_extremes_only():
 
 
 @pytest.mark.parametrize(("shown", "indices"), [(0, range(9)), (3, []), (3, [4])])
-def test_nothing_to_show_is_nothing_logged(tmp_path, shown, indices):
+def test_without_images_nothing_is_logged(tmp_path, shown, indices):
     extremes = Extremes(shown, draw)
     offer_all(extremes, indices)
     with Logger(tmp_path) as logger:
@@ -120,6 +120,6 @@ def _log_part(rank, folder):
     dist.destroy_process_group()
 
 
-def test_two_processes_show_what_one_does(tmp_path: Path):
+def test_two_processes_show_the_same_as_one(tmp_path: Path):
     mp.start_processes(_log_part, (tmp_path,), 2, start_method="fork")
     assert logged(tmp_path / "events") == expected()
