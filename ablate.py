@@ -16,18 +16,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from argparser import OptionError, Options, as_words, flags_that_bear_on, parse_options
+from argparser import OptionError, Options, as_words, flags_that_affect, parse_options
 from metrics.report import UnreadableResults, read_results
-from report.ablation_table import FIGURES, Row, draw_plot, write_tables
+from report.ablation_table import METRICS, Row, draw_plot, write_tables
 from utils.errors import PansError
 from utils.flag_files import read_toml, refuse_unknown
 from utils.interruption import SAVING_SIGNAL, Interrupted, handling, heeded_signals
 from utils.parent import as_parent
 from utils.run_lock import holding, lock_file
 
-TEST_FLAGS = flags_that_bear_on("test")
+TEST_FLAGS = flags_that_affect("test")
 _JOBS = {"test", "ckpt_test", "predict", "export", "out", "ablate", "config", "local_rank"}
-_DECIDE_FIGURES = TEST_FLAGS | {"data_root"}
+_AFFECT_METRICS = TEST_FLAGS | {"data_root"}
 _TABLES = {"seeds", "flags", "grid", "published"}
 _PUBLISHED_KEYS = {"name", "source", "cell", "figures"}
 
@@ -110,7 +110,7 @@ def _published(path: Path, entries: Any, axes: set[str]) -> tuple[Mapping[str, A
         )
     for entry in entries:
         refuse_unknown(path, entry, _PUBLISHED_KEYS)
-        refuse_unknown(path, entry["figures"], set(FIGURES))
+        refuse_unknown(path, entry["figures"], set(METRICS))
         refuse_unknown(path, entry.get("cell", {}), axes)
     return tuple(entries)
 
@@ -118,8 +118,8 @@ def _published(path: Path, entries: Any, axes: set[str]) -> tuple[Mapping[str, A
 def _is_published(entry: Any) -> bool:
     """Whether the parts of an entry have the right types."""
     match entry:
-        case {"name": str(), "source": str(), "figures": dict(figures)}:
-            numbers = all(isinstance(value, int | float) for value in figures.values())
+        case {"name": str(), "source": str(), "figures": dict(metrics)}:
+            numbers = all(isinstance(value, int | float) for value in metrics.values())
             return numbers and isinstance(entry.get("cell", {}), dict)
     return False
 
@@ -137,7 +137,9 @@ def expand(grid: Grid, typed: Mapping[str, Any]) -> list[Cell]:
     taken = set(typed) & (_JOBS | set(grid.axes) | {"random_seed"})
     if taken:
         name = min(taken)
-        raise PansError(f"argument --{name}: not allowed with --ablate {grid.path}; remove it")
+        raise PansError(
+            f"argument --{name}: cannot be combined with --ablate {grid.path}; remove it"
+        )
     shared = {**grid.flags, **typed}
     combinations = product(*grid.axes.values())
     cells = [
@@ -216,7 +218,7 @@ def _decisive(results: Mapping[str, Any], but: Sequence[str] | frozenset[str]) -
     except (KeyError, TypeError, AttributeError, OptionError):
         return None
     left_out = (
-        (flags_that_bear_on("test", "nothing") - _DECIDE_FIGURES)
+        (flags_that_affect("test", "nothing") - _AFFECT_METRICS)
         | {"score", "cosine_scores", "msp"}
         | set(but)
     )
@@ -224,7 +226,7 @@ def _decisive(results: Mapping[str, Any], but: Sequence[str] | frozenset[str]) -
     return values if "score" in but else {**values, "scores": options.scores}
 
 
-def words_of(run: Run) -> list[str]:
+def command_of(run: Run) -> list[str]:
     """The command line of a run's next step: a training, or a test of one."""
     if not is_trained(run):
         return as_words(run.flags)
@@ -288,7 +290,7 @@ def _complete(run: Run, failures: dict[str, str], folder: Path, program: str) ->
     name = run.test_name if testing else run.training_name
     log = folder / f"{name}.txt"
     print(f"{'test' if testing else 'training'}, see {log} ", end="", flush=True)
-    exit_code = _start([sys.executable, program, *words_of(run)], log)
+    exit_code = _start([sys.executable, program, *command_of(run)], log)
     if exit_code == 0 and find_results(run) is not None:
         return "done"
     failures[name] = _reason(log, exit_code)
@@ -313,13 +315,13 @@ def _start(command: Sequence[str], log: Path) -> int:
         ) as child,
     ):
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
+        def forward(number: int, frame: FrameType | None) -> None:
             nonlocal received
             if number != SAVING_SIGNAL:
                 received = number
             child.send_signal(number)
 
-        with handling(dict.fromkeys([*heeded_signals(), SAVING_SIGNAL], pass_on)):
+        with handling(dict.fromkeys([*heeded_signals(), SAVING_SIGNAL], forward)):
             exit_code = child.wait()
     if received:
         raise Interrupted(received, "the same command resumes the grid")
@@ -339,8 +341,8 @@ def _rows(grid: Grid, cells: Sequence[Cell], failures: Mapping[str, str]) -> lis
     for entry in grid.published:
         given = entry.get("cell", {})
         values = {axis: _text(given[axis]) if axis in given else "" for axis in grid.axes}
-        figures = {name: [value] for name, value in entry["figures"].items()}
-        rows.append(Row(values, f"published, {entry['source']}", "", figures, entry["name"]))
+        metrics = {name: [value] for name, value in entry["figures"].items()}
+        rows.append(Row(values, f"published, {entry['source']}", "", metrics, entry["name"]))
     return rows
 
 
@@ -349,9 +351,9 @@ def _measured(grid: Grid, cell: Cell, failures: Mapping[str, str]) -> Row:
     if cell.left_out:
         return Row(values, "left out", "", {}, cell.left_out)
     results = [found for run in cell.runs if (found := find_results(run)) is not None]
-    figures = {
+    metrics = {
         name: [scale * one[name] for one in results if isinstance(one.get(name), int | float)]
-        for name, scale in FIGURES.items()
+        for name, scale in METRICS.items()
     }
     reasons = [
         f"seed {run.options.random_seed} failed: {reason}"
@@ -359,7 +361,7 @@ def _measured(grid: Grid, cell: Cell, failures: Mapping[str, str]) -> Row:
         if (reason := _failure(run, failures))
     ]
     runs = f"{len(results)} of {len(cell.runs)}"
-    return Row(values, "measured", runs, figures, "; ".join(reasons))
+    return Row(values, "measured", runs, metrics, "; ".join(reasons))
 
 
 def _text(value: Any) -> str:

@@ -126,7 +126,7 @@ BearsOn = Literal["weights", "start", "test", "nothing"]
 
 
 class OptionError(PansError):
-    """A flag that is unknown, out of its range or at odds with another one."""
+    """A flag is unknown, out of its range or contradicts another one."""
 
 
 def _refusal(name: str, reason: str) -> OptionError:
@@ -183,9 +183,9 @@ def _flag(
     """One flag.
 
     Args:
-        bears_on: what another value changes: the weights after training, where they start from,
-            a test of the same weights, or nothing that is measured.
-        shown_default: where the default itself does not tell it.
+        bears_on: what the flag affects: the weights after training, the weights training starts
+            from, a test of given weights, or nothing that is measured.
+        shown_default: if it does not follow from the default.
     """
     if shown_default is None:
         value = ("off", "on")[default] if isinstance(default, bool) else default
@@ -209,7 +209,7 @@ def _kind(flag: Field[Any]) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for: one field per flag, checked on construction.
+    """The options of a run: one field per flag, checked on construction.
 
     Raises:
         OptionError: a value is out of its range, or two values contradict each other.
@@ -223,7 +223,7 @@ class Options:
         _NAME_OF_A_RUN,
     )
     default: bool = _flag(
-        "run", "nothing", False, "PAnS as published, see --help_all; typed flags override"
+        "run", "nothing", False, "PAnS as published, see --help_all; flags passed override it"
     )
     random_seed: int = _flag(
         "run",
@@ -259,14 +259,14 @@ class Options:
         "run",
         "nothing",
         None,
-        "flags from a TOML file or a results.json; typed flags override",
+        "flags from a TOML file or a results.json; flags passed override",
         _PATH,
     )
     ablate: str | None = _flag(
         "run", "nothing", None, "run a grid of flags and seeds, see docs/ablation.md", _PATH
     )
 
-    data_root: str = _flag("data", "nothing", "data", "folder that holds the data set", _PATH)
+    data_root: str = _flag("data", "nothing", "data", "folder of the data set", _PATH)
     dataset: str = _flag(
         "data", "weights", "streethazards", "data set, one of the names below", _one_of(*DATASETS)
     )
@@ -279,7 +279,7 @@ class Options:
         shown_default="streethazards",
     )
     num_classes: int = _flag(
-        "data", "weights", 13, "classes that are trained; other data sets have their own", _COUNT
+        "data", "weights", 13, "number of trained classes; other data sets have their own", _COUNT
     )
     unk_class: int = _flag(
         "data", "test", 13, "class index of anomalies, up to 254; other data sets have their own"
@@ -382,7 +382,7 @@ class Options:
         "training",
         "nothing",
         10,
-        "steps in a row without finite loss and gradients that end the run",
+        "consecutive non-finite steps after which the run ends",
         _COUNT,
     )
 
@@ -487,7 +487,7 @@ class Options:
         shown_default="--precision's",
     )
     plain: bool = _flag(
-        "speed", "weights", False, "the published order of work in fp32, for comparison"
+        "speed", "weights", False, "reference implementation: the published operations in fp32"
     )
     compile: bool = _flag(
         "speed", "weights", False, "torch.compile in training; not with --norm_act iabn_sync"
@@ -535,12 +535,12 @@ class Options:
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """The anomaly scores, each once, the headline first."""
+        """The anomaly scores, each once, headline score first."""
         return resolve(self.score or (self._published_score or "msp",), self.classifier)
 
     @property
     def shown_score(self) -> str:
-        """The score that validation draws: the headline, but maxlogit for a fitted one."""
+        """The score in validation pictures: the headline score, or maxlogit if it is fitted."""
         headline = self.scores[0]
         return "maxlogit" if SCORES[headline].fitted else headline
 
@@ -553,7 +553,7 @@ class Options:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What start-up says about choices that nobody typed, a sentence each."""
+        """Start-up notes about choices that were not passed, one sentence each."""
         if ALL in self.score:
             missing = {name: SCORES[name].missing(self.classifier) for name in SCORES}
             left_out = [name for name in missing if missing[name] and name not in self.scores]
@@ -568,7 +568,7 @@ class Options:
 
     @property
     def baseline_note(self) -> str | None:
-        """What start-up says about a training that is not PAnS's."""
+        """The start-up note about a training of the baseline."""
         if self.classifier == "cosine" or self.test or self.predict or self.export:
             return None
         if self.default:
@@ -602,11 +602,11 @@ class Options:
 
     @property
     def tested_checkpoint_path(self) -> Path:
-        """The run's checkpoint that is tested where --ckpt_test names none."""
+        """The run's checkpoint that is tested without --ckpt_test."""
         return self.best_checkpoint_path if self.test_weights == "best" else self.checkpoint_path
 
     def to_dict(self) -> dict[str, Any]:
-        """Every flag's value, in types that JSON and `torch.load(weights_only=True)` take."""
+        """Every flag's value, in types that JSON and `torch.load(weights_only=True)` support."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -614,21 +614,21 @@ class Options:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Options":
-        """The inverse of `to_dict`; flags of other versions are dropped, missing ones default."""
+        """The inverse of `to_dict`; unknown flags are dropped, missing ones get their defaults."""
         known = {flag.name: values[flag.name] for flag in fields(cls) if flag.name in values}
         lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
         return cls(**{**known, **lists})
 
 
-def flags_that_bear_on(*words: BearsOn) -> frozenset[str]:
-    """The names of the flags that bear on any of `words`."""
+def flags_that_affect(*words: BearsOn) -> frozenset[str]:
+    """The names of the flags that affect any of `words`."""
     return frozenset(flag.name for flag in fields(Options) if flag.metadata["bears_on"] in words)
 
 
 def network_flags() -> frozenset[str]:
     """The names of the flags that describe the network itself."""
     of_model = {flag.name for flag in fields(Options) if flag.metadata["group"] == "model"}
-    return flags_that_bear_on("weights") & of_model
+    return flags_that_affect("weights") & of_model
 
 
 def _check_alone(flag: Field[Any], value: Any) -> None:
@@ -678,7 +678,7 @@ def _check_splits(options: Options, info: DatasetInfo) -> None:
     if missing:
         raise _refusal(
             "dataset",
-            f"{info.name} is for evaluation only, its labels tell no classes; give --test and "
+            f"{info.name} is for evaluation only, its labels have no classes; pass --test and "
             "--ckpt_test FILE, a network trained on another data set",
         )
 
@@ -694,18 +694,18 @@ def _check_model(options: Options) -> None:
         raise _refusal(
             "cosine_scores",
             "needs --classifier cosine: the standard classifier's logits are unbounded, "
-            "so that (logit + 10) / 20 is no score; use --msp",
+            "so (logit + 10) / 20 is not a score; use --msp",
         )
     if options.no_pretrained and options.pretrained is not None:
-        raise _refusal("pretrained", "contradicts --no_pretrained; give one of the two")
+        raise _refusal("pretrained", "contradicts --no_pretrained; pass one of the two")
     if options.eval_size == "input" and options.multi_scala:
-        raise _refusal("eval_size", "five scales have five input sizes; give --no_multi_scala too")
+        raise _refusal("eval_size", "five scales have five input sizes; pass --no_multi_scala too")
 
 
 def _check_pictures_and_export(options: Options) -> None:
     asked = [name for name in ("test", "predict", "export") if getattr(options, name)]
     if len(asked) > 1:
-        raise _refusal(asked[1], f"is a job of its own; give it without --{asked[0]}")
+        raise _refusal(asked[1], f"is a job of its own; pass it without --{asked[0]}")
     job = asked[0] if asked and asked[0] != "test" else None
     if job is not None:
         for name in ("ckpt_test", "out"):
@@ -717,7 +717,7 @@ def _check_pictures_and_export(options: Options) -> None:
     if options.out is not None and job is None:
         raise _refusal("out", "belongs to --predict or --export")
     if options.threshold is not None and options.calibrate_fpr is not None:
-        raise _refusal("threshold", "contradicts --calibrate_fpr; give one of the two")
+        raise _refusal("threshold", "contradicts --calibrate_fpr; pass one of the two")
 
 
 def _check_scores(options: Options) -> None:
@@ -759,7 +759,7 @@ def _check_plain(options: Options) -> None:
     if not options.plain:
         return
     if options.precision == "bf16":
-        raise _refusal("plain", "is the published order of work in fp32, without --precision bf16")
+        raise _refusal("plain", "is the reference implementation in fp32, without --precision bf16")
 
 
 def _check_compile(options: Options) -> None:
@@ -769,7 +769,7 @@ def _check_compile(options: Options) -> None:
         raise _refusal(
             "compile",
             "the compiler breaks the sums of --norm_act iabn_sync over processes; "
-            "take --norm_act iabn, abn or std",
+            "use --norm_act iabn, abn or std",
         )
     for other in ("plain", "checkpoint_activations"):
         if getattr(options, other):
@@ -777,14 +777,14 @@ def _check_compile(options: Options) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises `OptionError` where argparse would print its usage and leave."""
+    """Raises `OptionError` where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise OptionError(f"{message}{_cure(message)}; see --help")
 
 
 def _cure(message: str) -> str:
-    """What to type instead, where argparse tells only what is wrong with a flag's value."""
+    """What to pass instead of an invalid value, where argparse only says what is wrong."""
     match = re.match(r"argument --(\w+): (.*)", message)
     flag = next((one for one in fields(Options) if match and one.name == match[1]), None)
     if match is None or (flag is None and not match[1].startswith("no_")):
@@ -795,11 +795,11 @@ def _cure(message: str) -> str:
         return f": {flag.metadata['range'].words}"
     if re.fullmatch(r"invalid float value: '-?\d*,\d+'", match[2]):
         return ", write a decimal point: " + match[2].split("'")[1].replace(",", ".")
-    return ", type a whole number" if match[2].startswith("invalid int value") else ""
+    return ", pass an integer" if match[2].startswith("invalid int value") else ""
 
 
 def _on_or_off(flag: str) -> str:
-    """What an on/off flag that was given a value is to be typed as."""
+    """How to write an on/off flag that was passed a value."""
     opposite = f"--{flag[5:]}" if flag.startswith("--no_") else f"--no_{flag[2:]}"
     return f"{flag} takes no value, {opposite} is its opposite"
 
@@ -816,10 +816,10 @@ def _epilog() -> str:
     paragraphs = (
         f"Data sets: {', '.join(DATASETS)}.",
         f"--default sets {settings}.",
-        "A flag typed beside --default wins over it, before it or after it; the published code "
+        "A flag passed beside --default overrides it, in either order; the published code "
         "silently overrides such a flag.",
-        "--test, --predict and --export take flags that are not typed from the checkpoint.",
-        "Every on/off flag --x has an opposite, --no_x, but for --no_pretrained. "
+        "--test, --predict and --export take flags that are not passed from the checkpoint.",
+        "Every on/off flag --x has an opposite, --no_x, except --no_pretrained. "
         "Dashes may stand for underscores: --batch-size is --batch_size.",
     )
     return "\n\n".join([*map(_filled, paragraphs), _score_list()])
@@ -840,12 +840,12 @@ def _filled(text: str, indent: str = "") -> str:
 
 def _score_list() -> str:
     lines = [f"  {name:22} {_needs(score)}" for name, score in SCORES.items()]
-    lines.append(f"  {ALL:22} every score that can be had; alone or after the headline")
+    lines.append(f"  {ALL:22} every available score; alone or after the headline score")
     return "\n".join(["scores:", *lines])
 
 
 def _needs(score: Score) -> str:
-    """What a score is, and what not every run has of what it needs."""
+    """Describe a score and its requirements."""
     needs = {
         "--classifier cosine": score.cosine,
         "a pass over the training images": score.fitted,
@@ -867,7 +867,7 @@ def _empty_parser(epilog: str) -> _Parser:
         description="Train and test PAnS: anomaly segmentation with class prototypes.",
         epilog=epilog,
         formatter_class=_help_format,
-        # Whatever was not typed stays out of the result, so that --default can fill it in.
+        # Flags that were not passed stay out of the result, so that --default can set them.
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         add_help=False,
@@ -895,7 +895,7 @@ def _short_help() -> str:
 
 
 class _Help(argparse.Action):
-    """Prints help and leaves: all of it for --help_all, else what most runs need."""
+    """Prints help and exits: all of it for --help_all, else what most runs need."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **words: Any) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **words)
@@ -928,7 +928,7 @@ def _add_flag(group: argparse._ArgumentGroup, flag: Field[Any]) -> None:
 
 
 def _published_spelling(token: str) -> str:
-    """--multi-scale=x -> --multi_scala=x; values and words without dashes stay as they are."""
+    """--multi-scale=x -> --multi_scala=x; values and words without dashes are not changed."""
     if not token.startswith("--"):
         return token
     flag, equals, value = token.partition("=")
@@ -937,15 +937,17 @@ def _published_spelling(token: str) -> str:
 
 
 def _refuse_leftover(token: str, before: str, parser: _Parser) -> NoReturn:
-    """Explain the first word of the command line that argparse could not place.
+    """Explain the first word of the command line that argparse did not recognise.
 
     Args:
-        before: the word in front of it.
+        before: the word before it.
     """
     shown = repr(token.partition("=")[0])[1:-1]
     name = shown.lstrip("-").lower()
     if not token.startswith("-"):
-        hint = f", did you mean --{name}?" if name in {*_JOBS, "help"} - {"train"} else ""
+        hint = f", did you mean --{name}?" if name in {*_JOBS, "help"} else ""
+        if name == "train":  # what it does by itself
+            hint = f"; to train, type {_JOBS[name]}"
         if before in ("--test", "--export", "--visualize") and name.endswith((".pth", ".tar")):
             hint = "; --ckpt_test FILE names a checkpoint"
         elif before in parser._option_string_actions and not hint:
@@ -972,13 +974,13 @@ def _typed_options(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """What was typed, over what the file of --config holds, and nothing else, by name.
+    """The flags passed, which override those of --config, by name, without defaults.
 
-    Values that were typed are unchecked; `argv` as in `parse_options`.
+    Passed values are unchecked; `argv`: see `parse_options`.
 
     Raises:
         OptionError: one line that names the flag and the reason.
-        PansError: the file of --config cannot be read, or names what is no flag.
+        PansError: the file of --config cannot be read, or has an unknown flag.
         SystemExit: after --help.
     """
     typed = _typed_options(sys.argv[1:] if argv is None else argv)
@@ -1015,7 +1017,7 @@ def _config_value(path: Path, flag: Field[Any], value: Any) -> Any:
 
 
 def beneath(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of a file without those that typed ones replace: --msp replaces a score too."""
+    """The flags of a file without those that passed ones replace: --msp also replaces a score."""
     replaced = set(typed)
     for together in _REPLACED_TOGETHER:
         if together & set(typed):
@@ -1030,13 +1032,9 @@ def beneath(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, An
 
 
 def require_purpose(typed: Mapping[str, Any]) -> None:
-    """Refuse flags that say neither what to do nor how to train.
-
-    Raises:
-        OptionError: they would train a baseline for 40 epochs.
-    """
+    """Raise OptionError if the flags would train the baseline without having asked for it."""
     meant = {"default", "test", "predict", "export", "ablate"}
-    if not typed.keys() & (meant | flags_that_bear_on("weights", "start", "test")):
+    if not typed.keys() & (meant | flags_that_affect("weights", "start", "test")):
         wanted = "--default" if "name" in typed else "--name NAME --default"
         raise OptionError(
             f"this would train the baseline, not PAnS: add {wanted}, or --classifier standard if "
@@ -1045,11 +1043,11 @@ def require_purpose(typed: Mapping[str, Any]) -> None:
 
 
 def as_words(flags: Mapping[str, Any]) -> list[str]:
-    """Flags and their values as words of a command line."""
+    """Flags and their values as arguments of a command line."""
     words = []
     for name, value in flags.items():
         if isinstance(value, bool):
-            # --no_pretrained has no opposite: it is off where it is not typed.
+            # --no_pretrained has no opposite: it is off unless passed.
             words += [f"--{name}"] if value else [f"--no_{name}"] * (name[:3] != "no_")
         elif isinstance(value, list | tuple):
             words.append(f"--{name}={','.join(map(str, value))}")
@@ -1061,11 +1059,11 @@ def as_words(flags: Mapping[str, Any]) -> list[str]:
 def parse_options(
     argv: Sequence[str] | None = None, stored: Mapping[str, Any] | None = None
 ) -> Options:
-    """Read the command line: published defaults, over them --default's values, then typed flags.
+    """Read the command line: defaults, overridden by --default's values, then by flags passed.
 
     Args:
-        argv: the words after the program's name; those of this process if None.
-        stored: values that a checkpoint holds; they win over --default, and typed flags over them.
+        argv: the arguments after the program's name; this process's if None.
+        stored: values from a checkpoint; they override --default, and flags passed override them.
 
     Raises:
         OptionError: one line that names the flag and the reason.

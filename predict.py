@@ -18,7 +18,7 @@ from argparser import (
     Options,
     as_words,
     beneath,
-    flags_that_bear_on,
+    flags_that_affect,
     network_flags,
     parse_options,
     typed_flags,
@@ -64,20 +64,20 @@ from utils.pictures import upright
 from utils.progress import ProgressBar
 from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
 
-# What a checkpoint's options say about its network and how its test is measured. Which of its
-# weights is tested, --test_weights, has led to the file already.
+# Options that describe a checkpoint's network and how its test is measured. Not --test_weights,
+# which has already selected the file.
 _CLASSES = {"dataset", "trained_on", "num_classes"}
-_STORED_FLAGS = _CLASSES | network_flags() | (flags_that_bear_on("test") - {"test_weights"})
+_STORED_FLAGS = _CLASSES | network_flags() | (flags_that_affect("test") - {"test_weights"})
 
 _SHOWN = 3
 
 
 def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a checkpoint holds of its network; what its tensors tell, if it holds none.
+    """The options of a checkpoint's network, inferred from its tensors if none are stored.
 
     Args:
-        typed: the flags that were typed; those that contradict them are left out, such as a stored
-            score beside a typed one.
+        typed: the flags passed; stored options that contradict them are left out, such as a stored
+            score beside a passed one.
 
     Raises:
         CheckpointError, WeightsError: the file is missing, damaged or of another network.
@@ -118,13 +118,13 @@ def _trained_on(stored: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str
 
 
 def with_stored_flags(argv: Sequence[str]) -> tuple[Options, str | None]:
-    """The options of a command line, those that it leaves unset as the checkpoint has them.
+    """The options of a command line, with unset ones taken from the checkpoint.
 
-    Typed flags, and in a test those of a typed --default, override the checkpoint's. Only what
-    lies on disk decides, so every process of a run decides alike.
+    Flags passed, and in a test those of --default if passed, override the checkpoint's. This
+    depends only on files, so every process of a run decides alike.
 
     Returns:
-        The options, and a sentence that names what was taken, if anything was.
+        The options, and a sentence that names those taken from the checkpoint, if any.
     """
     typed = typed_flags(argv)
     path, found = _checkpoint_of(typed)
@@ -139,7 +139,7 @@ def with_stored_flags(argv: Sequence[str]) -> tuple[Options, str | None]:
     except WeightsError:
         if not typed.get("test"):
             raise
-        stored = {}  # loading it will tell what it lacks of the network that flags describe
+        stored = {}  # loading it will report how it differs from the flags
     stored |= found
     taken = {name: value for name, value in stored.items() if value != _unset(name)}
     words = " ".join(as_words(taken))
@@ -212,10 +212,10 @@ def _refuse_no_checkpoint(options: Options) -> None:
 
 
 def _own_options(options: Any) -> dict[str, Any]:
-    """Those of a checkpoint's options that tell its network, if a run of this code wrote them."""
+    """The options of a checkpoint that describe its network, if a run of this code wrote it."""
     if not isinstance(options, Mapping) or "classifier" not in options:
         return {}
-    # Checkpoints hold lists where options hold tuples.
+    # Checkpoints have lists where options have tuples.
     stored: dict[str, Any] = {
         name: tuple(options[name]) if isinstance(options[name], list) else options[name]
         for name in _STORED_FLAGS
@@ -229,7 +229,7 @@ def _own_options(options: Any) -> dict[str, Any]:
 
 
 def load_network(options: Options) -> SegmentationModel:
-    """The network of --ckpt_test, on the CPU."""
+    """Load the network of --ckpt_test on the CPU."""
     path, model = _weights_file(options), model_of(options)
     state = model_state(load_checkpoint(path))
     load_model_state(model, state, path, may_lack=DEEP_SUPERVISION)
@@ -241,10 +241,10 @@ def _weights_file(options: Options) -> Path:
 
 
 def _kept_states(names: Sequence[str], options: Options) -> dict[str, State]:
-    """{score: what it has learned}, of the fitted scores, from beside the checkpoint.
+    """{score: fitted state} of the fitted scores, from the files beside the checkpoint.
 
     Raises:
-        OptionError: it is not there, or is of other weights or settings.
+        OptionError: a state is missing, or belongs to other weights or settings.
     """
     states: dict[str, State] = {}
     for name in names:
@@ -267,9 +267,9 @@ class Predictor:
     """One process's share of --predict.
 
     Attributes:
-        class_names: of the indices, in their order.
-        threshold: scores from here on are anomalies; None if nobody asked.
-        heat_scale: of the pictures of the score.
+        class_names: names by class index.
+        threshold: scores >= threshold are anomalies; None without a threshold.
+        heat_scale: scale of the heat maps.
     """
 
     def __init__(self, options: Options, process: Process) -> None:
@@ -293,7 +293,7 @@ class Predictor:
         """Class indices and anomaly score of a picture, both (H, W) at its own size.
 
         Args:
-            picture: turned upright first, where its EXIF data says how.
+            picture: any PIL picture; turned upright first, according to its EXIF data.
 
         Returns:
             Indices into `class_names`, and the score: higher = more anomalous.
@@ -306,14 +306,14 @@ class Predictor:
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """(H, W) class indices and anomaly score of one picture, at the size of the file."""
         size = sample.picture.shape[:2]
-        # The number seeds MC dropout: that of a picture does not depend on what else is looked at.
+        # The number seeds MC dropout, so that a picture's result does not depend on the others.
         output = self.scorer.forward(sample.images, size, sample.picture)
         (score,) = self.scorer.maps(output).values()
         prediction = output.prediction.to(torch.uint8)
         return prediction.cpu().numpy(), score.float().cpu().numpy()
 
     def _calibrated(self, fpr: float) -> float:
-        """The threshold that a share `fpr` of the known pixels of the validation split reaches."""
+        """The threshold at false positive rate `fpr` on known pixels of the validation split."""
         options = self.options
         loader = evaluation_loader_of(options, self.process, "validation", options.multi_scala)
         skipped = SkippedFiles()
@@ -334,19 +334,19 @@ class Predictor:
         for line in skipped.report():
             if self.process.is_main:
                 print(line, file=sys.stderr)
-        # Scores that crowd around the threshold are looked at again.
+        # Scores close to the threshold get a further pass.
         threshold = sharpened(counts, known_scores, fpr=fpr).threshold_at_fpr(fpr)
         if threshold is None:
             raise PansError(
                 f"--calibrate_fpr: no validation image below {options.data_root} has a known "
-                "pixel; name the folder of the data with --data_root, or give --threshold"
+                "pixel; pass the data folder as --data_root, or pass --threshold"
             )
         return threshold
 
     def write_share(
         self, sources: Sequence[Source], folder: PredictionFolder
     ) -> tuple[list[dict[str, Any]], list[Unreadable]]:
-        """Look at this process's share: a summary of each picture, and what could not be read."""
+        """Run this process's share; returns a summary per picture, and the unreadable files."""
         pictures: list[dict[str, Any]] = []
         problems: list[Unreadable] = []
         samples = samples_of(
@@ -387,11 +387,11 @@ class Predictor:
 
 
 def predict(options: Options, process: Process) -> None:
-    """Write class map, anomaly score and pictures of all that --predict names into --out.
+    """Write class maps, anomaly scores and pictures for all inputs of --predict to --out.
 
     Raises:
-        PansError: some of it could not be read, after the rest is done, or none was found; or
-            --out holds files of the user's own, or cannot be written to.
+        PansError: some inputs could not be read (raised after the rest is done), or none was
+            found; or --out contains files of the user's, or cannot be written to.
     """
     out = Path(options.out or "")
     sources, problems = find_sources(options.predict, out)
@@ -405,7 +405,7 @@ def predict(options: Options, process: Process) -> None:
     folder = PredictionFolder(out, info, process.rank)
     folder.check(sources, overwrite=options.overwrite)
     predictor = Predictor(options, process)
-    gather_objects(None)  # every process has looked before one of them writes
+    gather_objects(None)  # every process has checked before one of them writes
     if process.is_main and labels:
         print(_words_on_labels(labels))
     from_main(process, folder.begin)
@@ -432,7 +432,7 @@ def predict(options: Options, process: Process) -> None:
     print(f"{len(done)} pictures in {out}, score {options.scores[0]}{_words(predictor.threshold)}")
     if unread:
         raise PansError(
-            f"{len(unread)} could not be looked at, the other {len(done)} are done: "
+            f"{len(unread)} could not be processed, the other {len(done)} are done: "
             + "; ".join(unread + no_video)
         )
     if no_video:
@@ -445,7 +445,7 @@ def _write_videos(
     folder: PredictionFolder,
     frame_step: int,
 ) -> list[str]:
-    """A video of the overlays of each video's frames; what was wrong, if something was."""
+    """Write an MP4 of each video's overlays; returns the errors."""
     names, problems = [picture["name"] for picture in pictures], []
     for source in sources:
         if source.is_video:
@@ -465,14 +465,14 @@ def _words_on_labels(labels: Sequence[Source]) -> str:
 
 
 def _words(threshold: float | None) -> str:
-    return "" if threshold is None else f", anomalous from {threshold:.6g} on"
+    return "" if threshold is None else f", anomalous where score >= {threshold:.6g}"
 
 
 # Export
 
 
 def export(options: Options) -> None:
-    """Write the network of --ckpt_test and its score into --out.
+    """Export the network of --ckpt_test and its score to --out.
 
     Raises:
         PansError: a package is missing, or the file cannot be written.

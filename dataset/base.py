@@ -130,11 +130,14 @@ def find_all(root: Path, folders: Iterable[str], names: Iterable[str], remedy: s
     found = [candidate for candidate in candidates if candidate.exists()]
     if found:
         return found
-    raise DatasetNotFound(
+    missing = (
         f"{candidates[0]} is missing (also looked for "
-        f"{', '.join(str(candidate) for candidate in candidates[1:])}); {remedy}, or pass the "
-        "data folder as --data_root"
+        f"{', '.join(str(candidate) for candidate in candidates[1:])}); "
     )
+    for parent in root.resolve().parents[:2]:  # the folder of a split, or of its images
+        if any((parent / name).exists() for name in names):
+            raise DatasetNotFound(f"{missing}it is in {parent}, type --data_root {parent}")
+    raise DatasetNotFound(f"{missing}{remedy}, or pass the data folder as --data_root")
 
 
 def find_first(root: Path, folders: Iterable[str], names: Iterable[str], remedy: str) -> Path:

@@ -1,4 +1,4 @@
-"""Every metric of this repository from saved score maps, whichever model made them.
+"""Every metric of this repository from any model's saved score maps.
 
 `python -m metrics.evaluate --scores DIR --labels DIR` prints the table of all protocols.
 """
@@ -40,11 +40,10 @@ IGNORE_INDEX = 255
 
 @dataclass(frozen=True)
 class Values:
-    """What the labels of a data set hold: the flags of this program for it.
+    """The label values of a data set, as defaults of this program's flags.
 
-    labelled: how the names of all images with public labels begin; score maps of others may lie
-        beside theirs.
-    left_out: beginnings of names that its benchmark leaves out.
+    labelled: prefix of the names of all images with public labels; other score maps are ignored.
+    left_out: prefixes of names that the benchmark leaves out.
     """
 
     label_offset: int = 0
@@ -79,34 +78,38 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--labels",
         type=Path,
         required=True,
-        help="folder of label PNGs, each of the name of its score map, or of its official name",
+        help="folder of label PNGs, named like the score maps or by their official names",
     )
     add("--predictions", type=Path, help="folder of PNGs of predicted class indices, for the IoUs")
-    add("--format", choices=SUFFIXES, help="of the score maps; by default the one that is there")
+    add(
+        "--format",
+        choices=SUFFIXES,
+        help="format of the score maps; by default the one found in the folder",
+    )
     add(
         "--dataset",
         choices=DATASETS,
         default="streethazards",
-        help="what the labels hold: sets the flags below that are not typed (default %(default)s)",
+        help="data set of the labels: sets the flags below that are not passed (%(default)s)",
     )
     add(
         "--label_offset",
         type=int,
         help="subtracted from the labels in the files; those below it and 255 are ignored. 1 is "
-        "for StreetHazards' own files (class index + 1, 0 = nothing); 0 takes them as they are",
+        "for StreetHazards' own files (class index + 1, 0 = ignored); 0 changes nothing",
     )
-    add("--num_classes", type=int, help="known classes, 0 to this less one")
+    add("--num_classes", type=int, help="number of known classes")
     add("--anomaly_index", type=int, help="labels from here to 254 are anomalies")
     add("--class_names", default=",".join(CLASS_NAMES), help="comma-separated, by index")
     add(
         "--ignore_classes",
         default="",
-        help="comma-separated names or indices of classes that the anomaly metrics leave out, "
+        help="comma-separated names or indices of classes to exclude from the anomaly metrics, "
         "such as other,unlabeled",
     )
-    add("--min_predicted_size", type=int, help="smallest predicted component, pixels")
-    add("--min_true_size", type=int, help="smallest true component, pixels")
-    add("--out", type=Path, help="also write the results there, as JSON")
+    add("--min_predicted_size", type=int, help="minimum size of a predicted component, in pixels")
+    add("--min_true_size", type=int, help="minimum size of a true component, in pixels")
+    add("--out", type=Path, help="also write the results to this file, as JSON")
     options = parser.parse_args(arguments)
     for name, value in asdict(DATASETS[options.dataset]).items():
         if getattr(options, name, None) is None:
@@ -115,19 +118,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """The results of all score maps of a folder, as `AnomalyEvaluation` gives them.
+    """Evaluate all score maps of a folder; returns `AnomalyEvaluation.results`.
 
     Raises:
-        PansError: files don't fit together, or there is nothing to measure.
+        PansError: files do not match, or there is nothing to measure.
         Unreadable: a file cannot be read exactly.
-        InvalidScores: a map holds NaN or infinite scores.
+        InvalidScores: a map contains NaN or infinite scores.
     """
     entries = _entries(options)
     class_names = options.class_names.split(",")
     bar = tqdm(total=2 * len(entries), desc="score maps, read twice or more")
 
     def read(index: int) -> Maps:
-        if bar.n == bar.total:  # the pooled figures ask for a look more
+        if bar.n == bar.total:  # a further pass for the pooled metrics
             bar.total += len(entries)
         bar.update()
         return read_maps(entries[index], options)
@@ -172,12 +175,12 @@ def _entries(options: argparse.Namespace) -> list[Entry]:
 
 
 def read_maps(entry: Entry, options: argparse.Namespace) -> Maps:
-    """(scores, label, prediction) of one image, checked against each other.
+    """Read (scores, label, prediction) of one image and check that their sizes match.
 
-    Scores have the numbers of their file, labels and predictions are uint8.
+    Scores keep the file's type; labels and predictions are uint8.
 
     Raises:
-        PansError, Unreadable: as `evaluate`.
+        PansError, Unreadable: see `evaluate`.
     """
     scores = read_scores(entry.scores)
     values = read_classes(entry.label, ("L", "I;16"))
@@ -202,7 +205,7 @@ def _check(path: Path, values: np.ndarray, scores: np.ndarray, largest: int) -> 
 
 
 def _class_indices(text: str, class_names: Sequence[str]) -> list[int]:
-    """Class names or indices, separated by commas -> indices."""
+    """Parse comma-separated class names or indices to indices."""
     indices = []
     for name in filter(None, (part.strip() for part in text.split(","))):
         if name not in class_names and not name.isdecimal():
@@ -214,7 +217,7 @@ def _class_indices(text: str, class_names: Sequence[str]) -> list[int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the results and writes them where --out says; returns the exit code."""
+    """Print the results and write them to --out; returns the exit code."""
     options = parse_arguments(arguments)
     return exit_code(lambda: _report(options))
 
@@ -228,7 +231,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """Raises PansError on what would only be found after the last image, or never."""
+    """Raise PansError for errors that would only show after the last image, or never."""
     if options.out and not options.out.parent.is_dir():
         raise PansError(f"--out: the folder {options.out.parent} is missing; make it first")
     ranges = {"num_classes": (1, 255), "anomaly_index": (1, 254), "label_offset": (0, 254)}
@@ -239,7 +242,7 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.anomaly_index < options.num_classes:
         raise PansError(
             f"--anomaly_index: {options.anomaly_index} is one of the {options.num_classes} known "
-            "classes; give the first index after them, or other --num_classes"
+            "classes; pass the first index after them, or another --num_classes"
         )
 
 

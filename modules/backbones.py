@@ -1,6 +1,6 @@
-"""Backbones of the ResNet family by name. A new one is a line here.
+"""Backbones of the ResNet family by name; to add one, add a line.
 
-The command line reads this file, without torch, which takes seconds to import.
+Without torch, because the command line reads this file and torch takes seconds to import.
 """
 
 from typing import NamedTuple

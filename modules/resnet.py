@@ -19,11 +19,11 @@ class ResNet(nn.Module):
     """A ResNet of `BACKBONES` whose last stages are dilated instead of strided.
 
     images (N, 3, H, W) -> mod4's (N, 1024, h, w) and mod5's (N, 2048, h, w) output, where h and w
-    are H and W over the output stride, rounded up. At output stride 16, mod4 and mod5 have the
-    same size too: only mod5 is dilated. `plain` and `checkpoint_activations`: see `Bottleneck`.
+    are H and W over the output stride, rounded up. At output stride 16 only mod5 is dilated.
+    `plain` and `checkpoint_activations`: see `Bottleneck`.
 
     Attributes:
-        out_channels: of mod4 and mod5; the numbers above are those of a width of 64.
+        out_channels: channels of mod4 and mod5; the numbers above are for a width of 64.
     """
 
     mod2: nn.Sequential

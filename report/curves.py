@@ -21,7 +21,7 @@ _FONT_SIZE = 15
 _NORMAL, _ANOMALOUS = "tab:blue", "tab:red"
 
 
-def log_anomaly_figures(
+def log_anomaly_metrics(
     logger: Logger, tag: str, results: Mapping[str, Any], pooled: BinnedScores, step: int
 ) -> None:
     """Log the table of every protocol's metrics, and curves and histograms of all pixels.
@@ -37,8 +37,8 @@ def log_anomaly_figures(
     if metrics is None or curve is None or histogram is None or points is None:
         return
     logger.pr_curve(f"{tag}/pooled", points.true_positives, points.false_positives, step)
-    logger.histogram(f"{tag} scores/normal", histogram.edges, histogram.normal, step)
-    logger.histogram(f"{tag} scores/anomalous", histogram.edges, histogram.anomalous, step)
+    logger.histogram(f"{tag}/scores_normal", histogram.edges, histogram.normal, step)
+    logger.histogram(f"{tag}/scores_anomalous", histogram.edges, histogram.anomalous, step)
     logger.figure(f"{tag}/precision_recall", precision_recall_figure(curve, metrics), step)
     logger.figure(f"{tag}/roc", roc_figure(curve, metrics), step)
     logger.figure(f"{tag}/scores", score_histogram_figure(histogram), step)

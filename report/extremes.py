@@ -78,7 +78,7 @@ class Extremes:
                 score.float().cpu().numpy(),
             )
 
-    def log(self, logger: Logger, tag: str, step: int) -> None:
+    def log(self, logger: Logger, step: int) -> None:
         """Log the extremes over all processes; to be called once by every process."""
         parts = gather_objects(self._rankings)
         rankings = {
@@ -90,7 +90,7 @@ class Extremes:
         panels = {index: panel for part in gather_objects(own) for index, panel in part.items()}
         for (end, metric), ranking in rankings.items():
             for place, (_, index) in enumerate(ranking, start=1):
-                logger.image(f"{tag} {end} {metric}/{place}", panels[index], step)
+                logger.image(f"worst and best/{end} {metric} {place}", panels[index], step)
 
     def _panel(self, maps: _Maps) -> Picture:
         panel = self._draw(maps.picture, maps.label, maps.prediction, maps.score)

@@ -30,7 +30,7 @@ from utils.errors import PansError
 from utils.files import replacing
 from utils.reading import is_hidden
 
-_PICTURES_A_SHEET = 16
+_PICTURES_PER_SHEET = 16
 _KINDS = ("classes", "heat", "overlay", "score", "mask", "panel")
 _SUMMARY, _SHEET = "predictions.json", "contact_sheet_"
 _JOURNAL = ".predictions_"
@@ -80,7 +80,7 @@ class PredictionFolder:
         earlier = self._earlier_summary()
         is_ours = earlier or self._journals()
         known = (
-            {*_KINDS, _SUMMARY, *self._sheets(earlier or {"pictures": []})} if is_ours else set()
+            {*_KINDS, _SUMMARY, *(self._sheets(earlier) if earlier else ())} if is_ours else set()
         )
         foreign = {name for name in names - known if not is_ours or name.startswith(_SHEET)}
         if foreign:
@@ -192,7 +192,7 @@ class PredictionFolder:
     @staticmethod
     def _sheets(summary: Mapping[str, Any]) -> list[str]:
         """The names of the contact sheets of a summary's pictures."""
-        count = -(-len(summary["pictures"]) // _PICTURES_A_SHEET)
+        count = -(-len(summary["pictures"]) // _PICTURES_PER_SHEET)
         return [f"{_SHEET}{number:03d}.png" for number in range(1, count + 1)]
 
     def write(
@@ -287,7 +287,7 @@ class PredictionFolder:
             for journal in self._journals().values():
                 journal.unlink()
             for number, sheet in enumerate(self._sheets(summary)):
-                page = summary["pictures"][number * _PICTURES_A_SHEET :][:_PICTURES_A_SHEET]
+                page = summary["pictures"][number * _PICTURES_PER_SHEET :][:_PICTURES_PER_SHEET]
                 entries = [self._sheet_entry(one["name"], one["heat_limits"]) for one in page]
                 drawn = contact_sheet(entries, self.info, summary["threshold"])
                 self._save(self.folder / sheet, Image.fromarray(drawn))

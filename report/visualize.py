@@ -28,6 +28,7 @@ _THINNEST_INCHES = 0.03
 _LEGEND_HEIGHT_INCHES = 0.45
 _LEGEND_LINE_INCHES = 0.25
 _LEGEND_FONT_SIZE = 11
+_CARD_FONT_SIZE = 14
 _TITLE_HEIGHT_INCHES = 0.35
 _INCHES_A_POINT = 1 / 72
 
@@ -498,6 +499,11 @@ def confusion_matrix_figure(matrix: NDArray[np.integer], names: Sequence[str]) -
     return figure
 
 
+def _label_size(names: Sequence[str]) -> float:
+    """Font size of the classes' names, to be read in a card of half the figure's size."""
+    return min(12, 156 / len(names))
+
+
 def class_matrix_figure(
     values: NDArray[np.floating],
     names: Sequence[str],
@@ -511,7 +517,8 @@ def class_matrix_figure(
 
     NaN stays empty. `colours` is a matplotlib colour map, `number` the format of the values.
     """
-    figure = Figure((10, 9), dpi=100, layout="constrained")
+    figure = Figure((7, 6.3), dpi=100, layout="constrained")
+    size = _label_size(names)
     axes = figure.add_subplot()
     shown = axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1])
     for (row, column), value in np.ndenumerate(values):
@@ -524,19 +531,21 @@ def class_matrix_figure(
                 ha="center",
                 va="center",
                 color="white" if lightness < 0.5 else "black",
-                fontsize=9,
+                fontsize=size * 0.66,
             )
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_title(title)
+    axes.set_xticks(
+        range(len(names)), names, fontsize=size, rotation=45, ha="right", rotation_mode="anchor"
+    )
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.set_title(title, fontsize=_CARD_FONT_SIZE)
     figure.colorbar(shown, shrink=0.8)
     return figure
 
 
 def class_iou_figure(class_iou: Mapping[int, float], info: DatasetInfo) -> Figure:
     """Plot the IoU of every class, in [0, 1]; a class without a value is marked as absent."""
-    figure = Figure((8, 6), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure((7, 5.3), dpi=100, layout="constrained")
+    axes, size = figure.add_subplot(), _label_size(info.class_names)
     for index in range(info.num_classes):
         value = class_iou.get(index, float("nan"))
         present = np.isfinite(value)
@@ -546,12 +555,14 @@ def class_iou_figure(class_iou: Mapping[int, float], info: DatasetInfo) -> Figur
             index,
             f"{value:.3f}" if present else "absent",
             va="center",
+            fontsize=size,
         )
-    axes.set_yticks(range(info.num_classes), info.class_names)
+    axes.set_yticks(range(info.num_classes), info.class_names, fontsize=size)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.08)
-    axes.set_xlabel("IoU")
+    axes.set_xlim(0, 1.15)
+    axes.set_xlabel("IoU", fontsize=size)
     present_values = [value for value in class_iou.values() if np.isfinite(value)]
     if present_values:
-        axes.set_title(f"IoU of every class, mean {np.mean(present_values):.3f}")
+        title = f"IoU of every class, mean {np.mean(present_values):.3f}"
+        axes.set_title(title, fontsize=_CARD_FONT_SIZE)
     return figure

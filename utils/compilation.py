@@ -11,7 +11,7 @@ from utils.errors import PansError
 
 
 def compiled(network: nn.Module) -> nn.Module:
-    """The same network, translated while its first batch is computed, which takes minutes.
+    """The same network, compiled during its first batch, which takes minutes.
 
     Raises:
         PansError: there is no C++ compiler.
@@ -20,6 +20,6 @@ def compiled(network: nn.Module) -> nn.Module:
     if shutil.which(compiler) is None:
         raise PansError(
             f"--compile needs a C++ compiler, and {compiler} was not found; "
-            "install it, name another one in CXX, or leave --compile out"
+            "install it, set CXX to another one, or remove --compile"
         )
     return cast(nn.Module, torch.compile(network))

@@ -10,7 +10,7 @@ from typing import Any
 from utils.errors import PansError
 from utils.reading import Unreadable, read_text
 
-# What one start of a run was told, and the next is not meant to be.
+# Flags that apply to one start of a run only.
 _OF_ONE_START = {"config", "ablate", "local_rank", "restart", "accept_changes"}
 
 _MOST_LISTED = 12
@@ -20,7 +20,7 @@ def read_toml(path: Path, flag: str, page: str) -> dict[str, Any]:
     """The content of a TOML file.
 
     Args:
-        flag, page: which flag names the file, and the page of docs/ about it, for the error.
+        flag, page: the flag that names the file and its page in docs/, for the error message.
 
     Raises:
         PansError: it is missing or no TOML.
@@ -48,15 +48,15 @@ def refuse_unknown(path: Path, names: Collection[str], known: Collection[str]) -
 
 
 def read_config(path: Path, known: Collection[str]) -> dict[str, Any]:
-    """The flags of --config, by name, their values as the file has them.
+    """Read the flags of --config by name, with the file's values.
 
     Args:
-        path: TOML, the flags themselves or a table `flags` of them; or a results.json, whose
-            options are taken.
+        path: TOML with flags at the top level or in a table `flags`; or a results.json with
+            options.
         known: the names of all flags.
 
     Raises:
-        PansError: the file cannot be read, or names what is no flag.
+        PansError: the file cannot be read, or has an unknown flag.
     """
     if path.suffix == ".json":
         flags = _options_in(path)

@@ -1,4 +1,4 @@
-"""What the shell allows this process, looked at before the work and not in the middle of it."""
+"""Check the shell's limits before the work starts."""
 
 import resource
 import threading
@@ -6,18 +6,18 @@ import threading
 from utils.errors import PansError
 
 _LEAST_FILES = 128
-"""A process with a few loader processes has so many files open."""
+"""Open files of a process with a few loader processes."""
 
 
 def require_limits() -> None:
-    """Allow as many open files as the shell lets this process have.
+    """Raise the limit of open files as far as the shell allows.
 
     Raises:
-        PansError: that is too few, or no thread can be started.
+        PansError: the limit is too low, or no thread can be started.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or soft < hard:
-        # torch hands over every tensor of a loader process by an open file.
+        # torch passes every tensor of a loader process by a file descriptor.
         soft = max(soft, 65536) if hard == resource.RLIM_INFINITY else hard
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft < _LEAST_FILES:

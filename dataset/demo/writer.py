@@ -132,7 +132,7 @@ def write_demo(
         seed: the same seed gives the same pictures.
 
     Returns:
-        The folder of train/ and test/.
+        The folder that holds train/ and test/.
 
     Raises:
         PansError: the folder contains something else.

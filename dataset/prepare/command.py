@@ -102,14 +102,14 @@ def check_md5(path: Path, archive: Archive, *, keep: bool) -> None:
     else:
         path.unlink()
         remedy = (
-            "it was deleted; run the same command again to fetch it anew, and if that does not "
+            "it was deleted; run the same command to download it again, and if that does not "
             "help, fetch it from elsewhere and use --from"
         )
     raise PansError(f"{path} has md5 {found} instead of {archive.md5}; {remedy}")
 
 
 def prepare_by_hand(name: str, root: Path) -> None:
-    """Write the lists of a data set that the user has to download.
+    """What is left to do for a data set that no public address spreads: its lists.
 
     Raises:
         PansError: its files are missing.

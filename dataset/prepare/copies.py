@@ -1,4 +1,4 @@
-"""Decoded copies of all images of a split, by as many processes as there are cores."""
+"""Write decoded copies of all images of a split, with one process per core."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from utils.errors import PansError
 
 
 class _Copies(Dataset[str]):
-    """Item i writes the copy of image i; "", or what is wrong, for no exception is sent whole."""
+    """Item i writes the copy of image i and is "" or the error, as workers garble exceptions."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -30,7 +30,7 @@ class _Copies(Dataset[str]):
 
 
 def write_copies(pictures: SegmentationDataset) -> str:
-    """Write the copies that are missing or old; returns what there is then, in words.
+    """Write the copies that are missing or outdated; returns a summary of all copies.
 
     Raises:
         PansError: a copy cannot be written, or an image cannot be read.

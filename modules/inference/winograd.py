@@ -1,4 +1,4 @@
-"""Where a folded network on a CPU computes its 3x3 convolutions by Winograd's filtering."""
+"""Winograd's filtering for the 3x3 convolutions of a folded network on a CPU."""
 
 from typing import cast
 
@@ -12,17 +12,17 @@ from modules.winograd import FOUR, TWO, Filtering, convolve, transformed_taps
 
 
 def filtering_for(dtype: torch.dtype) -> tuple[Filtering, int]:
-    """The filtering for values of a type, and the channels from which on it is worth it.
+    """The filtering for a data type, and the minimum number of channels for which it pays off.
 
-    bfloat16 has not the digits for F(4x4): its errors move metrics by tenths of a point.
+    bfloat16 is not precise enough for F(4x4): its errors change metrics by tenths of a point.
     """
     return (TWO, 256) if dtype == torch.bfloat16 else (FOUR, 128)
 
 
 class WinogradConv2d(nn.Module):
-    """What `nn.Conv2d(C, O, 3, padding=dilation, dilation=dilation)` computes, without gradients.
+    """`nn.Conv2d(C, O, 3, padding=dilation, dilation=dilation)` without gradients.
 
-    (N, C, H, W) -> (N, O, H, W), fastest if channels-last, which the output is.
+    (N, C, H, W) -> (N, O, H, W) in channels-last layout; fastest for channels-last input.
 
     Args:
         weight: (O, C, 3, 3).
@@ -41,7 +41,7 @@ class WinogradConv2d(nn.Module):
 
 
 def use_winograd(model: SegmentationModel, dtype: torch.dtype) -> None:
-    """Have the broad 3x3 convolutions of a folded model computed so, in `dtype` from then on."""
+    """Replace the 3x3 convolutions with many channels of a folded model, which runs in `dtype`."""
     filtering, fewest_channels = filtering_for(dtype)
 
     def winograd(convolution: nn.Conv2d, weight: Tensor) -> WinogradConv2d:

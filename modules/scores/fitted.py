@@ -1,6 +1,6 @@
-"""Scores that are fitted: one pass over the training images, and a file beside the checkpoint.
+"""Fitted scores: one pass over the training images, and a file beside the checkpoint.
 
-Every image gives a state of fixed size, and states merge: over the images of a process, then over
+Every image gives a state of fixed size. States are merged over the images of a process, then over
 the processes.
 """
 
@@ -32,16 +32,16 @@ def fitted_states(
     settings: Sequence[Any],
     seed: int = 0,
 ) -> dict[str, State]:
-    """{name: what the score has learned}: kept beside the checkpoint, or from one pass now.
+    """{name: fitted state}, from the files beside the checkpoint or from a pass now.
 
-    Every process calls this function, and all get the same, whatever their number.
+    To be called by every process; all get the same result.
 
     Args:
-        names: of fitted scores; one pass serves all of them.
-        loader: of `dataset`, with this process's share of the training images and their labels.
-        checkpoint: the weights' file.
-        settings: how the network is run, in types that JSON takes.
-        seed: of random samples, in 0..2**32 - 1.
+        names: fitted scores; one pass serves all of them.
+        loader: a loader of `dataset`, with this process's share of the training images.
+        checkpoint: the file of the weights.
+        settings: settings of the network that affect its output, as JSON types.
+        seed: seed of random samples, in 0..2**32 - 1.
 
     Raises:
         PansError: no training image has a pixel of a known class, or values are not finite.
@@ -101,17 +101,17 @@ def _merged(
 
 
 def state_path(name: str, checkpoint: Path) -> Path:
-    """Where what a score has learned for a checkpoint is kept."""
+    """Path of a score's fitted state for a checkpoint."""
     return checkpoint.with_name(f"{checkpoint.name}.{name}.pt")
 
 
 def kept_state(
     name: str, checkpoint: Path, settings: Sequence[Any], seed: int = 0, *, files: str | None = None
 ) -> State | None:
-    """What is kept beside the checkpoint, if it is of the same weights, settings and data.
+    """The fitted state beside the checkpoint, if weights, settings and data are the same.
 
     Args:
-        files: digest of the training images; None takes the state whatever they were.
+        files: digest of the training images; None accepts any.
     """
     try:
         kept = torch.load(state_path(name, checkpoint), map_location="cpu", weights_only=True)
@@ -121,13 +121,13 @@ def kept_state(
             return None
         state: State = {str(key): value.clone() for key, value in kept["state"].items()}
         return state
-    # A damaged file meets torch.load with errors of many types; the pass is taken again then.
+    # torch.load raises errors of many types on damaged files; the score is then fitted again.
     except Exception:
         return None
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    # Checkpoints may lie where nothing can be written; the next test takes the pass again then.
+    # The checkpoint's folder may be read-only; the next test then fits the score again.
     with contextlib.suppress(OSError), replacing(path) as file:
         torch.save(content, file)
 
@@ -145,7 +145,7 @@ def _files_key(pictures: Any) -> str:
 
 
 def _version(path: Path) -> tuple[int, int]:
-    """What differs when a file has been written anew: its size and time; zeros if it is missing."""
+    """Size and modification time of a file; zeros if it is missing."""
     try:
         status = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""How the scores of `registry` that are not fitted are computed from the output for one image."""
+"""Computes the scores of `registry` that are not fitted from the network's output."""
 
 from collections.abc import Callable, Sequence
 

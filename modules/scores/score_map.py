@@ -1,7 +1,7 @@
-"""What a score's file is made of: the way to its map, how it is fitted, and exact sums for that.
+"""The parts of a score's file: the computation of its map, how it is fitted, and exact sums.
 
-States of images merge exactly, so that neither their order nor the number of processes changes a
-bit of what a score learns.
+States of images are merged exactly, so that the fitted state does not depend on their order or on
+the number of processes.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ _LARGEST_SUM = 2.0**62
 
 
 def exact(values: Tensor) -> Tensor:
-    """Float64 values (...) -> fixed-point numbers (2, ...): whole part and 2^-60ths, both int64.
+    """Float64 values (...) -> fixed-point numbers (2, ...): integer part and 2^-60ths, both int64.
 
     Raises:
         PansError: a value is not finite, or its magnitude is 2^62 or more.
@@ -36,7 +36,7 @@ def exact(values: Tensor) -> Tensor:
 
 
 def add_exact(first: State, second: State) -> State:
-    """Entry by entry the sums of `exact` numbers, which depend on no order."""
+    """Elementwise sums of `exact` numbers, independent of the order."""
     return {name: _carried(first[name] + second[name]) for name in first}
 
 
@@ -52,15 +52,15 @@ def rounded(total: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a score learns from the training images.
+    """How a score is fitted to the training images.
 
     Attributes:
         observe: (network output, label (H, W) uint8, seed) -> the state of one image. The seed
-            depends on that of the run and on the image's index.
-        finish: merged state -> what the score keeps, on the main process alone.
-        merge: two states -> their state together; by default sums of `exact` numbers.
+            depends on the run's seed and on the image's index.
+        finish: merged state -> the fitted state, called on the main process only.
+        merge: two states -> the merged state; by default sums of `exact` numbers.
         drawn: whether the seed matters.
-        settings: constants of the fit; others take the pass again.
+        settings: constants of the fit; if they change, the score is fitted again.
     """
 
     observe: Callable[[NetworkOutput, Tensor, int], State]
@@ -71,13 +71,13 @@ class Fit:
 
 
 def labelled_features(output: NetworkOutput, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of the pixels with a known class, of all scales together, and these classes.
+    """Features and classes of the pixels with a known class, at all scales together.
 
     Args:
-        label: (H, W) uint8; resized to the features' resolution, each pixel the nearest.
+        label: (H, W) uint8; resized to the features' resolution by nearest neighbour.
 
     Returns:
-        (P, D), float32 at least, and (P,) int64 below the number of classes.
+        (P, D), at least float32, and (P,) int64 below the number of classes.
     """
     features, classes = [], []
     for one in output.features:
@@ -89,26 +89,26 @@ def labelled_features(output: NetworkOutput, label: Tensor) -> tuple[Tensor, Ten
 
 
 def pixels(features: Tensor) -> Tensor:
-    """(1, D, h, w) features -> (h * w, D), float32 at least."""
+    """(1, D, h, w) features -> (h * w, D), at least float32."""
     rows = features.flatten(2)[0].T
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def class_sums(features: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(P, D) features and (P,) classes -> their numbers (C,) and sums (C, D), float64."""
+    """(P, D) features and (P,) classes -> counts (C,) and sums (C, D) per class, float64."""
     indicator = F.one_hot(classes, count).double()
     return indicator.sum(0), indicator.T @ features.double()
 
 
 @dataclass(frozen=True)
 class ScoreMap:
-    """The way from an image to the map of a score, in two steps.
+    """Computes the map of a score from the network's output, in two steps.
 
     Attributes:
-        parts_of: the network's output for one image -> what its map is computed from:
+        parts_of: network output for one image -> parts from which the map is computed:
             (1, h_s, w_s), one per scale, or the map itself: (1, H, W).
         from_parts: parts and the size (H, W) -> (1, H, W), higher = more anomalous.
-        fit: how it learns from the training images, if it does.
+        fit: how it is fitted to the training images; None if it is not.
     """
 
     parts_of: Callable[[NetworkOutput], Sequence[Tensor]]

@@ -156,7 +156,7 @@ def test_a_damaged_file_is_skipped_and_remembered(
         SampleReader(pictures, skip_bad_files=False).read(1)
 
 
-def test_a_file_that_is_mended_meanwhile_stays_listed(make_tree: MakeTree) -> None:
+def test_a_file_that_is_repaired_meanwhile_stays_listed(make_tree: MakeTree) -> None:
     root = make_tree(train=2)
     path = root / "StreetHazards/train" / IMAGE
     good = path.read_bytes()
@@ -182,7 +182,7 @@ def test_images_and_labels_are_turned_alike(make_tree: MakeTree, orientation: in
         np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
 
 
-def test_links_of_the_users_own_are_followed(make_tree: MakeTree, tmp_path: Path) -> None:
+def test_links_are_followed(make_tree: MakeTree, tmp_path: Path) -> None:
     root = make_tree(train=2)
     path = root / "StreetHazards/train" / IMAGE
     path.rename(tmp_path / "elsewhere.png")

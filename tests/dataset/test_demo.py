@@ -134,7 +134,7 @@ def test_keys_are_unique(tmp_path: Path) -> None:
     assert [scene.with_anomaly for scene in scenes] == [False] * 18 + [True] * 9
 
 
-def test_data_that_is_there_is_kept(tmp_path: Path) -> None:
+def test_existing_data_is_kept(tmp_path: Path) -> None:
     folder = write_small(tmp_path)
     picture = folder / "train/images/training/t1/00000.png"
     picture.write_bytes(b"mark")
@@ -159,7 +159,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["unfinished", "{}", ""])
-def test_unfinished_data_is_drawn_anew(tmp_path: Path, content: str) -> None:
+def test_unfinished_data_is_redrawn(tmp_path: Path, content: str) -> None:
     folder = write_demo(tmp_path, train=1, validation=0, test=0, size=(96, 64))
     (folder / "demo.json").write_text(content)
     picture = folder / "train/images/training/t1/00000.png"

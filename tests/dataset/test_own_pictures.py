@@ -150,7 +150,7 @@ def test_every_second_frame_of_a_video(video):
         assert np.asarray(frame).mean() == pytest.approx(40 * number + 20, abs=4)
 
 
-def test_what_is_no_video_says_so(tmp_path):
+def test_an_invalid_video_is_reported(tmp_path):
     (tmp_path / "a.mp4").write_text("no video")
     with pytest.raises(Unreadable, match=r"a\.mp4 cannot be decoded \("):
         list(video_frames(tmp_path / "a.mp4", 1))
@@ -158,7 +158,7 @@ def test_what_is_no_video_says_so(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("multi_scale", "sizes"), [(True, 5), (False, 1)])
-def test_samples_go_on_past_what_cannot_be_read(tmp_path, video, workers, multi_scale, sizes):
+def test_samples_continue_after_unreadable_files(tmp_path, video, workers, multi_scale, sizes):
     save(tmp_path / "in/a.png", (160, 96))
     (tmp_path / "in/b.png").write_text("no picture")
     save(tmp_path / "in/c.jpg", (40, 24))
@@ -197,7 +197,7 @@ def test_processes_share_pictures_and_frames(tmp_path, video):
     assert share(1) == ["b", "clip/000002"]
 
 
-def test_videos_are_problems_one_by_one_without_their_package(video, monkeypatch):
+def test_without_its_package_every_video_is_a_problem(video, monkeypatch):
     picture = save(video.parent / "a.png")
     sources, _ = find_sources([str(video), str(picture)], video.parent / "out")
     assert without_support(sources) == []
@@ -253,7 +253,7 @@ def test_every_orientation_of_a_camera_is_turned_upright(tmp_path, suffix, orien
 
 
 @pytest.mark.parametrize("orientation", MATRICES)
-def test_every_display_matrix_of_a_video_is_obeyed(tmp_path, orientation):
+def test_every_display_matrix_of_a_video_is_applied(tmp_path, orientation):
     path = tmp_path / "phone.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=5)
@@ -281,7 +281,7 @@ def frames_and_error(path):
     return str(caught.value).removeprefix(f"{path} ")
 
 
-def test_videos_that_are_cut_off_or_hold_no_picture_say_so(tmp_path, video):
+def test_truncated_and_empty_videos_are_reported(tmp_path, video):
     copy = tmp_path / "start.mp4"  # with its index first, so that a part of it plays
     with (
         av.open(str(video)) as there,
@@ -313,7 +313,7 @@ def test_videos_that_are_cut_off_or_hold_no_picture_say_so(tmp_path, video):
     assert frames_and_error(tmp_path / "tiny.mkv") == "is 4x2; expected at least 8 pixels per side"
 
 
-def test_a_cut_video_without_an_index_tells_its_duration(tmp_path):
+def test_a_truncated_video_without_an_index_names_its_duration(tmp_path):
     path = tmp_path / "drive.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=5)
@@ -331,7 +331,7 @@ def test_a_cut_video_without_an_index_tells_its_duration(tmp_path):
 # What is found, and what is refused
 
 
-def test_links_are_followed_once_and_hidden_files_are_not_there(tmp_path):
+def test_links_are_followed_once_and_hidden_files_are_skipped(tmp_path):
     save(tmp_path / "elsewhere/a.png")
     for name in ("b.png", "._b.png", "__MACOSX/b.png", ".thumbs/b.png"):
         save(tmp_path / "in" / name)

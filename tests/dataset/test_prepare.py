@@ -100,7 +100,7 @@ def test_a_connection_cut_again_and_again_is_resumed(server: Server, root: Path)
     assert files_under(root) == {"x.tar": server.files["x.tar"]}
 
 
-def test_second_run_goes_on_where_the_first_stopped(server: Server, root: Path) -> None:
+def test_second_run_resumes_where_the_first_stopped(server: Server, root: Path) -> None:
     server.files["x.tar"] = os.urandom(2500)
     root.mkdir()
     (root / "x.tar.part").write_bytes(server.files["x.tar"][:1234])
@@ -127,7 +127,9 @@ def test_a_server_without_ranges_sends_it_all_again(server: Server, root: Path) 
     assert files_under(root) == {"x.tar": server.files["x.tar"]}
 
 
-def test_a_server_that_tells_no_length_ends_with_the_connection(server: Server, root: Path) -> None:
+def test_without_a_content_length_the_download_ends_with_the_connection(
+    server: Server, root: Path
+) -> None:
     server.files["x.tar"] = os.urandom(2500)
     server.tells_length = False
     root.mkdir()
@@ -136,7 +138,7 @@ def test_a_server_that_tells_no_length_ends_with_the_connection(server: Server, 
     assert files_under(root) == {"x.tar": server.files["x.tar"]}
 
 
-def test_a_part_that_is_whole_is_taken(server: Server, root: Path) -> None:
+def test_a_complete_partial_download_is_used(server: Server, root: Path) -> None:
     server.files["x.tar"] = b"whole"
     root.mkdir()
     (root / "x.tar.part").write_bytes(b"whole")
@@ -148,7 +150,7 @@ def test_a_part_that_is_whole_is_taken(server: Server, root: Path) -> None:
     ("status", "requests", "words"),
     [(404, 1, "(HTTP 404 Not Found); fetch x.tar by other means"), (503, 3, "HTTP Error 503")],
 )
-def test_a_refusal_is_final_and_a_failing_server_is_tried_again(
+def test_a_refusal_is_final_and_a_failing_server_is_retried(
     server: Server, root: Path, status: int, requests: int, words: str
 ) -> None:
     server.files["x.tar"] = b""
@@ -169,7 +171,7 @@ def test_no_server_is_a_clear_line(root: Path, monkeypatch: pytest.MonkeyPatch) 
             prepare.download(url, root / "x.tar", attempts=2, wait_seconds=0)
 
 
-def test_corrupt_bytes_are_fetched_anew(
+def test_corrupt_bytes_are_fetched_again(
     archives: list[prepare.Archive],
     server: Server,
     root: Path,
@@ -192,7 +194,7 @@ def test_corrupt_bytes_are_fetched_anew(
     assert prepare.main(["--root", str(root)], archives) == 0
 
 
-def test_archives_already_there_are_used_and_kept(
+def test_existing_archives_are_used_and_kept(
     archives: list[prepare.Archive], server: Server, root: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "downloads"
@@ -249,7 +251,7 @@ def test_nothing_is_unpacked_from_an_unsafe_archive(
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>" * 200])
-def test_what_is_no_tar_file_is_a_clear_line(tmp_path: Path, root: Path, content: bytes) -> None:
+def test_an_invalid_tar_file_is_a_clear_line(tmp_path: Path, root: Path, content: bytes) -> None:
     (tmp_path / "x.tar").write_bytes(content)
     root.mkdir()
     with pytest.raises(PansError, match=r"x\.tar is not a valid tar file"):
@@ -293,7 +295,7 @@ def test_nothing_is_written_through_a_link_out_of_the_root(
     assert list(outside.iterdir()) == []
 
 
-def test_a_failing_disk_leaves_no_half_file_under_its_name(
+def test_a_failing_disk_leaves_no_partial_file_under_its_name(
     archives: list[prepare.Archive],
     make_tree: MakeTree,
     server: Server,
@@ -353,7 +355,7 @@ def test_another_data_set_is_not_overwritten(
     assert server.requests == []
 
 
-def test_a_full_disk_is_told_before_it_is_full(tmp_path: Path) -> None:
+def test_a_disk_that_will_be_full_is_reported_before_the_run(tmp_path: Path) -> None:
     prepare.require_space(tmp_path, 1)
     with pytest.raises(PansError, match=r"GB free and needs 1000000000\.0 GB more; make room"):
         prepare.require_space(tmp_path, 10**18)
@@ -431,7 +433,7 @@ def test_command_line_of_the_module(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_download_that_cannot_be_written_is_not_tried_again(
+def test_a_download_that_cannot_be_written_is_not_retried(
     server: Server,
     root: Path,
     files_of_at_most: Callable[[int], AbstractContextManager[None]],

@@ -14,7 +14,7 @@ from modules import build_model
 from modules.backbones import BACKBONES
 from predict import with_stored_flags
 from tests.dataset import trees
-from tests.reliability.tiny import TINY
+from tests.reliability.tiny import ONE_BLOCK
 from utils.checkpoint import MissingCheckpoint
 from utils.errors import PansError
 
@@ -23,12 +23,12 @@ TRAINED = "--classifier cosine --norm_act iabn --output_stride 16 --multi_scala 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Checkpoints of networks of one block a stage, with and without the options of a run."""
+    """Checkpoints of networks of one block per stage, with and without the options of a run."""
     root = tmp_path_factory.mktemp("stored")
     write_demo(root / "data", train=1, validation=1, test=2, size=(96, 64), seed=3)
     trees.write_road_anomaly(root / "data")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "resnet50", TINY)
+        patch.setitem(BACKBONES, "resnet50", ONE_BLOCK)
         save(root / "own.pth", TRAINED.split())
         save(root / "bdd.pth", ["--dataset", "bdd_anomaly", "--ignore_classes", "car"])
         save(root / "checkpoints/streethazards/pans.pth", [*TRAINED.split(), "--name", "pans"])
@@ -72,7 +72,7 @@ STORED = {
 }
 
 
-def test_a_test_takes_what_is_not_typed(root):
+def test_a_test_takes_unset_flags_from_the_checkpoint(root):
     options, note = taken(root, "--test", "--ckpt_test", "own.pth")
     assert options == STORED
     file, _, flags = note.partition(": ")
@@ -117,7 +117,7 @@ def test_a_run_of_a_name_is_tested_with_its_own_flags(root):
         ),
     ],
 )
-def test_typed_flags_override(root, typed, changes):
+def test_passed_flags_override_the_checkpoint(root, typed, changes):
     options, _ = taken(root, "--test", "--ckpt_test", "own.pth", *typed.split())
     expected = STORED | changes
     assert options == {name: value for name, value in expected.items() if value is not None}
@@ -141,7 +141,7 @@ def test_a_set_for_evaluation_only_has_the_network_s_classes(root):
     assert other == {}  # whose 13 classes the weights then do not fit
 
 
-def test_tensors_tell_of_a_file_without_flags(root):
+def test_flags_are_inferred_from_the_tensors_of_a_file_without_flags(root):
     cosine = {"classifier": "cosine", "cosine_scores": True}
     assert taken(root, "--test", "--ckpt_test", "foreign13.pth")[0] == cosine
     bdd = {"dataset": "bdd_anomaly", "num_classes": 17, "unk_class": 17}
@@ -150,7 +150,7 @@ def test_tensors_tell_of_a_file_without_flags(root):
         taken(root, "--test", "--ckpt_test", "foreign9.pth")
 
 
-def test_a_training_takes_nothing(root):
+def test_a_training_takes_no_flags_from_the_checkpoint(root):
     assert taken(root, "--name", "pans", "--ckpt_test", "own.pth") == ({"name": "pans"}, None)
 
 
@@ -163,7 +163,7 @@ def results_of(root, *words):
     return json.loads(path.read_text())
 
 
-def test_the_test_is_that_of_all_flags_typed(root, capsys):
+def test_the_test_equals_one_with_all_flags_passed(root, capsys):
     short = results_of(root, "--ckpt_test", root / "own.pth")
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if "taken from" in line]
@@ -180,7 +180,7 @@ def test_the_test_is_that_of_all_flags_typed(root, capsys):
     assert 0 < road["AUPR"] < 100
 
 
-def test_a_results_json_runs_its_test_again(root):
+def test_a_results_json_repeats_its_test(root):
     first = results_of(root, "--ckpt_test", root / "own.pth", "--no_multi_scale")
     path = Path(root / "logs/streethazards/Experiment/results.json")
     kept = path.rename(root / "first.json")

@@ -7,8 +7,9 @@ import train
 from argparser import parse_options
 from dataset.demo import write_demo
 from modules import abn
-from modules.backbones import BACKBONES, Backbone
+from modules.backbones import BACKBONES
 from tests.gpu.pretend_gpu import CUDA
+from tests.reliability.tiny import ONE_BLOCK
 from utils.distributed import Process
 from utils.logger import Logger
 
@@ -24,7 +25,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setitem(BACKBONES, "resnet50", Backbone((1, 1, 1, 1), width=4))
+    monkeypatch.setitem(BACKBONES, "resnet50", ONE_BLOCK)
     monkeypatch.setattr(Logger, "figure", lambda *_: None)
     # The package's C++ would take the tensors for the CPU's.
     monkeypatch.setattr(abn, "package_function", None)

@@ -92,7 +92,7 @@ def test_a_step_of_two_processes_waits_for_nothing(trainer, monkeypatch, words):
 
 
 @pytest.mark.parametrize("words", ["", "--precision bf16", "--plain"])
-def test_cuda_takes_every_call_of_a_step(trainer, words):
+def test_cuda_accepts_every_call_of_a_step(trainer, words):
     with PretendGpu(probe=True) as gpu:
         step(gpu, trainer(words))
         assert not gpu.refusals, gpu.refusals
@@ -107,7 +107,9 @@ def deterministic():
 
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("words", ["", "--precision bf16"])
-def test_a_deterministic_step_needs_nothing_that_cuda_has_in_no_such_form(trainer, words):
+def test_a_deterministic_step_uses_only_operations_that_cuda_has_in_deterministic_form(
+    trainer, words
+):
     with PretendGpu(probe=True) as gpu:
         step(gpu, trainer(words))
         assert not gpu.refusals, gpu.refusals

@@ -232,7 +232,7 @@ def test_any_grid_is_expanded_or_refused(tmp_path, data):
         assert any(cell.runs for cell in cells)
 
 
-def test_damage_to_pixels_of_a_png_is_seen(tmp_path):
+def test_damaged_pixels_of_a_png_are_detected(tmp_path):
     """Pillow looks at no checksum of its pixels, but at that of their compression."""
     whole = saved_picture(BYTES, "PNG")
     start = whole.index(b"IDAT") - 4

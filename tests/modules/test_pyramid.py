@@ -1,4 +1,4 @@
-"""The exact pyramid head against the published order of work."""
+"""The exact pyramid head against the reference implementation."""
 
 import pytest
 import torch

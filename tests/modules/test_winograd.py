@@ -72,7 +72,7 @@ def test_its_gradients_are_those_of_the_convolution(monkeypatch, always, dilatio
 
 @FILTERINGS
 @pytest.mark.parametrize("strip", [1, 20_000, 1 << 30])
-def test_strips_fit_together(monkeypatch, always, strip, filtering):
+def test_strips_equal_the_whole_convolution(monkeypatch, always, strip, filtering):
     monkeypatch.setattr(winograd, "STRIP_BYTES", strip)
     monkeypatch.setattr(winograd, "best_filtering", lambda *_: filtering)
     convolution, x = problem(2, (33, 18))
@@ -89,7 +89,7 @@ def test_strips_fit_together(monkeypatch, always, strip, filtering):
         close(own, other)
 
 
-def test_only_the_gradients_that_are_needed_are_computed(always):
+def test_only_the_needed_gradients_are_computed(always):
     convolution, x = problem(1, (9, 13))
     frozen = convolution.weight.detach()
     conv3x3(x.requires_grad_(), frozen).sum().backward()
@@ -151,7 +151,7 @@ def test_under_autocast_broad_layers_and_their_gradients_round_a_few_times_as_mu
         assert errors[0] < 4 * errors[1]
 
 
-def test_a_narrow_layer_and_the_plain_path_are_direct():
+def test_narrow_layers_and_the_reference_implementation_use_the_library():
     x, weight = torch.randn(2, 256, 12, 12), torch.randn(256, 256, 3, 3, requires_grad=True)
     assert conv3x3(x, weight).grad_fn.name() == "_ConvolutionBackward"
     with torch.autocast("cpu", torch.bfloat16):

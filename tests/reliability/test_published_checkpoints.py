@@ -1,4 +1,4 @@
-"""A run of the published code goes on here: epoch, momentum of every parameter, schedule."""
+"""Resuming a run of the published code: epoch, momentum of every parameter, schedule."""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def after_one_epoch(unbroken: Any) -> dict[str, Any]:
     return own
 
 
-def test_a_published_run_goes_on_with_epoch_momentum_and_schedule(
+def test_a_published_run_resumes_with_epoch_momentum_and_schedule(
     runs: Any, unbroken: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = after_one_epoch(unbroken)
@@ -82,7 +82,9 @@ def test_norms_that_are_frozen_here_leave_the_others_their_momentum(
             assert torch.equal(trainer.optimizer.state[parameter]["momentum_buffer"], expected)
 
 
-def test_other_steps_an_epoch_are_refused_unless_accepted(runs: Any, unbroken: Any) -> None:
+def test_another_number_of_steps_per_epoch_is_refused_unless_accepted(
+    runs: Any, unbroken: Any
+) -> None:
     path = runs.folder / "published.pth"
     torch.save(published(after_one_epoch(unbroken), last_epoch=8), path)
     with pytest.raises(CheckpointError, match="8 steps an epoch there, 4 here"):
@@ -93,7 +95,7 @@ def test_other_steps_an_epoch_are_refused_unless_accepted(runs: Any, unbroken: A
 
 
 @pytest.mark.parametrize("part", ["optimizer_state", "scheduler_state", "epoch"])
-def test_a_spoilt_state_of_training_is_one_line(runs: Any, unbroken: Any, part: str) -> None:
+def test_a_corrupt_training_state_is_one_line(runs: Any, unbroken: Any, part: str) -> None:
     path = runs.folder / "published.pth"
     torch.save(published(after_one_epoch(unbroken)) | {part: None}, path)
     with pytest.raises(CheckpointError, match=r"does not fit .* --restart --ckpt") as caught:
@@ -104,9 +106,7 @@ def test_a_spoilt_state_of_training_is_one_line(runs: Any, unbroken: Any, part: 
     assert (trainer.epoch, trainer.iteration) == (0, 0)
 
 
-def test_a_run_that_is_done_elsewhere_is_tested_under_its_new_name(
-    runs: Any, unbroken: Any
-) -> None:
+def test_a_run_completed_elsewhere_is_tested_under_its_new_name(runs: Any, unbroken: Any) -> None:
     path = unbroken.checkpoints / "x.pth"
     trainer = runs.fit("--ckpt", str(path), "--name", "second")
     assert trainer.epoch == 2
@@ -118,7 +118,7 @@ def test_a_run_that_is_done_elsewhere_is_tested_under_its_new_name(
 
 
 @pytest.mark.parametrize("given", ["first", "first.pth"])
-def test_a_checkpoint_goes_by_its_name_in_the_folder_of_the_data_set(
+def test_a_checkpoint_is_found_by_name_in_the_folder_of_the_data_set(
     runs: Any, unbroken: Any, given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs.checkpoints.mkdir(parents=True)
@@ -158,7 +158,7 @@ def test_pictures_are_predicted_by_the_name_of_a_checkpoint(runs: Any, data: Pat
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("flags", [("--ckpt", "gone"), ("--test", "--ckpt_test", "gone")])
-def test_a_missing_checkpoint_is_looked_for_in_both_places(
+def test_a_missing_checkpoint_is_searched_for_in_both_places(
     runs: Any, capsys: pytest.CaptureFixture[str], flags: Any
 ) -> None:
     assert run.main([*runs.flags, "--nproc", "1", *flags]) == 2

@@ -121,7 +121,7 @@ def test_gradients_are_clipped_to_the_norm() -> None:
         torch.testing.assert_close(old - new, 0.5 * gradient / norm, rtol=1e-4, atol=1e-5)
 
 
-def test_too_long_a_row_ends_the_run() -> None:
+def test_too_many_bad_steps_in_a_row_end_the_run() -> None:
     check_row(Tally(1.0, 9, 2), 3, 10, "x.pth is the last checkpoint")
     with pytest.raises(PansError, match="3 steps in a row up to step 10") as caught:
         check_row(Tally(1.0, 9, 3), 3, 10, "x.pth is the last checkpoint")
@@ -137,7 +137,7 @@ def spoil(trainer: Any, steps: set[int]) -> None:
     trainer.model.register_forward_pre_hook(spoil_input)
 
 
-def test_training_goes_on_over_bad_steps_and_shows_them(runs: Any) -> None:
+def test_training_continues_after_bad_steps_and_reports_them(runs: Any) -> None:
     trainer = runs.trainer()
     spoil(trainer, {1, 2, 6})
     with trainer.logger:
@@ -170,7 +170,7 @@ def test_a_first_step_that_is_bad_keeps_the_statistics_of_loaded_weights(runs: A
     assert not torch.equal(found["body.mod1.bn1.running_mean"], torch.zeros(16))
 
 
-def test_training_ends_after_a_row_of_bad_steps(runs: Any) -> None:
+def test_training_ends_after_consecutive_bad_steps(runs: Any) -> None:
     trainer = runs.trainer("--max_bad_steps", "2")
     spoil(trainer, {5, 6})
     with (

@@ -49,7 +49,7 @@ def finish(runs: Any, *flags: str, program: str = "") -> None:
     assert process.returncode == 0, errors
 
 
-def test_a_gradient_of_one_process_that_is_nan_has_both_skip_the_step(runs: Any) -> None:
+def test_a_nan_gradient_in_one_process_makes_both_skip_the_step(runs: Any) -> None:
     finish(runs, *TWO, program=SPOILT)
     first, second = (torch.load(runs.folder / f"{rank}.pth") for rank in (0, 1))
     assert len(first) == len(second) == 8
@@ -73,7 +73,7 @@ sys.exit(tiny.main())
 """
 
 
-def test_a_process_that_leaves_out_an_image_answers_as_often_as_the_other(
+def test_a_process_that_skips_an_image_polls_as_often_as_the_other(
     runs: Any, tmp_path: Path
 ) -> None:
     write_demo(tmp_path / "data", train=4, validation=4, test=2, size=(96, 64), seed=1)

@@ -1,4 +1,4 @@
-"""run.py with a ResNet's stem in the place of ResNet-50: `python tests/reliability/tiny.py`."""
+"""run.py with a ResNet's stem instead of ResNet-50: `python tests/reliability/tiny.py`."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,10 @@ from modules import SegmentationModel, build_model
 from modules.backbones import BACKBONES, Backbone
 from utils.logger import Logger
 
-TINY = Backbone((0, 0, 0, 0), width=16)  # the stem and the head, which has 4 channels
+# The stem and the head, which has 4 channels.
+TINY = Backbone((0, 0, 0, 0), width=16)
+# With a block a stage, by which weight files are told.
+ONE_BLOCK = Backbone((1, 1, 1, 1), width=4)
 
 
 def tiny_network(**settings: Any) -> SegmentationModel:

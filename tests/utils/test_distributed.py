@@ -121,7 +121,7 @@ def test_launch_joins_processes_and_shares_the_cores(program: Path) -> None:
     assert [path.name for path in program.parent.iterdir()] == ["program.py"]
 
 
-def test_the_first_process_of_a_machine_is_done_before_the_others_begin(program: Path) -> None:
+def test_the_first_process_of_a_machine_finishes_before_the_others_start(program: Path) -> None:
     ended = run(program, str(program), "first", "2")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == ["0 in", "0 out", "1 in", "1 out"]
@@ -137,16 +137,16 @@ def test_killed_process_ends_all_and_is_named(program: Path) -> None:
     ended = run(program, str(program), "kill", "2")
     assert ended.returncode == 1
     assert ended.stderr.endswith(
-        "error: process 1 was ended by SIGKILL, most likely for want of memory\n"
+        "error: process 1 was ended by SIGKILL, most likely out of memory\n"
     )
 
 
-def test_a_process_that_nccl_aborts_is_told_with_the_remedy(program: Path) -> None:
+def test_a_process_aborted_by_nccl_is_reported_with_the_remedy(program: Path) -> None:
     ended = run(program, str(program), "abort", "2")
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == (
         "error: process 1 was ended by SIGABRT; on GPUs that most likely means: a process has "
-        "waited in vain for another one, which hangs or is far slower; look at the machines and "
+        "waited in vain for another one, which hangs or is far slower; check the machines and "
         "their network, or raise --timeout"
     )
 
@@ -242,7 +242,7 @@ def test_restarts_of_several_nodes_need_fresh_stores(variables: pytest.MonkeyPat
             assert start_process().world_size == 1
 
 
-def test_local_rank_of_the_environment_wins(variables: pytest.MonkeyPatch) -> None:
+def test_local_rank_of_the_environment_overrides_the_flag(variables: pytest.MonkeyPatch) -> None:
     variables.setenv("WORLD_SIZE", "1")
     variables.setenv("RANK", "0")
     variables.setenv("LOCAL_RANK", "0")
