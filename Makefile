@@ -15,7 +15,7 @@ EPOCHS ?= 9
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: .venv/installed ## make .venv and install what running needs
+install: .venv/installed ## create .venv and install the runtime packages
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("PAnS needs Python 3.11.4 or newer" if sys.version_info < (3, 11, 4) else 0)'
@@ -40,7 +40,7 @@ check: .venv/installed-dev ## format, lint and types
 test: check ## the whole test suite
 	$(BIN)/python -m pytest
 
-bench: .venv/installed-dev ## the plain path against the fast one; writes docs/performance.md's table
+bench: .venv/installed-dev ## the reference implementation against the fast one; writes docs/performance.md's table
 	$(BIN)/python -m benchmarks.launches
 	$(BIN)/python -m benchmarks.speed
 
@@ -50,7 +50,7 @@ gpu-check: .venv/installed-dev ## check the norm, training and test on this mach
 bench-metrics: .venv/installed-dev ## the metrics against scikit-learn and torchmetrics
 	$(BIN)/python -m benchmarks.metrics
 
-torture: .venv/installed-dev ## kill, hang and fill up what runs, many times; 100,000 pieces of rubbish for the readers
+torture: .venv/installed-dev ## kill and hang runs and fill their disks, many times; 100,000 corrupt inputs to the readers
 	FUZZ_RUNS=10000 TORTURE_KILLS=40 $(BIN)/python -m pytest \
 		tests/reliability tests/torture tests/dataset/test_bad_input.py tests/metrics/test_any_bytes.py
 

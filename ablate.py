@@ -1,7 +1,7 @@
 """A grid of options and seeds, run one after the other: `python run.py --ablate FILE.toml`.
 
-Every run is a process of its own, so that none takes the others down with it. What is done is
-skipped, and runs that differ only in how they are tested share one training.
+Every run is a separate process, so that a crash of one does not affect the others. Completed runs
+are skipped, and runs that differ only in their test share one training.
 """
 
 import hashlib
@@ -16,18 +16,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from argparser import OptionError, Options, as_words, flags_that_bear_on, parse_options
+from argparser import OptionError, Options, as_words, flags_that_affect, parse_options
 from metrics.report import UnreadableResults, read_results
-from report.ablation_table import FIGURES, Row, draw_plot, write_tables
+from report.ablation_table import METRICS, Row, draw_plot, write_tables
 from utils.errors import PansError
-from utils.flag_files import FlagFileError, read_toml, refuse_unknown
+from utils.flag_files import read_toml, refuse_unknown
 from utils.interruption import SAVING_SIGNAL, Interrupted, handling, heeded_signals
 from utils.parent import as_parent
 from utils.run_lock import holding, lock_file
 
-TEST_FLAGS = flags_that_bear_on("test")
+TEST_FLAGS = flags_that_affect("test")
 _JOBS = {"test", "ckpt_test", "predict", "export", "out", "ablate", "config", "local_rank"}
-_DECIDE_FIGURES = TEST_FLAGS | {"data_root"}
+_AFFECT_METRICS = TEST_FLAGS | {"data_root"}
 _TABLES = {"seeds", "flags", "grid", "published"}
 _PUBLISHED_KEYS = {"name", "source", "cell", "figures"}
 
@@ -35,17 +35,9 @@ _PUBLISHED_KEYS = {"name", "source", "cell", "figures"}
 MOST_RUNS = 10_000
 
 
-class GridError(PansError):
-    """A file of --ablate that describes no grid, or flags beside it that contradict it."""
-
-
-class RunsFailed(PansError):
-    """The grid is through, but not every run of it."""
-
-
 @dataclass(frozen=True)
 class Grid:
-    """What a file of --ablate says: flags for all runs, axes with their values, seeds."""
+    """The contents of a file of --ablate: flags for all runs, axes with their values, seeds."""
 
     path: Path
     seeds: tuple[int, ...]
@@ -56,7 +48,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Run:
-    """One cell with one seed. `options` are those of a training that is tested as the cell asks."""
+    """One cell with one seed. `options` are those of a training with the cell's test."""
 
     flags: Mapping[str, Any]
     options: Options
@@ -64,17 +56,17 @@ class Run:
 
     @property
     def training_name(self) -> str:
-        """Shared by all runs that differ in their test alone."""
+        """Shared by all runs that differ only in their test."""
         return self.options.name
 
     def results_path(self, name: str) -> Path:
-        """Where the training or the test of this name leaves its results."""
+        """Path of the results of the training or test of this name."""
         return self.options.log_folder.parent / name / "results.json"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value for each axis: its runs, one a seed, or the reason why there can be none."""
+    """A value per axis, with its runs, one per seed, or the reason why it is left out."""
 
     values: Mapping[str, Any]
     runs: tuple[Run, ...]
@@ -85,55 +77,49 @@ def read_grid(path: Path) -> Grid:
     """Read and check a file of --ablate.
 
     Raises:
-        GridError: the file cannot be read, or names a table or a flag that does not exist.
+        PansError: the file cannot be read, or names a table or a flag that does not exist.
     """
-    try:
-        return _grid_in(path, read_toml(path, "ablate", "docs/ablation.md"))
-    except FlagFileError as error:
-        raise GridError(str(error)) from error
-
-
-def _grid_in(path: Path, content: Mapping[str, Any]) -> Grid:
+    content = read_toml(path, "ablate", "docs/ablation.md")
     refuse_unknown(path, content, _TABLES)
     flags, axes = content.get("flags", {}), content.get("grid", {})
     known = {flag.name for flag in fields(Options)} - _JOBS - {"name", "random_seed"}
     for table in (flags, axes):
         if not isinstance(table, dict):
-            raise GridError(f"{path}: flags and grid should be tables; see docs/ablation.md")
+            raise PansError(f"{path}: flags and grid should be tables; see docs/ablation.md")
         refuse_unknown(path, table, known)
     for axis, values in axes.items():
         if not isinstance(values, list) or not values:
-            raise GridError(f"{path}: {axis} should be a list of values, got {values!r}")
+            raise PansError(f"{path}: {axis} should be a list of values, got {values!r}")
         if axis in flags:
-            raise GridError(f"{path}: {axis} is in both flags and grid; leave it out of one")
+            raise PansError(f"{path}: {axis} is in both flags and grid; remove it from one")
     seeds = content.get("seeds", [42])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise GridError(f"{path}: seeds should be a list of whole numbers, got {seeds!r}")
+        raise PansError(f"{path}: seeds should be a list of integers, got {seeds!r}")
     runs = math.prod(map(len, axes.values())) * len(seeds)
     if runs > MOST_RUNS:
-        raise GridError(f"{path}: that makes {runs} runs, more than {MOST_RUNS}; shorten its lists")
+        raise PansError(f"{path}: that makes {runs} runs, more than {MOST_RUNS}; shorten its lists")
     published = _published(path, content.get("published", []), set(axes))
     return Grid(path, tuple(dict.fromkeys(seeds)), flags, axes, published)
 
 
 def _published(path: Path, entries: Any, axes: set[str]) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(entries, list) or not all(map(_is_published, entries)):
-        raise GridError(
-            f"{path}: every [[published]] needs name and source, which are words, and figures, a "
+        raise PansError(
+            f"{path}: every [[published]] needs name and source, which are strings, and figures, a "
             "table of numbers; see docs/ablation.md"
         )
     for entry in entries:
         refuse_unknown(path, entry, _PUBLISHED_KEYS)
-        refuse_unknown(path, entry["figures"], set(FIGURES))
+        refuse_unknown(path, entry["figures"], set(METRICS))
         refuse_unknown(path, entry.get("cell", {}), axes)
     return tuple(entries)
 
 
 def _is_published(entry: Any) -> bool:
-    """Whether the parts of an entry are of the right types."""
+    """Whether the parts of an entry have the right types."""
     match entry:
-        case {"name": str(), "source": str(), "figures": dict(figures)}:
-            numbers = all(isinstance(value, int | float) for value in figures.values())
+        case {"name": str(), "source": str(), "figures": dict(metrics)}:
+            numbers = all(isinstance(value, int | float) for value in metrics.values())
             return numbers and isinstance(entry.get("cell", {}), dict)
     return False
 
@@ -142,16 +128,18 @@ def expand(grid: Grid, typed: Mapping[str, Any]) -> list[Cell]:
     """Every combination of the axes' values, the last axis running fastest.
 
     Args:
-        typed: the flags typed beside --ablate; they win over the file's.
+        typed: the flags passed beside --ablate; they override the file's.
 
     Raises:
-        GridError: a typed flag is an axis or a job of its own, or no cell takes a value.
+        PansError: a passed flag is an axis or a job, or a value is invalid in every cell.
     """
     typed = {name: value for name, value in typed.items() if name != "ablate"}
     taken = set(typed) & (_JOBS | set(grid.axes) | {"random_seed"})
     if taken:
         name = min(taken)
-        raise GridError(f"argument --{name}: does not go with --ablate {grid.path}; leave it out")
+        raise PansError(
+            f"argument --{name}: cannot be combined with --ablate {grid.path}; remove it"
+        )
     shared = {**grid.flags, **typed}
     combinations = product(*grid.axes.values())
     cells = [
@@ -162,9 +150,9 @@ def expand(grid: Grid, typed: Mapping[str, Any]) -> list[Cell]:
         for value in values:
             reasons = [cell.left_out for cell in cells if cell.values[axis] == value]
             if all(reasons):
-                raise GridError(f"{grid.path}: no run takes {axis} = {value!r}: {reasons[0]}")
+                raise PansError(f"{grid.path}: no run accepts {axis} = {value!r}: {reasons[0]}")
     if all(cell.left_out for cell in cells):
-        raise GridError(f"{grid.path}: no run can be made: {cells[0].left_out}")
+        raise PansError(f"{grid.path}: no combination is valid: {cells[0].left_out}")
     return cells
 
 
@@ -186,7 +174,7 @@ def _cell(shared: Mapping[str, Any], values: Mapping[str, Any], seeds: Sequence[
 
 
 def _label(axis: str, value: Any) -> str:
-    """An axis's value as part of a file name, another one for every other value."""
+    """An axis's value as part of a file name, unique per value."""
     if isinstance(value, bool):
         return axis if value else f"no_{axis}"
     text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -196,7 +184,7 @@ def _label(axis: str, value: Any) -> str:
 
 
 def find_results(run: Run) -> dict[str, Any] | None:
-    """The run's results, of its training's own test or of one that came later; None if not done."""
+    """The run's results, from its training's own test or from a later one; None if not done."""
     for name in (run.training_name, run.test_name):
         results = _results_at(run.results_path(name))
         if results and _decisive(results, ()) == _decisive({"options": run.options.to_dict()}, ()):
@@ -205,7 +193,7 @@ def find_results(run: Run) -> dict[str, Any] | None:
 
 
 def is_trained(run: Run) -> bool:
-    """Whether a training that serves this run is done, its test included."""
+    """Whether the run's training is done, including its test."""
     results = _results_at(run.results_path(run.training_name))
     if results is None or not run.options.tested_checkpoint_path.is_file():
         return False
@@ -221,16 +209,16 @@ def _results_at(path: Path) -> dict[str, Any] | None:
 
 
 def _decisive(results: Mapping[str, Any], but: Sequence[str] | frozenset[str]) -> Any:
-    """Those of the options, without `but`, that bear on the figures; None if they are unreadable.
+    """The options, without `but`, that affect the metrics; None if they are unreadable.
 
-    Scores are taken as what they come to: --msp and --score msp are the same.
+    Scores are compared after resolving aliases: --msp and --score msp are the same.
     """
     try:
         options = Options.from_dict(results["options"])
     except (KeyError, TypeError, AttributeError, OptionError):
         return None
     left_out = (
-        (flags_that_bear_on("test", "nothing") - _DECIDE_FIGURES)
+        (flags_that_affect("test", "nothing") - _AFFECT_METRICS)
         | {"score", "cosine_scores", "msp"}
         | set(but)
     )
@@ -238,8 +226,8 @@ def _decisive(results: Mapping[str, Any], but: Sequence[str] | frozenset[str]) -
     return values if "score" in but else {**values, "scores": options.scores}
 
 
-def words_of(run: Run) -> list[str]:
-    """The command line of what is to be done next for a run: a training, or a test of one."""
+def command_of(run: Run) -> list[str]:
+    """The command line of a run's next step: a training, or a test of one."""
     if not is_trained(run):
         return as_words(run.flags)
     tested = {
@@ -251,16 +239,16 @@ def words_of(run: Run) -> list[str]:
 
 
 def ablate(typed: Mapping[str, Any], program: str) -> None:
-    """Run what a grid still lacks, and write its tables after every run, its plot at the end.
+    """Do the runs of a grid that are not done yet; write its tables after every run, then its plot.
 
     Args:
-        typed: the flags that were typed, --ablate among them.
+        typed: the flags passed, including --ablate.
         program: the script that is started for every run.
 
     Raises:
-        GridError: the grid cannot be read or contradicts the flags beside it.
-        RunsFailed: some runs failed; all others are done.
-        Interrupted: a signal ended the run at hand, which has saved.
+        PansError: the grid cannot be read or contradicts the flags beside it.
+        PansError: some runs failed; all others are done.
+        Interrupted: a signal stopped the current run, which has saved.
     """
     grid = read_grid(Path(typed["ablate"]))
     cells = expand(grid, typed)
@@ -275,7 +263,7 @@ def _run_all(grid: Grid, cells: Sequence[Cell], folder: Path, program: str) -> N
     for cell in cells:
         if cell.left_out:
             print(f"left out: {_described(cell.values)}: {cell.left_out}")
-    # Seed by seed, so that a grid that is broken off has compared all cells already.
+    # Seed by seed, so that an interrupted grid has already compared all cells.
     runs = [cell.runs[number] for number in range(len(grid.seeds)) for cell in cells if cell.runs]
     failures: dict[str, str] = {}  # by the name of a test, or of a training for all of its tests
     for number, run in enumerate(runs, 1):
@@ -286,14 +274,14 @@ def _run_all(grid: Grid, cells: Sequence[Cell], folder: Path, program: str) -> N
     print(f"table: {folder / 'ablation.md'}, {folder / 'ablation.csv'}   plot: ablation.png there")
     failed = [run for run in runs if _failure(run, failures)]
     if failed:
-        raise RunsFailed(
+        raise PansError(
             f"{len(failed)} of {len(runs)} runs failed, such as {failed[0].test_name}: "
-            f"{_failure(failed[0], failures)}; the same command tries them again"
+            f"{_failure(failed[0], failures)}; the same command retries them"
         )
 
 
 def _complete(run: Run, failures: dict[str, str], folder: Path, program: str) -> str:
-    """Do what a run lacks; returns in a word what happened, and enters a failure."""
+    """Do a run's next step; returns its outcome in words, and records a failure."""
     if find_results(run) is not None:
         return "done before"
     if _failure(run, failures):
@@ -302,7 +290,7 @@ def _complete(run: Run, failures: dict[str, str], folder: Path, program: str) ->
     name = run.test_name if testing else run.training_name
     log = folder / f"{name}.txt"
     print(f"{'test' if testing else 'training'}, see {log} ", end="", flush=True)
-    exit_code = _start([sys.executable, program, *words_of(run)], log)
+    exit_code = _start([sys.executable, program, *command_of(run)], log)
     if exit_code == 0 and find_results(run) is not None:
         return "done"
     failures[name] = _reason(log, exit_code)
@@ -316,35 +304,35 @@ def _failure(run: Run, failures: Mapping[str, str]) -> str | None:
 
 
 def _start(command: Sequence[str], log: Path) -> int:
-    """Run a command, its words going to `log`; a signal is its to answer, and ends the grid."""
+    """Run a command with its output in `log`; signals are forwarded to it, then end the grid."""
     received = 0
     with (
         as_parent(),
         log.open("w") as out,
-        # In a session of its own, or a terminal's SIGINT would reach it twice.
+        # In its own session, or a terminal's SIGINT would reach it twice.
         subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         ) as child,
     ):
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
+        def forward(number: int, frame: FrameType | None) -> None:
             nonlocal received
             if number != SAVING_SIGNAL:
                 received = number
             child.send_signal(number)
 
-        with handling(dict.fromkeys([*heeded_signals(), SAVING_SIGNAL], pass_on)):
+        with handling(dict.fromkeys([*heeded_signals(), SAVING_SIGNAL], forward)):
             exit_code = child.wait()
     if received:
-        raise Interrupted(received, "the same command goes on with the grid")
+        raise Interrupted(received, "the same command resumes the grid")
     return exit_code
 
 
 def _reason(log: Path, exit_code: int) -> str:
-    """Why a run failed: its line of error, else the last that it said."""
+    """Why a run failed: its last error line, or else its last line of output."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    last = lines[-1] if lines else "it said nothing"
+    last = lines[-1] if lines else "no output"
     return errors[-1] if errors else f"exit code {exit_code}: {last}"
 
 
@@ -353,8 +341,8 @@ def _rows(grid: Grid, cells: Sequence[Cell], failures: Mapping[str, str]) -> lis
     for entry in grid.published:
         given = entry.get("cell", {})
         values = {axis: _text(given[axis]) if axis in given else "" for axis in grid.axes}
-        figures = {name: [value] for name, value in entry["figures"].items()}
-        rows.append(Row(values, f"published, {entry['source']}", "", figures, entry["name"]))
+        metrics = {name: [value] for name, value in entry["figures"].items()}
+        rows.append(Row(values, f"published, {entry['source']}", "", metrics, entry["name"]))
     return rows
 
 
@@ -363,9 +351,9 @@ def _measured(grid: Grid, cell: Cell, failures: Mapping[str, str]) -> Row:
     if cell.left_out:
         return Row(values, "left out", "", {}, cell.left_out)
     results = [found for run in cell.runs if (found := find_results(run)) is not None]
-    figures = {
+    metrics = {
         name: [scale * one[name] for one in results if isinstance(one.get(name), int | float)]
-        for name, scale in FIGURES.items()
+        for name, scale in METRICS.items()
     }
     reasons = [
         f"seed {run.options.random_seed} failed: {reason}"
@@ -373,7 +361,7 @@ def _measured(grid: Grid, cell: Cell, failures: Mapping[str, str]) -> Row:
         if (reason := _failure(run, failures))
     ]
     runs = f"{len(results)} of {len(cell.runs)}"
-    return Row(values, "measured", runs, figures, "; ".join(reasons))
+    return Row(values, "measured", runs, metrics, "; ".join(reasons))
 
 
 def _text(value: Any) -> str:

@@ -14,11 +14,12 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from types import UnionType
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from dataset.description import UNKNOWN_INDEX, DatasetInfo, UnknownClass
 from dataset.registry import DATASETS, TRAINING_SETS, describe
-from modules.backbones import BLOCKS
+from modules.backbones import BACKBONES
 from modules.scores import ALL, DROPOUT_PASSES, SCORES, Score, resolve
 from utils.errors import PansError, exit_code
 from utils.flag_files import read_config
@@ -44,17 +45,8 @@ _ALIASES = {"--multi_scale": "--multi_scala", "--no_multi_scale": "--no_multi_sc
 _PRECISION_OF_OPT_LEVEL = {"O0": "fp32", "O1": "bf16"}
 _METAVARS = {int: "N", float: "X", str: "NAME", tuple: "NAMES"}
 _OLD = "old flags, kept for published commands"
-_GROUPS = (
-    "run",
-    "data",
-    "model",
-    "training",
-    "validation and test",
-    "pictures and export",
-    "speed",
-    "launch",
-    _OLD,
-)
+_EVALUATION, _PREDICTION = "validation and test", "pictures and export"
+_GROUPS = ("run", "data", "model", "training", _EVALUATION, _PREDICTION, "speed", "launch", _OLD)
 _COMMON = (
     *("name", "default", "config", "data_root", "dataset", "backbone", "classifier", "epochs"),
     *("batch_size", "lr", "random_seed", "precision", "nproc", "ckpt", "restart", "test"),
@@ -134,7 +126,7 @@ BearsOn = Literal["weights", "start", "test", "nothing"]
 
 
 class OptionError(PansError):
-    """A flag that is unknown, out of its range or at odds with another one."""
+    """A flag is unknown, out of its range or contradicts another one."""
 
 
 def _refusal(name: str, reason: str) -> OptionError:
@@ -185,33 +177,39 @@ def _flag(
     default: Any,
     words: str,
     within: _Range | None = None,
-    kind: type | None = None,
+    *,
     shown_default: str | None = None,
 ) -> Any:
     """One flag.
 
     Args:
-        bears_on: what another value changes: the weights after training, where they start from,
-            a test of the same weights, or nothing that is measured.
-        kind, shown_default: where the default itself does not tell them.
+        bears_on: what the flag affects: the weights after training, the weights training starts
+            from, a test of given weights, or nothing that is measured.
+        shown_default: if it does not follow from the default.
     """
     if shown_default is None:
-        shown_default = ("off", "on")[default] if isinstance(default, bool) else str(default)
+        value = ("off", "on")[default] if isinstance(default, bool) else default
+        shown_default = "none" if value in (None, ()) else str(value)
     return field(
         default=default,
         metadata={
             "group": group,
             "help": f"{words} (default {shown_default})",
             "range": within,
-            "kind": kind or type(default),
             "bears_on": bears_on,
         },
     )
 
 
+def _kind(flag: Field[Any]) -> Any:
+    """Of a flag's values: str for a field of `str | None`, tuple for one of `tuple[str, ...]`."""
+    kind = get_args(flag.type)[0] if isinstance(flag.type, UnionType) else flag.type
+    return get_origin(kind) or kind
+
+
 @dataclass(frozen=True)
 class Options:
-    """What was asked for: one field per flag, checked on construction.
+    """The options of a run: one field per flag, checked on construction.
 
     Raises:
         OptionError: a value is out of its range, or two values contradict each other.
@@ -225,7 +223,7 @@ class Options:
         _NAME_OF_A_RUN,
     )
     default: bool = _flag(
-        "run", "nothing", False, "PAnS as published, see --help_all; typed flags override"
+        "run", "nothing", False, "PAnS as published, see --help_all; flags passed override it"
     )
     random_seed: int = _flag(
         "run",
@@ -244,14 +242,9 @@ class Options:
         None,
         "checkpoint to continue from; with --restart, its weights alone",
         _PATH,
-        str,
-        "none",
     )
     restart: bool = _flag(
-        "run",
-        "nothing",
-        False,
-        "start from scratch or from --ckpt's weights, keeping older files",
+        "run", "nothing", False, "start from scratch or from --ckpt's weights, keeping older files"
     )
     accept_changes: bool = _flag(
         "run", "nothing", False, "continue a checkpoint with other flags or processes"
@@ -266,22 +259,14 @@ class Options:
         "run",
         "nothing",
         None,
-        "flags from a TOML file or a results.json; typed flags override",
+        "flags from a TOML file or a results.json; flags passed override",
         _PATH,
-        str,
-        "none",
     )
     ablate: str | None = _flag(
-        "run",
-        "nothing",
-        None,
-        "run a grid of flags and seeds, see docs/ablation.md",
-        _PATH,
-        str,
-        "none",
+        "run", "nothing", None, "run a grid of flags and seeds, see docs/ablation.md", _PATH
     )
 
-    data_root: str = _flag("data", "nothing", "data", "folder that holds the data set", _PATH)
+    data_root: str = _flag("data", "nothing", "data", "folder of the data set", _PATH)
     dataset: str = _flag(
         "data", "weights", "streethazards", "data set, one of the names below", _one_of(*DATASETS)
     )
@@ -291,11 +276,10 @@ class Options:
         None,
         "the network's data set, for evaluation-only sets",
         _one_of(*TRAINING_SETS),
-        str,
-        "streethazards",
+        shown_default="streethazards",
     )
     num_classes: int = _flag(
-        "data", "weights", 13, "classes that are trained; other data sets have their own", _COUNT
+        "data", "weights", 13, "number of trained classes; other data sets have their own", _COUNT
     )
     unk_class: int = _flag(
         "data", "test", 13, "class index of anomalies, up to 254; other data sets have their own"
@@ -312,7 +296,11 @@ class Options:
     )
 
     backbone: str = _flag(
-        "model", "weights", "resnet50", f"the network's body: {', '.join(BLOCKS)}", _one_of(*BLOCKS)
+        "model",
+        "weights",
+        "resnet50",
+        f"the network's body: {', '.join(BACKBONES)}",
+        _one_of(*BACKBONES),
     )
     output_stride: int = _flag(
         "model", "weights", 8, "the backbone's stride: 8 or 16", _one_of(8, 16)
@@ -326,8 +314,7 @@ class Options:
         None,
         "ImageNet weights: auto (in pretrained/), torchvision or a file",
         _PATH,
-        str,
-        "auto",
+        shown_default="auto",
     )
     norm_act: str = _flag(
         "model",
@@ -389,158 +376,106 @@ class Options:
         "training", "nothing", 15.0, "minutes between two checkpoints inside an epoch", _ABOVE_ZERO
     )
     clip_grad_norm: float | None = _flag(
-        "training", "weights", None, "largest L2 norm of all gradients", _ABOVE_ZERO, float, "none"
+        "training", "weights", None, "largest L2 norm of all gradients", _ABOVE_ZERO
     )
     max_bad_steps: int = _flag(
         "training",
         "nothing",
         10,
-        "steps in a row without finite loss and gradients that end the run",
+        "consecutive non-finite steps after which the run ends",
         _COUNT,
     )
 
-    test: bool = _flag("validation and test", "nothing", False, "test only, without training")
+    test: bool = _flag(_EVALUATION, "nothing", False, "test only, without training")
     ckpt_test: str | None = _flag(
-        "validation and test",
+        _EVALUATION,
         "nothing",
         None,
         "checkpoint that is tested",
         _PATH,
-        str,
-        "by --test_weights",
+        shown_default="by --test_weights",
     )
     test_weights: str = _flag(
-        "validation and test",
+        _EVALUATION,
         "test",
         "last",
         "weights tested without --ckpt_test: last or best",
         _one_of("last", "best"),
     )
-    val_interval: int = _flag(
-        "validation and test", "nothing", 1, "epochs between two validations", _COUNT
-    )
+    val_interval: int = _flag(_EVALUATION, "nothing", 1, "epochs between two validations", _COUNT)
     val_on_trainset: bool = _flag(
-        "validation and test", "nothing", False, "validate on the training images instead"
+        _EVALUATION, "nothing", False, "validate on the training images instead"
     )
     multi_scala: bool = _flag(
-        "validation and test",
-        "test",
-        False,
-        "test at five scales instead of one (also --multi_scale)",
+        _EVALUATION, "test", False, "test at five scales instead of one (also --multi_scale)"
     )
     eval_size: str | None = _flag(
-        "validation and test",
+        _EVALUATION,
         "test",
         None,
         "size at which a test is measured: label or input",
         _one_of("label", "input"),
-        str,
-        "see docs/evaluation.md",
+        shown_default="see docs/evaluation.md",
     )
     cosine_scores: bool = _flag(
-        "validation and test",
-        "test",
-        False,
-        "anomaly score (1 - cosine) / 2; needs --classifier cosine",
+        _EVALUATION, "test", False, "anomaly score (1 - cosine) / 2; needs --classifier cosine"
     )
     msp: bool = _flag(
-        "validation and test",
-        "test",
-        False,
-        "anomaly score 1 - max softmax; overrides --cosine_scores",
+        _EVALUATION, "test", False, "anomaly score 1 - max softmax; overrides --cosine_scores"
     )
     score: tuple[str, ...] = _flag(
-        "validation and test",
+        _EVALUATION,
         "test",
         (),
         "NAME,NAME: anomaly scores, headline first",
-        kind=tuple,
         shown_default="by --msp, --cosine_scores",
     )
     mc_dropout: int | None = _flag(
-        "validation and test",
+        _EVALUATION,
         "test",
         None,
         "stochastic passes of the score mc_dropout",
         _Range("2 or more", lambda value: value >= 2),
-        int,
-        str(DROPOUT_PASSES),
+        shown_default=str(DROPOUT_PASSES),
     )
     ignore_classes: tuple[str, ...] = _flag(
-        "validation and test",
-        "test",
-        (),
-        "NAME,NAME: classes that the anomaly metrics leave out",
-        kind=tuple,
-        shown_default="none",
+        _EVALUATION, "test", (), "NAME,NAME: classes that the anomaly metrics leave out"
     )
     sample_num: int = _flag(
-        "validation and test", "nothing", 6, "sample pictures shown in TensorBoard", _COUNT_OR_NONE
+        _EVALUATION, "nothing", 6, "sample pictures shown in TensorBoard", _COUNT_OR_NONE
     )
     visualize: bool = _flag(
-        "validation and test",
-        "nothing",
-        False,
-        "write every test image's pictures into the log folder",
+        _EVALUATION, "nothing", False, "write every test image's pictures into the log folder"
     )
 
     predict: tuple[str, ...] = _flag(
-        "pictures and export",
-        "nothing",
-        (),
-        "run inference on pictures, folders and videos",
-        _PATHS,
-        tuple,
-        "none",
+        _PREDICTION, "nothing", (), "run inference on pictures, folders and videos", _PATHS
     )
     out: str | None = _flag(
-        "pictures and export",
-        "nothing",
-        None,
-        "folder of --predict, file of --export",
-        _PATH,
-        str,
-        "none",
+        _PREDICTION, "nothing", None, "folder of --predict, file of --export", _PATH
     )
     threshold: float | None = _flag(
-        "pictures and export",
+        _PREDICTION,
         "nothing",
         None,
         "--predict: scores >= X are anomalies",
         _Range("a number", math.isfinite),
-        float,
-        "none",
     )
     calibrate_fpr: float | None = _flag(
-        "pictures and export",
+        _PREDICTION,
         "nothing",
         None,
         "--predict: threshold for this false positive rate on validation",
         _Range("a number between 0 and 1", lambda value: 0 < value < 1),
-        float,
-        "none",
     )
     overwrite: bool = _flag(
-        "pictures and export",
-        "nothing",
-        False,
-        "--predict may write among other files in --out",
+        _PREDICTION, "nothing", False, "--predict may write among other files in --out"
     )
     frame_step: int = _flag(
-        "pictures and export",
-        "nothing",
-        1,
-        "--predict: run on every N-th frame of a video",
-        _COUNT,
+        _PREDICTION, "nothing", 1, "--predict: run on every N-th frame of a video", _COUNT
     )
     export: str | None = _flag(
-        "pictures and export",
-        "nothing",
-        None,
-        "write the network of --ckpt_test as: onnx",
-        _one_of("onnx"),
-        str,
-        "none",
+        _PREDICTION, "nothing", None, "write the network of --ckpt_test as: onnx", _one_of("onnx")
     )
 
     precision: str = _flag("speed", "weights", "fp32", "fp32 or bf16", _one_of("fp32", "bf16"))
@@ -549,11 +484,10 @@ class Options:
         "nothing",
         None,
         "old name of --precision: O0 = fp32, O1 = bf16",
-        kind=str,
         shown_default="--precision's",
     )
     plain: bool = _flag(
-        "speed", "weights", False, "the published order of work in fp32, for comparison"
+        "speed", "weights", False, "reference implementation: the published operations in fp32"
     )
     compile: bool = _flag(
         "speed", "weights", False, "torch.compile in training; not with --norm_act iabn_sync"
@@ -571,8 +505,7 @@ class Options:
         None,
         "processes on this machine",
         _COUNT,
-        int,
-        "one per GPU, one on a CPU",
+        shown_default="one per GPU, one on a CPU",
     )
     local_rank: int | None = _flag(
         _OLD,
@@ -580,8 +513,7 @@ class Options:
         None,
         "set by old launchers; LOCAL_RANK overrides it",
         _COUNT_OR_NONE,
-        int,
-        "0",
+        shown_default="0",
     )
     timeout: float = _flag(
         "launch",
@@ -603,12 +535,12 @@ class Options:
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """The anomaly scores, each once, the headline first."""
+        """The anomaly scores, each once, headline score first."""
         return resolve(self.score or (self._published_score or "msp",), self.classifier)
 
     @property
     def shown_score(self) -> str:
-        """The score that validation draws: the headline, but maxlogit for a fitted one."""
+        """The score in validation pictures: the headline score, or maxlogit if it is fitted."""
         headline = self.scores[0]
         return "maxlogit" if SCORES[headline].fitted else headline
 
@@ -621,7 +553,7 @@ class Options:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What start-up says about choices that nobody typed, a sentence each."""
+        """Start-up notes about choices that were not passed, one sentence each."""
         if ALL in self.score:
             missing = {name: SCORES[name].missing(self.classifier) for name in SCORES}
             left_out = [name for name in missing if missing[name] and name not in self.scores]
@@ -636,12 +568,15 @@ class Options:
 
     @property
     def baseline_note(self) -> str | None:
-        """What start-up says about a training that is not PAnS's."""
+        """The start-up note about a training of the baseline."""
         if self.classifier == "cosine" or self.test or self.predict or self.export:
             return None
         if self.default:
             return "--classifier standard: this trains the baseline, not PAnS"
-        return "without --default this trains the baseline (--classifier standard), not PAnS"
+        return (
+            "without --default this trains the baseline (--classifier standard), not PAnS: "
+            "add --default for PAnS"
+        )
 
     @property
     def at_input_size(self) -> bool:
@@ -667,11 +602,11 @@ class Options:
 
     @property
     def tested_checkpoint_path(self) -> Path:
-        """The run's checkpoint that is tested where --ckpt_test names none."""
+        """The run's checkpoint that is tested without --ckpt_test."""
         return self.best_checkpoint_path if self.test_weights == "best" else self.checkpoint_path
 
     def to_dict(self) -> dict[str, Any]:
-        """Every flag's value, in types that JSON and `torch.load(weights_only=True)` take."""
+        """Every flag's value, in types that JSON and `torch.load(weights_only=True)` support."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -679,27 +614,27 @@ class Options:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Options":
-        """The inverse of `to_dict`; flags of other versions are dropped, missing ones default."""
+        """The inverse of `to_dict`; unknown flags are dropped, missing ones get their defaults."""
         known = {flag.name: values[flag.name] for flag in fields(cls) if flag.name in values}
         lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
         return cls(**{**known, **lists})
 
 
-def flags_that_bear_on(*words: BearsOn) -> frozenset[str]:
-    """The names of the flags that bear on any of `words`."""
+def flags_that_affect(*words: BearsOn) -> frozenset[str]:
+    """The names of the flags that affect any of `words`."""
     return frozenset(flag.name for flag in fields(Options) if flag.metadata["bears_on"] in words)
 
 
 def network_flags() -> frozenset[str]:
     """The names of the flags that describe the network itself."""
     of_model = {flag.name for flag in fields(Options) if flag.metadata["group"] == "model"}
-    return flags_that_bear_on("weights") & of_model
+    return flags_that_affect("weights") & of_model
 
 
 def _check_alone(flag: Field[Any], value: Any) -> None:
     if value is None and flag.default is None:
         return
-    kind, within = flag.metadata["kind"], flag.metadata["range"]
+    kind, within = _kind(flag), flag.metadata["range"]
     if not isinstance(value, (int, float) if kind is float else kind):
         raise _refusal(flag.name, f"invalid {kind.__name__} value: {value!r}")
     if within is not None and not within.holds(value):
@@ -743,7 +678,7 @@ def _check_splits(options: Options, info: DatasetInfo) -> None:
     if missing:
         raise _refusal(
             "dataset",
-            f"{info.name} is for evaluation only, its labels tell no classes; give --test and "
+            f"{info.name} is for evaluation only, its labels have no classes; pass --test and "
             "--ckpt_test FILE, a network trained on another data set",
         )
 
@@ -759,18 +694,18 @@ def _check_model(options: Options) -> None:
         raise _refusal(
             "cosine_scores",
             "needs --classifier cosine: the standard classifier's logits are unbounded, "
-            "so that (logit + 10) / 20 is no score; use --msp",
+            "so (logit + 10) / 20 is not a score; use --msp",
         )
     if options.no_pretrained and options.pretrained is not None:
-        raise _refusal("pretrained", "contradicts --no_pretrained; give one of the two")
+        raise _refusal("pretrained", "contradicts --no_pretrained; pass one of the two")
     if options.eval_size == "input" and options.multi_scala:
-        raise _refusal("eval_size", "five scales have five input sizes; give --no_multi_scala too")
+        raise _refusal("eval_size", "five scales have five input sizes; pass --no_multi_scala too")
 
 
 def _check_pictures_and_export(options: Options) -> None:
     asked = [name for name in ("test", "predict", "export") if getattr(options, name)]
     if len(asked) > 1:
-        raise _refusal(asked[1], f"is a job of its own; give it without --{asked[0]}")
+        raise _refusal(asked[1], f"is a job of its own; pass it without --{asked[0]}")
     job = asked[0] if asked and asked[0] != "test" else None
     if job is not None:
         for name in ("ckpt_test", "out"):
@@ -782,7 +717,7 @@ def _check_pictures_and_export(options: Options) -> None:
     if options.out is not None and job is None:
         raise _refusal("out", "belongs to --predict or --export")
     if options.threshold is not None and options.calibrate_fpr is not None:
-        raise _refusal("threshold", "contradicts --calibrate_fpr; give one of the two")
+        raise _refusal("threshold", "contradicts --calibrate_fpr; pass one of the two")
 
 
 def _check_scores(options: Options) -> None:
@@ -824,7 +759,7 @@ def _check_plain(options: Options) -> None:
     if not options.plain:
         return
     if options.precision == "bf16":
-        raise _refusal("plain", "is the published order of work in fp32, without --precision bf16")
+        raise _refusal("plain", "is the reference implementation in fp32, without --precision bf16")
 
 
 def _check_compile(options: Options) -> None:
@@ -834,7 +769,7 @@ def _check_compile(options: Options) -> None:
         raise _refusal(
             "compile",
             "the compiler breaks the sums of --norm_act iabn_sync over processes; "
-            "take --norm_act iabn, abn or std",
+            "use --norm_act iabn, abn or std",
         )
     for other in ("plain", "checkpoint_activations"):
         if getattr(options, other):
@@ -842,10 +777,31 @@ def _check_compile(options: Options) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises `OptionError` where argparse would print its usage and leave."""
+    """Raises `OptionError` where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
-        raise OptionError(f"{message}; see --help")
+        raise OptionError(f"{message}{_cure(message)}; see --help")
+
+
+def _cure(message: str) -> str:
+    """What to pass instead of an invalid value, where argparse only says what is wrong."""
+    match = re.match(r"argument --(\w+): (.*)", message)
+    flag = next((one for one in fields(Options) if match and one.name == match[1]), None)
+    if match is None or (flag is None and not match[1].startswith("no_")):
+        return ""
+    if match[2].startswith("ignored explicit argument"):
+        return f": {_on_or_off(f'--{match[1]}')}"
+    if match[2] == "expected one argument" and flag and flag.metadata["range"]:
+        return f": {flag.metadata['range'].words}"
+    if re.fullmatch(r"invalid float value: '-?\d*,\d+'", match[2]):
+        return ", write a decimal point: " + match[2].split("'")[1].replace(",", ".")
+    return ", pass an integer" if match[2].startswith("invalid int value") else ""
+
+
+def _on_or_off(flag: str) -> str:
+    """How to write an on/off flag that was passed a value."""
+    opposite = f"--{flag[5:]}" if flag.startswith("--no_") else f"--no_{flag[2:]}"
+    return f"{flag} takes no value, {opposite} is its opposite"
 
 
 def _help_format(prog: str) -> argparse.HelpFormatter:
@@ -860,10 +816,10 @@ def _epilog() -> str:
     paragraphs = (
         f"Data sets: {', '.join(DATASETS)}.",
         f"--default sets {settings}.",
-        "A flag typed beside --default wins over it, before it or after it; the published code "
+        "A flag passed beside --default overrides it, in either order; the published code "
         "silently overrides such a flag.",
-        "--test, --predict and --export take flags that are not typed from the checkpoint.",
-        "Every on/off flag --x has an opposite, --no_x, but for --no_pretrained. "
+        "--test, --predict and --export take flags that are not passed from the checkpoint.",
+        "Every on/off flag --x has an opposite, --no_x, except --no_pretrained. "
         "Dashes may stand for underscores: --batch-size is --batch_size.",
     )
     return "\n\n".join([*map(_filled, paragraphs), _score_list()])
@@ -884,12 +840,12 @@ def _filled(text: str, indent: str = "") -> str:
 
 def _score_list() -> str:
     lines = [f"  {name:22} {_needs(score)}" for name, score in SCORES.items()]
-    lines.append(f"  {ALL:22} every score that can be had; alone or after the headline")
+    lines.append(f"  {ALL:22} every available score; alone or after the headline score")
     return "\n".join(["scores:", *lines])
 
 
 def _needs(score: Score) -> str:
-    """What a score is, and what not every run has of what it needs."""
+    """Describe a score and its requirements."""
     needs = {
         "--classifier cosine": score.cosine,
         "a pass over the training images": score.fitted,
@@ -911,7 +867,7 @@ def _empty_parser(epilog: str) -> _Parser:
         description="Train and test PAnS: anomaly segmentation with class prototypes.",
         epilog=epilog,
         formatter_class=_help_format,
-        # Whatever was not typed stays out of the result, so that --default can fill it in.
+        # Flags that were not passed stay out of the result, so that --default can set them.
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         add_help=False,
@@ -939,7 +895,7 @@ def _short_help() -> str:
 
 
 class _Help(argparse.Action):
-    """Prints help and leaves: all of it for --help_all, else what most runs need."""
+    """Prints help and exits: all of it for --help_all, else what most runs need."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **words: Any) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **words)
@@ -956,7 +912,7 @@ class _Help(argparse.Action):
 
 
 def _add_flag(group: argparse._ArgumentGroup, flag: Field[Any]) -> None:
-    kind, words = flag.metadata["kind"], flag.metadata["help"]
+    kind, words = _kind(flag), flag.metadata["help"]
     if kind is bool:
         group.add_argument(f"--{flag.name}", action="store_true", help=words)
         if not flag.name.startswith("no_"):
@@ -972,7 +928,7 @@ def _add_flag(group: argparse._ArgumentGroup, flag: Field[Any]) -> None:
 
 
 def _published_spelling(token: str) -> str:
-    """--multi-scale=x -> --multi_scala=x; values and words without dashes stay as they are."""
+    """--multi-scale=x -> --multi_scala=x; values and words without dashes are not changed."""
     if not token.startswith("--"):
         return token
     flag, equals, value = token.partition("=")
@@ -980,12 +936,22 @@ def _published_spelling(token: str) -> str:
     return _ALIASES.get(flag, flag) + equals + value
 
 
-def _refuse_leftover(token: str, parser: _Parser) -> NoReturn:
-    """Explain the first word of the command line that argparse could not place."""
+def _refuse_leftover(token: str, before: str, parser: _Parser) -> NoReturn:
+    """Explain the first word of the command line that argparse did not recognise.
+
+    Args:
+        before: the word before it.
+    """
     shown = repr(token.partition("=")[0])[1:-1]
     name = shown.lstrip("-").lower()
     if not token.startswith("-"):
-        hint = f", did you mean --{name}?" if name in {*_JOBS, "help"} - {"train"} else ""
+        hint = f", did you mean --{name}?" if name in {*_JOBS, "help"} else ""
+        if name == "train":  # what it does by itself
+            hint = f"; to train, type {_JOBS[name]}"
+        if before in ("--test", "--export", "--visualize") and name.endswith((".pth", ".tar")):
+            hint = "; --ckpt_test FILE names a checkpoint"
+        elif before in parser._option_string_actions and not hint:
+            hint = f": {_on_or_off(before)}"
         raise OptionError(f"{shown!r} belongs to no flag{hint}; see --help")
     habit = next((words for words, names in _HABITS.items() if name in names.split()), None)
     if habit is not None:
@@ -997,9 +963,10 @@ def _refuse_leftover(token: str, parser: _Parser) -> NoReturn:
 
 def _typed_options(argv: Sequence[str]) -> dict[str, Any]:
     parser = _make_parser()
-    typed, leftovers = parser.parse_known_args([_published_spelling(token) for token in argv])
+    words = [_published_spelling(token) for token in argv]
+    typed, leftovers = parser.parse_known_args(words)
     if leftovers:
-        _refuse_leftover(leftovers[0], parser)
+        _refuse_leftover(leftovers[0], words[max(words.index(leftovers[0]) - 1, 0)], parser)
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(typed).items()
@@ -1007,13 +974,13 @@ def _typed_options(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """What was typed, over what the file of --config holds, and nothing else, by name.
+    """The flags passed, which override those of --config, by name, without defaults.
 
-    Values that were typed are unchecked; `argv` as in `parse_options`.
+    Passed values are unchecked; `argv`: see `parse_options`.
 
     Raises:
         OptionError: one line that names the flag and the reason.
-        FlagFileError: the file of --config cannot be read, or names what is no flag.
+        PansError: the file of --config cannot be read, or has an unknown flag.
         SystemExit: after --help.
     """
     typed = _typed_options(sys.argv[1:] if argv is None else argv)
@@ -1034,7 +1001,7 @@ def _config_flags(path: Path) -> dict[str, Any]:
 
 
 def _config_value(path: Path, flag: Field[Any], value: Any) -> Any:
-    kind = flag.metadata["kind"]
+    kind = _kind(flag)
     if kind is tuple:
         value = (value,) if isinstance(value, str) else value
         if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
@@ -1050,7 +1017,7 @@ def _config_value(path: Path, flag: Field[Any], value: Any) -> Any:
 
 
 def beneath(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of a file without those that typed ones replace: --msp replaces a score too."""
+    """The flags of a file without those that passed ones replace: --msp also replaces a score."""
     replaced = set(typed)
     for together in _REPLACED_TOGETHER:
         if together & set(typed):
@@ -1065,25 +1032,22 @@ def beneath(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, An
 
 
 def require_purpose(typed: Mapping[str, Any]) -> None:
-    """Refuse flags that neither name a run nor say what to do.
-
-    Raises:
-        OptionError: they would train a baseline for 40 epochs, as Experiment.
-    """
-    meant = {"name", "default", "test", "predict", "export", "ablate"}
-    if not typed.keys() & (meant | flags_that_bear_on("weights", "start", "test")):
+    """Raise OptionError if the flags would train the baseline without having asked for it."""
+    meant = {"default", "test", "predict", "export", "ablate"}
+    if not typed.keys() & (meant | flags_that_affect("weights", "start", "test")):
+        wanted = "--default" if "name" in typed else "--name NAME --default"
         raise OptionError(
-            "this would train a baseline, not PAnS, under the name Experiment: add "
-            "--name NAME --default; see --help"
+            f"this would train the baseline, not PAnS: add {wanted}, or --classifier standard if "
+            "the baseline is meant; see --help"
         )
 
 
 def as_words(flags: Mapping[str, Any]) -> list[str]:
-    """Flags and their values as words of a command line."""
+    """Flags and their values as arguments of a command line."""
     words = []
     for name, value in flags.items():
         if isinstance(value, bool):
-            # --no_pretrained has no opposite: it is off where it is not typed.
+            # --no_pretrained has no opposite: it is off unless passed.
             words += [f"--{name}"] if value else [f"--no_{name}"] * (name[:3] != "no_")
         elif isinstance(value, list | tuple):
             words.append(f"--{name}={','.join(map(str, value))}")
@@ -1095,11 +1059,11 @@ def as_words(flags: Mapping[str, Any]) -> list[str]:
 def parse_options(
     argv: Sequence[str] | None = None, stored: Mapping[str, Any] | None = None
 ) -> Options:
-    """Read the command line: published defaults, over them --default's values, then typed flags.
+    """Read the command line: defaults, overridden by --default's values, then by flags passed.
 
     Args:
-        argv: the words after the program's name; those of this process if None.
-        stored: values that a checkpoint holds; they win over --default, and typed flags over them.
+        argv: the arguments after the program's name; this process's if None.
+        stored: values from a checkpoint; they override --default, and flags passed override them.
 
     Raises:
         OptionError: one line that names the flag and the reason.

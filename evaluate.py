@@ -1,4 +1,4 @@
-"""Validation and test: the loops, and what they report."""
+"""Validation and test: the loops and their reports."""
 
 import math
 import time
@@ -20,8 +20,8 @@ from modules import SegmentationModel
 from modules.inference.network import Inference
 from modules.loss import segmentation_loss
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer, fitted_states, upsample
-from report.curves import log_anomaly_figures, log_prototypes
-from report.environment import environment, sha256
+from report.curves import log_anomaly_metrics, log_prototypes
+from report.environment import environment
 from report.extremes import Extremes
 from report.panels import Panels
 from report.results import log_segmentation, log_start, report_results
@@ -30,18 +30,19 @@ from resume import describe_tested, notes_on_test, tested_checkpoint
 from utils.background import Background, to_host
 from utils.checkpoint import DEEP_SUPERVISION, load_checkpoint, load_model_state, model_state
 from utils.distributed import Process, from_main, sum_over_processes, wait_for_all
+from utils.files import sha256_of
 from utils.logger import Logger
 from utils.progress import ProgressBar
 
 SHOWN_EXTREMES = 3
-"""Worst and best images of a test in TensorBoard, for each metric."""
+"""Number of worst and of best images of a test in TensorBoard, per metric."""
 
 
 class Evaluator:
     """One network in one process of a run: `validate` measures its mean IoU, `test` its scores.
 
     Args:
-        skipped: takes in every loader, for the list of what was left out.
+        skipped: collects the loaders, for the list of skipped files.
     """
 
     def __init__(
@@ -63,14 +64,14 @@ class Evaluator:
         self,
         step: int,
         between_images: Callable[[], None],
-        breaking_off: Callable[[Iterable[Any]], Iterable[Any]],
+        interruptible: Callable[[Iterable[Any]], Iterable[Any]],
     ) -> float:
         """Loss, IoU and accuracy on whole validation images; returns the mean IoU.
 
         Args:
-            step: of the training, for TensorBoard.
-            between_images: called equally often in every process.
-            breaking_off: gives the samples, as `Interruption.breaking_off`.
+            step: the training step, for TensorBoard.
+            between_images: called the same number of times in every process.
+            interruptible: iterates over the samples, like `Interruption.interruptible`.
         """
         options, device = self.options, self.process.device
         loader = self._evaluation_loader("train" if options.val_on_trainset else "validation")
@@ -78,10 +79,10 @@ class Evaluator:
         confusion = ConfusionMatrix(options.num_classes)
         panels = Panels(_images_of(loader), options.sample_num, self.info)
         loss_and_images = torch.zeros(2, dtype=torch.float64, device=device)
-        # Every process answers equally often, though some have one image more or leave some out.
+        # Every process polls the same number of times, though some have more images than others.
         answers = iter(range(_images_of(loader) // self.process.world_size))
         with Background() as background:
-            for sample in self._progress(breaking_off(loader), "validation"):
+            for sample in self._progress(interruptible(loader), "validation"):
                 if next(answers, None) is not None:
                     between_images()
                 label, size = self._to_device(sample.label), sample.label.shape
@@ -110,10 +111,10 @@ class Evaluator:
         return scores["Mean IoU"]
 
     def _load_tested_weights(self) -> int:
-        """Those of --ckpt_test, or of the run's own checkpoint, once it is written.
+        """Load the weights of --ckpt_test, or of the run's own checkpoint.
 
         Returns:
-            The step of the training that they are of, 0 where the file does not tell.
+            The training step of the weights, 0 if the file does not store it.
         """
         wait_for_all(self.process)
         self.tested_path = from_main(self.process, lambda: tested_checkpoint(self.options))
@@ -133,7 +134,7 @@ class Evaluator:
         """Anomaly metrics and mean IoU on the test split, as in results.json.
 
         Args:
-            step: of the training, for TensorBoard; without one the checkpoint's.
+            step: the training step, for TensorBoard; by default the checkpoint's.
         """
         options, start = self.options, time.perf_counter()
         step = self._load_tested_weights() or step
@@ -159,19 +160,10 @@ class Evaluator:
         evaluation.all_reduce()
         if not evaluation.records:
             raise reader_of(loader).nothing_readable()
-        results = evaluation.results() | {
-            "class_iou_percent": self._class_iou_percent(evaluation.confusion.matrix),
-            "checkpoint": str(self.tested_path),
-            "checkpoint_sha256": sha256(self.tested_path) if self.process.is_main else None,
-            "skipped_files": self.skipped.gather("test"),
-            "options": options.to_dict(),
-            "environment": {
-                **environment(self.process.device, self.precision, self.process.world_size),
-                "seconds": round(time.perf_counter() - start, 1),
-            },
-        }
+        results = evaluation.results()
+        results |= self._about_the_test(results["Class IoU"], time.perf_counter() - start)
         panels.log(self.logger, "test", step)
-        extremes.log(self.logger, "test", step)
+        extremes.log(self.logger, step)
         if self.process.is_main:
             self._log_curves(results, evaluation, step)
             self._log_prototypes("test", step)
@@ -180,22 +172,31 @@ class Evaluator:
             report_results(self.logger, folder, results, records, matrix, self.info, step)
         return results
 
-    def _class_iou_percent(self, matrix: Tensor) -> dict[str, float | None]:
-        """{class: IoU}, None for classes that no label holds."""
-        iou = segmentation_scores(matrix)["Class IoU"]
+    def _about_the_test(self, class_iou: Mapping[int, float], seconds: float) -> dict[str, Any]:
+        """The entries of results.json beside the metrics; undefined IoUs are None."""
         return {
-            name: 100 * iou[index] if math.isfinite(iou.get(index, math.nan)) else None
-            for index, name in enumerate(self.info.class_names)
+            "class_iou_percent": {
+                name: 100 * value if math.isfinite(value) else None
+                for name, value in zip(self.info.class_names, class_iou.values(), strict=True)
+            },
+            "checkpoint": str(self.tested_path),
+            "checkpoint_sha256": sha256_of(self.tested_path) if self.process.is_main else None,
+            "skipped_files": self.skipped.gather("test"),
+            "options": self.options.to_dict(),
+            "environment": {
+                **environment(self.process.device, self.precision, self.process.world_size),
+                "seconds": round(seconds, 1),
+            },
         }
 
     def _log_curves(
         self, results: dict[str, Any], evaluation: AnomalyEvaluation, step: int
     ) -> None:
-        """Metrics and curves of every score, those of the headline under the plain tag."""
+        """Log metrics and curves of every score; those of the headline under the plain tag."""
         for name, pooled in evaluation.counts.items():
             tag = "test" if name == evaluation.headline else f"test {name}"
             figures = results | results["scores"][name]
-            log_anomaly_figures(self.logger, tag, figures, pooled, step)
+            log_anomaly_metrics(self.logger, tag, figures, pooled, step)
 
     def _log_prototypes(self, tag: str, step: int) -> None:
         if self.options.classifier == "cosine":
@@ -219,8 +220,9 @@ class Evaluator:
         )
 
     def _scorer(self, names: Sequence[str]) -> Scorer:
-        """Fits the fitted ones among the scores to the training images first."""
-        options, inference, states = self.options, self._inference(), {}
+        """Create the scorer; fits the fitted scores to the training images first."""
+        options, states = self.options, {}
+        inference = Inference(self.model, self.process.device, self.precision, plain=options.plain)
         fitted = [name for name in names if SCORES[name].fitted]
         if fitted:
             states = fitted_states(
@@ -235,13 +237,10 @@ class Evaluator:
         passes = options.mc_dropout or DROPOUT_PASSES
         return Scorer(inference, names, states, passes=passes, seed=options.random_seed)
 
-    def _inference(self) -> Inference:
-        return Inference(self.model, self.process.device, self.precision, plain=self.options.plain)
-
     def _evaluation_loader(
         self, split: Split, multi_scale: bool | None = None
     ) -> DataLoader[EvaluationSample]:
-        """As `evaluation_loader_of`; what it leaves out is listed at the end."""
+        """`evaluation_loader_of`, with skipped files registered for the final list."""
         loader = evaluation_loader_of(self.options, self.process, split, multi_scale)
         self.skipped.watch(split, loader)
         return loader
@@ -283,5 +282,5 @@ def _measure(
 
 
 def _images_of(loader: DataLoader[EvaluationSample]) -> int:
-    """How many images the split has, on all processes together."""
+    """Number of images of the split, over all processes."""
     return len(loader.dataset)  # type: ignore[arg-type]

@@ -13,16 +13,16 @@ dependencies = ["torch", "torchvision", "numpy", "PIL"]
 
 
 def pans(checkpoint: str | Path, device: str | torch.device = "cpu", **flags: Any) -> Predictor:
-    """A trained network for pictures: `classes, score = pans(FILE).predict(picture)`.
+    """Load a trained network: `classes, score = pans(FILE).predict(picture)`.
 
     Args:
-        checkpoint: of this code or published.
-        device: where it runs, such as "cuda".
-        flags: any flag of run.py that --predict takes, such as score="msp", multi_scala=False or
-            precision="bf16"; those not given are the checkpoint's.
+        checkpoint: a checkpoint file, of this code or a published one.
+        device: the device to run on, such as "cuda".
+        flags: any flag of run.py that --predict accepts, such as score="msp", multi_scala=False or
+            precision="bf16"; the others are taken from the checkpoint.
 
     Raises:
-        PansError: the file is no checkpoint, or a flag does not fit; one line says what to do.
+        PansError: the file is not a checkpoint, or a flag is invalid.
     """
     words = as_words({"predict": ".", "out": ".", "ckpt_test": checkpoint, **flags})
     options = parse_options(words, stored_flags(Path(checkpoint), typed_flags(words)))

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from argparser import (
     RECIPE,
@@ -18,7 +18,7 @@ from argparser import (
     Options,
     as_words,
     beneath,
-    flags_that_bear_on,
+    flags_that_affect,
     network_flags,
     parse_options,
     typed_flags,
@@ -33,13 +33,14 @@ from dataset.own_pictures import (
     frame_rate,
     picture_sample,
     samples_of,
+    without_label_maps,
     without_support,
 )
 from dataset.registry import TRAINING_SETS
 from dataset.skipped import SkippedFiles
 from metrics.pooled import PooledCounts, sharpened
 from modules import SegmentationModel
-from modules.inference.export import check_export_support, export_onnx
+from modules.export import check_export_support, export_onnx
 from modules.inference.network import Inference
 from modules.normalisation import MEAN, STD
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer, kept_state
@@ -49,29 +50,34 @@ from modules.weights.pretrained import CHECKPOINT, identify
 from report.predictions import PredictionFolder
 from report.video import NoVideo
 from report.visualize import HeatScale
-from utils.checkpoint import DEEP_SUPERVISION, find_checkpoint, load_model_state
+from utils.checkpoint import (
+    DEEP_SUPERVISION,
+    MissingCheckpoint,
+    find_checkpoint,
+    load_model_state,
+)
 from utils.distributed import Process, from_main, gather_objects, sum_over_processes
 from utils.errors import PansError
+from utils.files import sha256_of
 from utils.interruption import stop_at_once
+from utils.pictures import upright
 from utils.progress import ProgressBar
 from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
 
-# What a checkpoint's options say about its network and how its test is measured. Which of its
-# weights is tested, --test_weights, has led to the file already.
+# Options that describe a checkpoint's network and how its test is measured. Not --test_weights,
+# which has already selected the file.
 _CLASSES = {"dataset", "trained_on", "num_classes"}
-_STORED_FLAGS = _CLASSES | network_flags() | (flags_that_bear_on("test") - {"test_weights"})
+_STORED_FLAGS = _CLASSES | network_flags() | (flags_that_affect("test") - {"test_weights"})
 
-
-class NotPredicted(PansError):
-    """Nothing could be looked at, or not all of it."""
+_SHOWN = 3
 
 
 def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a checkpoint holds of its network; what its tensors tell, if it holds none.
+    """The options of a checkpoint's network, inferred from its tensors if none are stored.
 
     Args:
-        typed: the flags that were typed; those that contradict them are left out, such as a stored
-            score beside a typed one.
+        typed: the flags passed; stored options that contradict them are left out, such as a stored
+            score beside a passed one.
 
     Raises:
         CheckpointError, WeightsError: the file is missing, damaged or of another network.
@@ -86,7 +92,7 @@ def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
 def _flags_of_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     weights = identify(content, str(path))
     if weights.kind != CHECKPOINT:
-        raise NotPredicted(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
+        raise PansError(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
     flags = {
         "backbone": weights.backbone,
         "classifier": weights.classifier,
@@ -112,25 +118,29 @@ def _trained_on(stored: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str
 
 
 def with_stored_flags(argv: Sequence[str]) -> tuple[Options, str | None]:
-    """The options of a command line, those that it leaves unset as the checkpoint has them.
+    """The options of a command line, with unset ones taken from the checkpoint.
 
-    Typed flags, and in a test those of a typed --default, override the checkpoint's. Only what
-    lies on disk decides, so every process of a run decides alike.
+    Flags passed, and in a test those of --default if passed, override the checkpoint's. This
+    depends only on files, so every process of a run decides alike.
 
     Returns:
-        The options, and a sentence that names what was taken, if anything was.
+        The options, and a sentence that names those taken from the checkpoint, if any.
     """
     typed = typed_flags(argv)
-    path = _checkpoint_of(typed)
+    path, found = _checkpoint_of(typed)
     if path is None:
-        return parse_options(argv), None
+        options = parse_options(argv)
+        if typed.get("test"):
+            _refuse_no_checkpoint(options)
+        return options, None
     given = {**RECIPE, **typed} if typed.get("test") and typed.get("default") else typed
     try:
         stored = stored_flags(path, given)
     except WeightsError:
         if not typed.get("test"):
             raise
-        stored = {}  # loading it will tell what it lacks of the network that flags describe
+        stored = {}  # loading it will report how it differs from the flags
+    stored |= found
     taken = {name: value for name, value in stored.items() if value != _unset(name)}
     words = " ".join(as_words(taken))
     return parse_options(argv, stored), f"taken from {path}: {words}" if words else None
@@ -140,26 +150,72 @@ def _unset(name: str) -> Any:
     return next(flag.default for flag in fields(Options) if flag.name == name)
 
 
-def _checkpoint_of(typed: Mapping[str, Any]) -> Path | None:
-    """The checkpoint of --test, --predict or --export; None if there is none that can be read."""
+def _checkpoint_of(typed: Mapping[str, Any]) -> tuple[Path | None, dict[str, str]]:
+    """The checkpoint of --test, --predict or --export; None if there is none that can be read.
+
+    Returns:
+        The file, and flags that lead to it where those that were typed do not.
+    """
     if not any(typed.get(job) for job in ("test", "predict", "export")):
-        return None
+        return None, {}
     places = ("name", "checkpoints", "dataset", "test_weights")
     run = Options(**{name: typed[name] for name in places if name in typed})
     if "ckpt_test" in typed:
-        return find_checkpoint(typed["ckpt_test"], run.checkpoint_path.parent)
+        return find_checkpoint(typed["ckpt_test"], run.checkpoint_path.parent), {}
     if not typed.get("test"):
-        return None
-    # A test falls back from the best to the newest, too.
-    candidates = (run.tested_checkpoint_path, run.checkpoint_path)
-    return next((path for path in candidates if path.is_file() and peek(path)), None)
+        return None, {}
+    candidates = _candidates(run)
+    if candidates or typed.get("dataset") in TRAINING_SETS:
+        return next((path for path in candidates if peek(path)), None), {}
+    return _of_another_data_set(run, typed)
+
+
+def _candidates(run: Options) -> list[Path]:
+    """The files that a test of a run may take: it falls back from the best to the newest."""
+    return [path for path in (run.tested_checkpoint_path, run.checkpoint_path) if path.is_file()]
+
+
+def _of_another_data_set(
+    run: Options, typed: Mapping[str, Any]
+) -> tuple[Path | None, dict[str, str]]:
+    """As `_checkpoint_of`, of the only run of this name, whatever it was trained on.
+
+    Raises:
+        PansError: there are several.
+    """
+    runs = [replace(run, dataset=name) for name in DATASETS]
+    found = [one for one in runs if _candidates(one)]
+    if len(found) > 1:
+        files = " and ".join(str(_candidates(one)[0]) for one in found)
+        raise PansError(f"--name {run.name} is the name of {files}; add --ckpt_test FILE")
+    if not found:
+        return None, {}
+    path = _candidates(found[0])[0]
+    is_typed = "dataset" in typed
+    return path, {"ckpt_test": str(path)} if is_typed else {"dataset": found[0].dataset}
+
+
+def _refuse_no_checkpoint(options: Options) -> None:
+    """Raise where a test has no file to test, not even a damaged one.
+
+    Raises:
+        MissingCheckpoint: it names those that are there.
+    """
+    if _candidates(options):
+        return
+    there = sorted(map(str, Path(options.checkpoints).glob("*/*.pth")))
+    others = f"; there are {', '.join(there[:_SHOWN])}" if there else ""
+    raise MissingCheckpoint(
+        f"there is no checkpoint {options.tested_checkpoint_path}; check --name, name a file with "
+        f"--ckpt_test, or train first{others}"
+    )
 
 
 def _own_options(options: Any) -> dict[str, Any]:
-    """Those of a checkpoint's options that tell its network, if a run of this code wrote them."""
+    """The options of a checkpoint that describe its network, if a run of this code wrote it."""
     if not isinstance(options, Mapping) or "classifier" not in options:
         return {}
-    # Checkpoints hold lists where options hold tuples.
+    # Checkpoints have lists where options have tuples.
     stored: dict[str, Any] = {
         name: tuple(options[name]) if isinstance(options[name], list) else options[name]
         for name in _STORED_FLAGS
@@ -173,7 +229,7 @@ def _own_options(options: Any) -> dict[str, Any]:
 
 
 def load_network(options: Options) -> SegmentationModel:
-    """The network of --ckpt_test, on the CPU."""
+    """Load the network of --ckpt_test on the CPU."""
     path, model = _weights_file(options), model_of(options)
     state = model_state(load_checkpoint(path))
     load_model_state(model, state, path, may_lack=DEEP_SUPERVISION)
@@ -185,10 +241,10 @@ def _weights_file(options: Options) -> Path:
 
 
 def _kept_states(names: Sequence[str], options: Options) -> dict[str, State]:
-    """{score: what it has learned}, of the fitted scores, from beside the checkpoint.
+    """{score: fitted state} of the fitted scores, from the files beside the checkpoint.
 
     Raises:
-        OptionError: it is not there, or is of other weights or settings.
+        OptionError: a state is missing, or belongs to other weights or settings.
     """
     states: dict[str, State] = {}
     for name in names:
@@ -211,9 +267,9 @@ class Predictor:
     """One process's share of --predict.
 
     Attributes:
-        class_names: of the indices, in their order.
-        threshold: scores from here on are anomalies; None if nobody asked.
-        heat_scale: of the pictures of the score.
+        class_names: names by class index.
+        threshold: scores >= threshold are anomalies; None without a threshold.
+        heat_scale: scale of the heat maps.
     """
 
     def __init__(self, options: Options, process: Process) -> None:
@@ -237,27 +293,27 @@ class Predictor:
         """Class indices and anomaly score of a picture, both (H, W) at its own size.
 
         Args:
-            picture: turned upright first, where its EXIF data says how.
+            picture: any PIL picture; turned upright first, according to its EXIF data.
 
         Returns:
             Indices into `class_names`, and the score: higher = more anomalous.
         """
-        upright = ImageOps.exif_transpose(picture).convert("RGB")
-        return self.maps(picture_sample("", upright, multi_scale=self.options.multi_scala))
+        rgb = upright(picture).convert("RGB")
+        return self.maps(picture_sample("", rgb, multi_scale=self.options.multi_scala))
 
     def maps(
         self, sample: EvaluationSample | PictureSample
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """(H, W) class indices and anomaly score of one picture, at the size of the file."""
         size = sample.picture.shape[:2]
-        # The number seeds MC dropout: that of a picture does not depend on what else is looked at.
+        # The number seeds MC dropout, so that a picture's result does not depend on the others.
         output = self.scorer.forward(sample.images, size, sample.picture)
         (score,) = self.scorer.maps(output).values()
         prediction = output.prediction.to(torch.uint8)
         return prediction.cpu().numpy(), score.float().cpu().numpy()
 
     def _calibrated(self, fpr: float) -> float:
-        """The threshold that a share `fpr` of the known pixels of the validation split reaches."""
+        """The threshold at false positive rate `fpr` on known pixels of the validation split."""
         options = self.options
         loader = evaluation_loader_of(options, self.process, "validation", options.multi_scala)
         skipped = SkippedFiles()
@@ -278,19 +334,19 @@ class Predictor:
         for line in skipped.report():
             if self.process.is_main:
                 print(line, file=sys.stderr)
-        # Scores that crowd around the threshold are looked at again.
+        # Scores close to the threshold get a further pass.
         threshold = sharpened(counts, known_scores, fpr=fpr).threshold_at_fpr(fpr)
         if threshold is None:
-            raise NotPredicted(
+            raise PansError(
                 f"--calibrate_fpr: no validation image below {options.data_root} has a known "
-                "pixel; name the folder of the data with --data_root, or give --threshold"
+                "pixel; pass the data folder as --data_root, or pass --threshold"
             )
         return threshold
 
     def write_share(
         self, sources: Sequence[Source], folder: PredictionFolder
     ) -> tuple[list[dict[str, Any]], list[Unreadable]]:
-        """Look at this process's share: a summary of each picture, and what could not be read."""
+        """Run this process's share; returns a summary per picture, and the unreadable files."""
         pictures: list[dict[str, Any]] = []
         problems: list[Unreadable] = []
         samples = samples_of(
@@ -331,32 +387,37 @@ class Predictor:
 
 
 def predict(options: Options, process: Process) -> None:
-    """Write class map, anomaly score and pictures of all that --predict names into --out.
+    """Write class maps, anomaly scores and pictures for all inputs of --predict to --out.
 
     Raises:
-        NotPredicted: some of it could not be read, after the rest is done; or none was found.
-        NotWritten: --out holds files of the user's own, or cannot be written to.
+        PansError: some inputs could not be read (raised after the rest is done), or none was
+            found; or --out contains files of the user's, or cannot be written to.
     """
     out = Path(options.out or "")
     sources, problems = find_sources(options.predict, out)
+    sources, labels = without_label_maps(sources, options.predict)
     if unsupported := without_support(sources):
         sources = [source for source in sources if not source.is_video]
         problems += unsupported
     if not sources:
-        raise NotPredicted(f"--predict found nothing to read: {'; '.join(map(str, problems))}")
+        raise PansError(f"--predict found nothing to read: {'; '.join(map(str, problems))}")
     info = describe(options.dataset, options.data_root, options.trained_on)
     folder = PredictionFolder(out, info, process.rank)
     folder.check(sources, overwrite=options.overwrite)
     predictor = Predictor(options, process)
-    gather_objects(None)  # every process has looked before one of them writes
+    gather_objects(None)  # every process has checked before one of them writes
+    if process.is_main and labels:
+        print(_words_on_labels(labels))
     from_main(process, folder.begin)
     heading = {
-        "checkpoint": options.ckpt_test,
+        "checkpoint": str(_weights_file(options)),
+        "checkpoint_sha256": sha256_of(_weights_file(options)),
         "score": options.scores[0],
         "multi_scale": options.multi_scala,
         "classes": list(info.class_names),
         "threshold": predictor.threshold,
         "calibrated_fpr": options.calibrate_fpr,
+        "label_maps": [str(label.path) for label in labels],
     }
     with folder.predicting(sources, heading):
         with stop_at_once():  # a signal shall not end one of several processes untold
@@ -370,12 +431,12 @@ def predict(options: Options, process: Process) -> None:
         folder.finish(heading, done, unread)
     print(f"{len(done)} pictures in {out}, score {options.scores[0]}{_words(predictor.threshold)}")
     if unread:
-        raise NotPredicted(
-            f"{len(unread)} could not be looked at, the other {len(done)} are done: "
+        raise PansError(
+            f"{len(unread)} could not be processed, the other {len(done)} are done: "
             + "; ".join(unread + no_video)
         )
     if no_video:
-        raise NotPredicted(f"all pictures are done, but {'; '.join(no_video)}")
+        raise PansError(f"all pictures are done, but {'; '.join(no_video)}")
 
 
 def _write_videos(
@@ -384,7 +445,7 @@ def _write_videos(
     folder: PredictionFolder,
     frame_step: int,
 ) -> list[str]:
-    """A video of the overlays of each video's frames; what was wrong, if something was."""
+    """Write an MP4 of each video's overlays; returns the errors."""
     names, problems = [picture["name"] for picture in pictures], []
     for source in sources:
         if source.is_video:
@@ -395,18 +456,26 @@ def _write_videos(
     return problems
 
 
+def _words_on_labels(labels: Sequence[Source]) -> str:
+    shown = ", ".join(str(label.path) for label in labels[:2])
+    return (
+        f"note: left out as label maps: {len(labels)} files, such as {shown}; to predict one, "
+        "name the file itself"
+    )
+
+
 def _words(threshold: float | None) -> str:
-    return "" if threshold is None else f", anomalous from {threshold:.6g} on"
+    return "" if threshold is None else f", anomalous where score >= {threshold:.6g}"
 
 
 # Export
 
 
 def export(options: Options) -> None:
-    """Write the network of --ckpt_test and its score into --out.
+    """Export the network of --ckpt_test and its score to --out.
 
     Raises:
-        ExportError: a package is missing, or the file cannot be written.
+        PansError: a package is missing, or the file cannot be written.
     """
     check_export_support()
     path = Path(options.out or "")

@@ -1,7 +1,7 @@
-"""Going on with a run: from which checkpoint, whether it is this very run's, and at which step.
+"""Resuming a run: from which checkpoint, whether it is this run's own, and at which step.
 
-A checkpoint is continued only by the run that wrote it, that is with the same flags wherever they
-bear on the weights and with the same number of processes, unless --accept_changes asks otherwise.
+A checkpoint is only resumed by the run that wrote it, which means with the same flags, as far as
+they affect the weights, and the same number of processes, unless --accept_changes is passed.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim import Optimizer
 
-from argparser import Options, flags_that_bear_on
+from argparser import Options, flags_that_affect
 from modules.weights.published import is_published
 from utils.checkpoint import (
     CheckpointError,
@@ -31,40 +31,36 @@ from utils.checkpoint import (
 from utils.distributed import Process
 from utils.step_guard import StepGuard, start_momentum_at_zero
 
-_WEIGHTS_ALONE = "use another checkpoint, or begin with its weights alone: --restart --ckpt"
+_WEIGHTS_ALONE = "use another checkpoint, or start with its weights alone: --restart --ckpt"
 _RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
-class ResumeError(CheckpointError):
-    """A checkpoint that this run can't go on from as it is."""
-
-
-class Shape(NamedTuple):
-    """What decides how far a step leads: the steps of an epoch and the processes that make them."""
+class RunSize(NamedTuple):
+    """Steps per epoch and number of processes, which define what a step is."""
 
     steps_per_epoch: int
     world_size: int
 
 
 @dataclass(frozen=True)
-class Position:
-    """Epochs that are wholly done, their validation included, and steps done in the whole run.
+class Progress:
+    """Completed epochs, including their validation, and completed steps of the whole run.
 
-    `notes` tell, a sentence each, how it differs from that in the checkpoint.
+    `notes` are sentences on the differences from the checkpoint.
     """
 
     epoch: int
     iteration: int
     notes: tuple[str, ...] = ()
 
-    def first_step(self, shape: Shape) -> int:
-        """The steps of the unfinished epoch that are done."""
+    def first_step(self, shape: RunSize) -> int:
+        """The completed steps of the unfinished epoch."""
         return self.iteration - self.epoch * shape.steps_per_epoch
 
-    def first_logged(self, shape: Shape) -> int:
-        """The step from which TensorBoard's points will be written again.
+    def first_logged(self, shape: RunSize) -> int:
+        """The first step whose TensorBoard points will be written again.
 
-        Those of the position itself are there already, but for a validation that is still due.
+        Those of the current step exist already, unless its validation is still due.
         """
         validation_is_due = self.first_step(shape) == shape.steps_per_epoch
         return self.iteration if self.iteration == 0 or validation_is_due else self.iteration + 1
@@ -73,21 +69,21 @@ class Position:
 def starting_checkpoint(options: Options) -> Path | None:
     """The file to start from: the run's own checkpoint, else --ckpt, else None.
 
-    With --restart the run's own files are set aside first, unless it is a launcher that starts the
-    command again; so is a best checkpoint without a newest one. A damaged file of the run is set
-    aside too, and the one before it serves.
+    With --restart the run's own files are first renamed, unless a launcher restarted the command;
+    so is a best checkpoint without a newest one. A damaged file of the run is renamed too, and the
+    previous one is used.
 
     Raises:
-        CheckpointError: every file that would serve is damaged, or --ckpt is missing.
+        CheckpointError: all candidates are damaged, or --ckpt is missing.
     """
     own, given = options.checkpoint_path, options.ckpt
     _refuse_files_of_others(options)
     is_relaunched = any(os.environ.get(name, "0") != "0" for name in _RESTART_COUNTS)
     is_new = not own.exists() and not previous_path(own).exists()
-    begins_anew = options.restart and not is_relaunched
-    if not is_new and not begins_anew:
+    from_scratch = options.restart and not is_relaunched
+    if not is_new and not from_scratch:
         return _undamaged(own)
-    if begins_anew or options.best_checkpoint_path.exists():
+    if from_scratch or options.best_checkpoint_path.exists():
         if given is not None:
             _undamaged(find_checkpoint(given, own.parent))  # before anything is moved
         set_aside(options)
@@ -95,13 +91,13 @@ def starting_checkpoint(options: Options) -> Path | None:
 
 
 def _refuse_files_of_others(options: Options) -> None:
-    """The run's names shall be free, or those of files that a run of this name has written."""
+    """Raise if another run's files have this run's names."""
     for path in _own_files(options):
         refuse_no_file(path)
         if path != options.checkpoint_path and path.exists():
             saved = peek(path).get("options")
             if isinstance(saved, Mapping) and saved.get("name") == path.stem:
-                raise ResumeError(
+                raise CheckpointError(
                     f"{path} is the newest checkpoint of a run named {path.stem}, and run "
                     f"{options.name} would overwrite it; choose another --name"
                 )
@@ -116,7 +112,7 @@ def _undamaged(path: Path) -> Path:
             raise
         load_checkpoint(previous)
         print(f"WARNING: {damage}; {previous}, the one before, is taken")
-        # Or the next checkpoint would replace the good one by the damaged one.
+        # Otherwise the next checkpoint would replace the good one by the damaged one.
         with suppress(OSError):
             path.replace(path.with_stem(f"{path.stem}_damaged"))
         return previous
@@ -124,7 +120,7 @@ def _undamaged(path: Path) -> Path:
 
 
 def set_aside(options: Options) -> None:
-    """Rename the checkpoints of an earlier run of this name to those of a run NAME_old1."""
+    """Rename the checkpoints of an earlier run of this name to NAME_old1 and so on."""
     number = _times_set_aside(options) + 1
     for path in _own_files(options):
         if path.is_file():
@@ -133,7 +129,7 @@ def set_aside(options: Options) -> None:
 
 
 def _place_aside(given: str, options: Options) -> Path:
-    """The file of --ckpt, or where --restart has put it, if it is one of the run's own."""
+    """The file of --ckpt, or its new path if --restart has renamed it."""
     folder, number = options.checkpoint_path.parent, _times_set_aside(options)
     places = {place.resolve() for place in checkpoint_places(given, folder)}
     for own in _own_files(options):
@@ -161,15 +157,15 @@ def _times_set_aside(options: Options) -> int:
 
 
 def is_continued(checkpoint: Mapping[str, Any], path: Path, options: Options) -> bool:
-    """Whether to go on where it stands: not if it holds weights alone, or if --restart names it."""
+    """Whether to resume: not from weights alone, nor from the --ckpt of a --restart."""
     has_state = "iteration" in checkpoint or is_published(checkpoint)
     return has_state and (is_own(path, options) or not options.restart)
 
 
-def describe_start(path: Path, position: Position | None, options: Options, shape: Shape) -> str:
-    """Start-up's line about a checkpoint, and the notes on what is taken otherwise than it was."""
+def describe_start(path: Path, position: Progress | None, options: Options, shape: RunSize) -> str:
+    """The start-up line about a checkpoint, with notes on accepted changes."""
     if position is None:
-        return f"begins with the weights of {path}"
+        return f"starts with the weights of {path}"
     notes = "".join(f"\nnote: {note}" for note in position.notes)
     if position.epoch >= options.epochs:
         return f"{path} has done its {position.epoch} epochs: on to the test{notes}"
@@ -183,10 +179,10 @@ def describe_start(path: Path, position: Position | None, options: Options, shap
 def options_to_record(
     checkpoint: Mapping[str, Any], path: Path, options: Options
 ) -> dict[str, Any]:
-    """The options for the next checkpoint: how the run began stays what it was."""
+    """The options for the next checkpoint; those of the run's start are kept."""
     values, saved = options.to_dict(), checkpoint["options"]
     if is_own(path, options):
-        values |= {name: saved[name] for name in flags_that_bear_on("start") if name in saved}
+        values |= {name: saved[name] for name in flags_that_affect("start") if name in saved}
     return values
 
 
@@ -194,32 +190,32 @@ def position_in(
     checkpoint: Mapping[str, Any],
     path: Path,
     options: Options,
-    shape: Shape,
+    shape: RunSize,
     data_changes: Iterable[str] = (),
-) -> Position:
-    """Where to go on, in steps of this run.
+) -> Progress:
+    """Where to resume, in steps of this run.
 
     Args:
-        data_changes: how the data differ from those of the checkpoint's run.
+        data_changes: differences of the data from those of the checkpoint's run.
 
     Raises:
-        ResumeError: another run has written the checkpoint, and --accept_changes is not given.
+        CheckpointError: another run wrote the checkpoint, and --accept_changes is not passed.
     """
     epoch, iteration = (_count(checkpoint, name, path) for name in ("epoch", "iteration"))
-    saved = Shape(
+    saved = RunSize(
         _count(checkpoint, "steps_per_epoch", path, shape.steps_per_epoch),
         _count(checkpoint, "world_size", path, shape.world_size),
     )
     changes = [*_changed_flags(checkpoint, path, options), *_changed_shape(saved, shape)]
     changes += data_changes
     if changes and not options.accept_changes:
-        raise ResumeError(
+        raise CheckpointError(
             f"{path} is of another run: {'; '.join(changes)}; use what it was written with, take "
-            "the change with --accept_changes, or start anew with --restart, which keeps the file"
+            "the change with --accept_changes, or start from scratch with --restart, which keeps it"
         )
     done = iteration - epoch * saved.steps_per_epoch
     if not 0 <= done <= saved.steps_per_epoch:
-        raise ResumeError(
+        raise CheckpointError(
             f"{path} is at step {iteration} and epoch {epoch}, which do not fit to "
             f"{saved.steps_per_epoch} steps an epoch; {_WEIGHTS_ALONE}"
         )
@@ -227,26 +223,26 @@ def position_in(
     here = epoch * shape.steps_per_epoch + done
     if not changes:
         unknown = f"{path} tells no flags of its run: those of this command hold"
-        return Position(epoch, here, () if checkpoint["options"] else (unknown,))
+        return Progress(epoch, here, () if checkpoint["options"] else (unknown,))
     notes = (
         f"--accept_changes takes {path} with {'; '.join(changes)}",
         f"its step {iteration} is step {here} here: the learning rate is that of --lr, --epochs "
         "and this step, and is not scaled to the number of images in a step",
     )
-    return Position(epoch, here, notes)
+    return Progress(epoch, here, notes)
 
 
 def _count(checkpoint: Mapping[str, Any], name: str, path: Path, default: int | None = None) -> int:
     value = checkpoint.get(name, default)
     if type(value) is not int or value < 0:
-        raise ResumeError(
+        raise CheckpointError(
             f"{path} should hold a whole number as {name}, got {value!r:.50}; {_WEIGHTS_ALONE}"
         )
     return value
 
 
 def describe_tested(checkpoint: Mapping[str, Any], path: Path) -> str:
-    """The test's line about its weights; a run that was stopped has not done all its epochs."""
+    """The test's line about its weights, with the completed epochs."""
     epoch, options = checkpoint.get("epoch"), checkpoint.get("options")
     if "iteration" not in checkpoint or not isinstance(options, Mapping):
         return f"tests {path}"
@@ -254,7 +250,7 @@ def describe_tested(checkpoint: Mapping[str, Any], path: Path) -> str:
 
 
 def notes_on_test(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Iterator[str]:
-    """What the weights do not tell, and is other in a test than it was in training."""
+    """Notes on flags that differ from training and cannot be seen from the weights."""
     saved = checkpoint.get("options")
     if not isinstance(saved, Mapping):
         return
@@ -265,12 +261,12 @@ def notes_on_test(checkpoint: Mapping[str, Any], path: Path, options: Options) -
 
 
 def best_score_of(score: float, path: Path, options: Options) -> float:
-    """The best score so far, if its checkpoint is still there; else that of none at all.
+    """The best score so far if its checkpoint still exists, else the initial value.
 
-    So the best weights from here on are kept, where it would never be beaten otherwise.
+    Otherwise later weights might never beat the lost best ones and would not be kept.
 
     Args:
-        score: as the checkpoint `path` has it.
+        score: the best score stored in the checkpoint `path`.
     """
     if score < 0:
         return score
@@ -278,13 +274,13 @@ def best_score_of(score: float, path: Path, options: Options) -> float:
         model_state(load_checkpoint(options.best_checkpoint_path))
     except CheckpointError as error:
         if is_own(path, options):
-            print(f"WARNING: {error}; the best weights from here on are kept instead")
+            print(f"WARNING: {error}; the best of the following weights are kept instead")
         return -1.0
     return score
 
 
 def tested_checkpoint(options: Options) -> Path:
-    """The weights to test: --ckpt_test, or the run's own; the newest where its best are gone.
+    """The weights to test: --ckpt_test, or the run's own; the newest if the best are lost.
 
     Raises:
         CheckpointError: none of them can be used.
@@ -321,10 +317,10 @@ def _names_own(options: Options) -> bool:
 def _changed_flags(checkpoint: Mapping[str, Any], path: Path, options: Options) -> list[str]:
     saved, own = checkpoint.get("options"), options.to_dict()
     if not isinstance(saved, Mapping):
-        raise ResumeError(f"{path} tells no options of its run; {_WEIGHTS_ALONE}")
-    free = flags_that_bear_on("test", "nothing")
+        raise CheckpointError(f"{path} tells no options of its run; {_WEIGHTS_ALONE}")
+    free = flags_that_affect("test", "nothing")
     if not is_own(path, options) or _names_own(options):
-        free |= flags_that_bear_on("start")
+        free |= flags_that_affect("start")
     elif options.ckpt is None:
         free |= {"ckpt"}
     return [
@@ -333,12 +329,12 @@ def _changed_flags(checkpoint: Mapping[str, Any], path: Path, options: Options) 
         if name in saved
         and name not in free
         and saved[name] != value
-        # Older checkpoints do not tell which precision the device's own choice was.
+        # Older checkpoints do not store which precision the default was.
         and (name, saved[name]) != ("precision", None)
     ]
 
 
-def _changed_shape(saved: Shape, shape: Shape) -> list[str]:
+def _changed_shape(saved: RunSize, shape: RunSize) -> list[str]:
     changes = []
     if saved.world_size != shape.world_size:
         changes.append(f"{saved.world_size} processes there, {shape.world_size} here")
@@ -362,16 +358,16 @@ def load_training_state(
     are restored only among as many processes as have written them.
 
     Raises:
-        ResumeError: what is stored fits neither the network nor this code.
+        CheckpointError: the stored state does not fit the network.
     """
     processes = checkpoint.get("processes", [])
     try:
         momentum = checkpoint["optimizer_state"]["state"]
         optimizer.load_state_dict({**optimizer.state_dict(), "state": momentum})
-        start_momentum_at_zero(optimizer)  # where the file has none
+        start_momentum_at_zero(optimizer)  # if the file has none
         for parameter, state in optimizer.state.items():
             for name, value in state.items():
-                # In the layout of the parameter, which another device may have had otherwise.
+                # In the layout of the parameter, which may have differed on another device.
                 state[name] = torch.empty_like(parameter).copy_(value.view_as(parameter))
                 if not state[name].isfinite().all():
                     raise ValueError("momentum is not finite")
@@ -381,14 +377,14 @@ def load_training_state(
             restore_random_state(own["random"], process.device)
         return float(checkpoint["best_score"])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ResumeError(
+        raise CheckpointError(
             f"{path} holds a state of training that does not fit ({type(error).__name__}); "
             f"{_WEIGHTS_ALONE}"
         ) from error
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The generators that dropout draws from, on the CPU and on `device`."""
+    """The states of the random generators of dropout, on the CPU and on `device`."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -396,7 +392,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def restore_random_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    """Set the generators to what `random_state` has found."""
+    """Restore the generators from `random_state`."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -11,12 +11,12 @@ from argparser import Options, require_purpose, typed_flags
 from places import hold_at_once, places
 
 if __name__ == "__main__":
-    # Help, slips of the keyboard and a name that is taken do not wait for torch, nor does Ctrl-C.
+    # Help, typing errors, a running run of the same name and Ctrl-C do not wait for torch's import.
     held, on_sigint = hold_at_once(sys.argv[1:]), signal.getsignal(signal.SIGINT)
     if on_sigint == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from ablate import GridError, ablate
+from ablate import ablate
 from predict import export, predict, with_stored_flags
 from train import Trainer
 from utils.determinism import make_deterministic
@@ -30,6 +30,7 @@ from utils.distributed import (
     run_reporting,
     start_process,
 )
+from utils.errors import PansError
 from utils.gpu import describe_device
 from utils.limits import require_limits
 from utils.logger import Logger
@@ -42,7 +43,7 @@ from utils.slurm import join_step
 
 @contextmanager
 def _holding_among(process: Process, options: Options) -> Iterator[None]:
-    """Have the main process hold the places, unless the one that launched it does."""
+    """Lock the run's folders in the main process, unless its launcher has done so."""
     with ExitStack() as held:
         hold = holding(places(options), f"run {options.name}")
         from_main(process, lambda: held.enter_context(hold))
@@ -50,13 +51,13 @@ def _holding_among(process: Process, options: Options) -> Iterator[None]:
 
 
 def work(options: Options, note: str | None = None) -> None:
-    """What one process does, from joining the others to leaving them.
+    """The work of one process, from joining the process group to leaving it.
 
     Args:
-        note: said at the start.
+        note: printed at start-up.
     """
     if options.ablate:
-        raise GridError("--ablate launches every run itself; give it --nproc N, not a launcher")
+        raise PansError("--ablate launches every run itself; give it --nproc N, not a launcher")
     if not options.plain:
         keep_freed_memory()
     if options.export:
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _do(argv: Sequence[str]) -> int:
-    """The work of this process, or the launch of others that do it; returns the exit code."""
+    """Do the work in this process or launch others; returns the exit code."""
     require_limits()
     typed = typed_flags(argv)
     require_purpose(typed)
@@ -127,7 +128,7 @@ def _do(argv: Sequence[str]) -> int:
 
 
 def _may_be_of_a_step(typed: Mapping[str, Any]) -> bool:
-    """Whether SLURM's variables are this process's own, which launches nothing itself."""
+    """Whether SLURM's variables may be this process's own, so that it launches no others."""
     return "nproc" not in typed and PARENT_VARIABLE not in os.environ
 
 

@@ -1,4 +1,4 @@
-"""Training, in the order in which it happens: set-up, epochs, steps, checkpoints."""
+"""Training, in order of execution: set-up, epochs, steps, checkpoints."""
 
 import time
 from collections.abc import Iterator
@@ -12,15 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from argparser import OptionError, Options
-from build import model_of
-from dataset import (
-    EpochSampler,
-    Sample,
-    Split,
-    describe,
-    open_dataset,
-    training_loader,
-)
+from build import model_of, training_loader_of
+from dataset import EpochSampler, Sample, Split, describe, open_dataset
 from dataset.contents import Files, changes, files_of, packed
 from dataset.skipped import SkippedFiles
 from evaluate import Evaluator
@@ -31,8 +24,8 @@ from modules.weights.pretrained import backbone_weights, load_backbone
 from modules.weights.published import from_published, is_published
 from report.results import log_start
 from resume import (
-    Position,
-    Shape,
+    Progress,
+    RunSize,
     best_score_of,
     describe_start,
     is_continued,
@@ -64,8 +57,8 @@ from utils.gpu import tf32_in, timed_convolutions
 from utils.interruption import (
     Interrupted,
     Interruption,
-    answering_broken_waits,
     command_to_continue,
+    handling_interrupted_waits,
 )
 from utils.logger import Logger
 from utils.lr import learning_rate
@@ -83,9 +76,9 @@ class Trainer:
         self.info = describe(options.dataset, options.data_root, options.trained_on)
         self.skipped = SkippedFiles()
         self.precision = options.precision
-        self.epoch = self.iteration = 0  # done so far
+        self.epoch = self.iteration = 0  # completed
         self.best_score = -1.0  # validation mIoU
-        self.last_report: dict[str, float] = {}  # that of the step just done, if it had one
+        self.last_report: dict[str, float] = {}  # of the last step, if it had one
         self.latest_report: dict[str, float] = {}  # of the last step that had one
         self.interruption = Interruption(options.ckpt_minutes, process.host_group)
         torch.manual_seed(options.random_seed)  # the same initial weights in every process
@@ -96,7 +89,7 @@ class Trainer:
         )
 
     def describe(self) -> str:
-        """In one line: precision, implementation of the norm, memory layout."""
+        """One line: precision, implementation of the norm, memory layout."""
         options, device = self.options, self.process.device
         norm = describe_norm(options.norm_act, device, self.precision, learns=not options.fix_bn)
         layout = "channels_last" if self.memory_format is torch.channels_last else "contiguous"
@@ -106,7 +99,7 @@ class Trainer:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Of weights and maps; tensor cores of GPUs compute on channels-last data."""
+        """Memory format of weights and maps; GPU tensor cores need channels-last data."""
         on_gpu = self.process.device.type == "cuda"
         return torch.channels_last if on_gpu and not self.options.plain else torch.contiguous_format
 
@@ -114,21 +107,9 @@ class Trainer:
         """Loader and optimizer; weights from --ckpt, from ImageNet or at random."""
         options, process = self.options, self.process
         self._require_statistics()
-        self.loader = training_loader(
-            options.data_root,
-            batch_size=options.batch_size,
-            crop_size=options.crop_size,
-            seed=options.random_seed,
-            num_workers=options.num_workers,
-            rank=process.rank,
-            world_size=process.world_size,
-            accumulate=options.accumulate,
-            dataset=options.dataset,
-            skip_bad_files=options.skip_bad_files,
-            timeout=options.timeout,
-        )
+        self.loader = training_loader_of(options, process)
         self.skipped.watch("train", self.loader)
-        self.shape = Shape(len(self.loader) // options.accumulate, process.world_size)
+        self.shape = RunSize(len(self.loader) // options.accumulate, process.world_size)
         if options.fix_bn:
             self.model.freeze_norms()
         self.optimizer = self._make_optimizer()
@@ -140,10 +121,19 @@ class Trainer:
             self._start_from(path)
         elif not options.no_pretrained:
             self._load_backbone()
-        self.guard.keep_statistics_of_now()  # a first step that fails goes back to these
+        self.guard.keep_statistics_of_now()  # restored if the first step is skipped
         self._set_learning_rate()
         self._start_log()
         self.network = self._parallel(compiled(self.model) if options.compile else self.model)
+
+    def _require_statistics(self) -> None:
+        """Batch statistics need two values, and the pyramid's single cell has one per image."""
+        options, processes = self.options, self.process.world_size
+        if options.batch_size * (processes if options.norm_act == "iabn_sync" else 1) < 2:
+            raise OptionError(
+                "argument --batch_size: one image has no batch statistics; pass 2 or more, or 1 "
+                "on each of several processes with --norm_act iabn_sync"
+            )
 
     def _make_optimizer(self) -> torch.optim.SGD:
         options = self.options
@@ -156,43 +146,8 @@ class Trainer:
             fused=True,
         )
 
-    def _set_learning_rate(self) -> None:
-        """That of the next step; nothing but the iteration decides it."""
-        options = self.options
-        rate = learning_rate(
-            self.iteration,
-            lr=options.lr,
-            policy=options.lr_policy,
-            total_iterations=options.epochs * self.shape.steps_per_epoch,
-            power=options.lr_power,
-            decay_step=options.lr_decay_step,
-            decay_factor=options.lr_decay_factor,
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
-    def _start_log(self) -> None:
-        position = Position(self.epoch, self.iteration)
-        self.logger.start_at(position.first_logged(self.shape))
-        if position.first_logged(self.shape) == self.iteration > 0:
-            self._log_report(self.last_report)  # which the line above has hidden
-        if self.iteration == 0:
-            log_start(self.logger, self.recorded_options)
-
-    def _parallel(self, network: nn.Module) -> nn.Module:
-        """The network, with its gradients averaged over all processes."""
-        if not dist.is_initialized():
-            return network
-        return DistributedDataParallel(
-            network,
-            # Synchronised norms have the same running statistics everywhere.
-            forward_sync_buffers=self.options.norm_act != "iabn_sync",
-            gradient_as_bucket_view=True,
-            static_graph=self.options.accumulate == 1,  # no_sync does not go with it
-        )
-
     def _check_places(self) -> None:
-        """What is needed later shall not be missed then: all splits, and room for checkpoints."""
+        """Check at the start what is needed later: all splits, and space for checkpoints."""
         options = self.options
         splits: list[Split] = ["train"] if options.val_on_trainset else ["train", "validation"]
         pictures = {
@@ -212,30 +167,13 @@ class Trainer:
             print(room)
 
     def _checkpoint_bytes(self) -> int:
-        """Of weights, running statistics and momentum; the rest is small."""
+        """Bytes of weights, running statistics and momentum; the rest is small."""
         momentum = self.model.parameters() if self.options.momentum else ()
         tensors = [*self.model.state_dict().values(), *momentum]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def _require_statistics(self) -> None:
-        """Batch statistics need two values, and the pyramid's one cell gives one an image."""
-        options, processes = self.options, self.process.world_size
-        if options.batch_size * (processes if options.norm_act == "iabn_sync" else 1) < 2:
-            raise OptionError(
-                "argument --batch_size: one image has no batch statistics; give 2 or more, or 1 "
-                "on each of several processes with --norm_act iabn_sync"
-            )
-
-    def _load_backbone(self) -> None:
-        """ImageNet's weights, by --pretrained."""
-        options = self.options
-        with first_on_each_machine(self.process):  # a download is for one process
-            weights = backbone_weights(options.pretrained or "auto", options.backbone, BACKBONES)
-        plain_norms = options.norm_act in ("abn", "std")
-        load_backbone(self.model.body, weights, plain_norms=plain_norms)
-
     def _start_from(self, path: Path) -> None:
-        """Go on where a checkpoint of a run stands, or begin with its weights alone."""
+        """Resume a checkpoint, or start with its weights."""
         options, checkpoint = self.options, load_checkpoint(path)
         position = None
         if is_continued(checkpoint, path, options):
@@ -254,6 +192,49 @@ class Trainer:
         if self.process.is_main:
             print(describe_start(path, position, options, self.shape))
 
+    def _load_backbone(self) -> None:
+        """Load ImageNet weights according to --pretrained."""
+        options = self.options
+        with first_on_each_machine(self.process):  # a download is for one process
+            weights = backbone_weights(options.pretrained or "auto", options.backbone, BACKBONES)
+        plain_norms = options.norm_act in ("abn", "std")
+        load_backbone(self.model.body, weights, plain_norms=plain_norms)
+
+    def _set_learning_rate(self) -> None:
+        """Set the next step's learning rate, a function of the iteration."""
+        options = self.options
+        rate = learning_rate(
+            self.iteration,
+            lr=options.lr,
+            policy=options.lr_policy,
+            total_iterations=options.epochs * self.shape.steps_per_epoch,
+            power=options.lr_power,
+            decay_step=options.lr_decay_step,
+            decay_factor=options.lr_decay_factor,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _start_log(self) -> None:
+        position = Progress(self.epoch, self.iteration)
+        self.logger.start_at(position.first_logged(self.shape))
+        if position.first_logged(self.shape) == self.iteration > 0:
+            self._log_report(self.last_report)  # which the line above has hidden
+        if self.iteration == 0:
+            log_start(self.logger, self.recorded_options)
+
+    def _parallel(self, network: nn.Module) -> nn.Module:
+        """The network, with its gradients averaged over all processes."""
+        if not dist.is_initialized():
+            return network
+        return DistributedDataParallel(
+            network,
+            # Synchronised norms have the same running statistics on all processes.
+            forward_sync_buffers=self.options.norm_act != "iabn_sync",
+            gradient_as_bucket_view=True,
+            static_graph=self.options.accumulate == 1,  # no_sync does not support it
+        )
+
     # The loop
 
     def fit(self) -> None:
@@ -261,8 +242,8 @@ class Trainer:
         options = self.options
         self._prepare_training()
         self.countdown = Countdown(self.iteration, options.epochs * self.shape.steps_per_epoch)
-        with self.interruption, answering_broken_waits(self._answer_demands):
-            # Where another run's checkpoint has done all epochs: this is the file that is tested.
+        with self.interruption, handling_interrupted_waits(self._save_or_stop_if_asked):
+            # If another run's checkpoint has completed all epochs, this file is the one to test.
             if self.epoch >= options.epochs and self._has_no_file(options.checkpoint_path):
                 self._save()
             while self.epoch < options.epochs:
@@ -272,7 +253,7 @@ class Trainer:
                 last = done == options.epochs
                 validated = last or done % options.val_interval == 0
                 score = self.validate() if validated else self.best_score
-                self.epoch = done  # only now, so that a validation that was broken off is repeated
+                self.epoch = done  # only now, so that an interrupted validation is repeated
                 is_best = score > self.best_score
                 if is_best:
                     self.best_score = score
@@ -280,12 +261,12 @@ class Trainer:
                 self._save(newest=last or done % options.ckpt_interval == 0, best=is_best)
 
     def train_epoch(self) -> None:
-        """What is left of a pass over the training set; a report every `print_interval` steps."""
+        """Train the rest of an epoch; reports every `print_interval` steps."""
         self.model.train()
         assert isinstance(self.loader.sampler, EpochSampler)
-        first = Position(self.epoch, self.iteration).first_step(self.shape)
+        first = Progress(self.epoch, self.iteration).first_step(self.shape)
         self.loader.sampler.set_epoch(self.epoch, first * self.options.accumulate)
-        batches = self.interruption.breaking_off(self.loader)
+        batches = self.interruption.interruptible(self.loader)
         name = f"epoch {self.epoch + 1}/{self.options.epochs}"
         steps = range(first, self.shape.steps_per_epoch)
         bar = ProgressBar(steps, name, shown=self.process.is_main, reports=True)
@@ -300,7 +281,7 @@ class Trainer:
                 values = "  ".join(f"{name} {value:.3g}" for name, value in report.items())
                 bar.report(f"{values}  {self.countdown.left(self.iteration)} left")
                 start, start_iteration = time.perf_counter(), self.iteration
-            self._answer_demands()
+            self._save_or_stop_if_asked()
 
     def train_step(self, batches: Iterator[Sample]) -> Tensor:
         """One step of the optimizer on the next `accumulate` batches; returns their mean loss."""
@@ -327,7 +308,7 @@ class Trainer:
         )
 
     def _exchanging_gradients(self, exchange: bool) -> AbstractContextManager[None]:
-        """With `exchange` False, backward keeps this process's gradients to itself."""
+        """With `exchange` False, backward does not all-reduce the gradients."""
         if exchange or not isinstance(self.network, DistributedDataParallel):
             return nullcontext()
         return self.network.no_sync()
@@ -338,7 +319,7 @@ class Trainer:
     def validate(self) -> float:
         """Loss, IoU and accuracy on whole validation images; returns the mean IoU."""
         return self.evaluator.validate(
-            self.iteration, self._answer_demands, self.interruption.breaking_off
+            self.iteration, self._save_or_stop_if_asked, self.interruption.interruptible
         )
 
     def test(self) -> dict[str, Any]:
@@ -351,7 +332,7 @@ class Trainer:
         """Means over the last `print_interval` steps of all processes; waits for the device.
 
         Args:
-            steps_per_second: over those of them that are in this epoch.
+            steps_per_second: over those of these steps that are in this epoch.
         """
         options, processes = self.options, self.process.world_size
         tally = self.guard.read()
@@ -372,7 +353,7 @@ class Trainer:
         )
 
     def _print_epoch(self, score: float | None) -> None:
-        """One line an epoch; `score` is its validation's mean IoU, if there was one."""
+        """Print one line per epoch; `score` is its validation's mean IoU, if there was one."""
         if not self.process.is_main:
             return
         words = [f"epoch {self.epoch}/{self.options.epochs}"]
@@ -384,22 +365,22 @@ class Trainer:
             words.append(f"{self.countdown.left(self.iteration)} left")
         print("  ".join(words), flush=True)
 
-    def _answer_demands(self) -> None:
-        """Save and leave, if a signal or the clock demands it of any process."""
-        demand = self.interruption.demand()
-        if demand.save:
+    def _save_or_stop_if_asked(self) -> None:
+        """Save, and exit if asked to, when a signal or the timer requests it on any process."""
+        request = self.interruption.poll()
+        if request.save:
             self._save()
-        if demand.stop:
-            wait_for_all(self.process)  # or the first to leave would end the one that saves
+        if request.stop:
+            wait_for_all(self.process)  # or the first to exit would end the one that saves
             done = f"step {self.iteration} is saved in {self.options.checkpoint_path}"
-            raise Interrupted(demand.stop, f"{done}; go on with: {command_to_continue()}")
+            raise Interrupted(request.stop, f"{done}; resume with: {command_to_continue()}")
 
     def _has_no_file(self, path: Path) -> bool:
-        """Asked on the main process, so that all of them act alike."""
+        """Checked on the main process, so that all processes act alike."""
         return from_main(self.process, lambda: not path.is_file())
 
     def _save(self, newest: bool = True, best: bool = False) -> None:
-        """Write a checkpoint, once, as the newest or the best or both; every process calls this."""
+        """Write a checkpoint as the newest, the best or both; to be called by every process."""
         if not newest and not best:
             return
         own_state = {"random": random_state(self.process.device), "guard": self.guard.state_dict()}
@@ -420,7 +401,7 @@ class Trainer:
                 "data": {split: packed(files) for split, files in self.files.items()},
             }
             own, best_path = self.options.checkpoint_path, self.options.best_checkpoint_path
-            # The best one first: a run that is killed in between repeats the validation.
+            # The best first: a run that is killed in between repeats the validation.
             if best:
                 save_checkpoint(best_path, state)
                 if newest:

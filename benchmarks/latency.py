@@ -28,10 +28,6 @@ from utils.memory import keep_freed_memory
 Sizes = list[tuple[int, int]]
 
 
-class BadSize(PansError):
-    """--size or --runs is no such number."""
-
-
 @dataclass(frozen=True)
 class Latency:
     """What was found; FLOPs of one picture by direct sums, a product and a sum being two."""
@@ -46,11 +42,13 @@ def sizes_of(size: str, *, multi_scale: bool) -> Sizes:
     """(height, width) of each scale at which a picture of `size`, such as "720x1280", is seen.
 
     Raises:
-        BadSize: it is not two numbers of 8 or more.
+        PansError: it is not two numbers of 8 or more.
     """
     sides = size.split("x")
     if len(sides) != 2 or not all(side.isdecimal() and int(side) >= 8 for side in sides):
-        raise BadSize(f"--size is {size!r}; expected HEIGHTxWIDTH, 8 or more each, as in 720x1280")
+        raise PansError(
+            f"--size is {size!r}; expected HEIGHTxWIDTH, 8 or more each, as in 720x1280"
+        )
     height, width = map(int, sides)
     if not multi_scale:
         return [(height, width)]
@@ -97,7 +95,7 @@ def report(words: Sequence[str]) -> None:
     parser.add_argument("--runs", type=int, default=5, help="that are timed (default 5)")
     own, flags = parser.parse_known_args(words)
     if own.runs < 1:
-        raise BadSize(f"--runs is {own.runs}; expected 1 or more")
+        raise PansError(f"--runs is {own.runs}; expected 1 or more")
     options, _ = with_stored_flags([*["--test"] * ("--ckpt_test" in flags), *flags])
     sizes = sizes_of(own.size, multi_scale=options.multi_scala)
     if not options.plain:

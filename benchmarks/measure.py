@@ -23,6 +23,7 @@ from torchvision.transforms import functional
 
 from argparser import parse_options
 from dataset.base import SegmentationDataset
+from dataset.decoded import read_copy
 from dataset.description import UNKNOWN_INDEX
 from dataset.loaders import TrainingSamples, random_stream
 from dataset.registry import open_dataset
@@ -71,14 +72,11 @@ def measure_training(trainer: Trainer) -> dict[str, float]:
     return {"seconds": seconds, "gigabytes": peak_gigabytes() - before}
 
 
-def measure_test(trainer: Trainer) -> dict[str, float]:
-    """The second of two test images: five scales, prediction, score and metrics."""
-    precision, plain = trainer.precision, trainer.options.plain
-    inference = Inference(trainer.model, torch.device("cpu"), precision, plain=plain)
-    scorer = Scorer(inference, ["prototype"])
-    classes = trainer.options.num_classes
-    evaluation = AnomalyEvaluation(classes, classes)
-    samples = list(trainer.evaluator._evaluation_loader("test", True))
+def image_test(
+    inference: Inference, classes: int
+) -> tuple[AnomalyEvaluation, Callable[[Any], None]]:
+    """The metrics so far, and what adds a sample to them: five scales, prediction and score."""
+    scorer, evaluation = Scorer(inference, ["prototype"]), AnomalyEvaluation(classes, classes)
 
     def one(sample: Any) -> None:
         output = scorer.forward(sample.images, sample.label.shape, sample.picture, sample.index)
@@ -86,10 +84,19 @@ def measure_test(trainer: Trainer) -> dict[str, float]:
         label = sample.label.masked_fill(sample.label == UNKNOWN_INDEX, classes)
         evaluation.update(sample.index, sample.name, score, output.prediction, label)
 
-    one(samples[0])
-    seconds = seconds_of(lambda: one(samples[1]))
+    return evaluation, one
+
+
+def measure_test(trainer: Trainer) -> dict[str, float]:
+    """The second of two test images: five scales, prediction, score and metrics."""
+    precision, plain = trainer.precision, trainer.options.plain
+    inference = Inference(trainer.model, torch.device("cpu"), precision, plain=plain)
+    _, one = image_test(inference, trainer.options.num_classes)
+    first, second = list(trainer.evaluator._evaluation_loader("test", True))
+    one(first)
+    seconds = seconds_of(lambda: one(second))
     with FlopCounterMode(display=False) as counter:
-        inference.logits(samples[1].images)
+        inference.logits(second.images)
     return {
         "seconds": seconds,
         "gigabytes": peak_gigabytes(),
@@ -116,8 +123,10 @@ def measure_input(trainer: Trainer) -> dict[str, float]:
             samples[0, index]
 
     def decode(index: int) -> None:
-        for name in (pictures.names[index], pictures.label_names[index]):
-            Image.open(pictures.folder / name).load()
+        path = pictures.folder / pictures.names[index]
+        if options.plain or read_copy(path) is None:
+            Image.open(path).load()
+        Image.open(pictures.folder / pictures.label_names[index]).load()
 
     def seconds_an_image(call: Callable[[int], None]) -> float:
         def whole_set() -> None:

@@ -1,8 +1,8 @@
-"""Files on disk to image and label tensors: the data sets, their transforms and their loaders."""
+"""From files on disk to image and label tensors: data sets, transforms and loaders."""
 
 from typing import TYPE_CHECKING
 
-from dataset.base import DatasetNotFound, NoSuchSplit, SegmentationDataset
+from dataset.base import DatasetNotFound, SegmentationDataset
 from dataset.description import IGNORE_INDEX, DatasetInfo, Split, UnknownClass
 from dataset.pictures import BadSample
 from dataset.readers.streethazards import STREETHAZARDS, StreetHazards
@@ -46,7 +46,6 @@ __all__ = [
     "EpochSampler",
     "EvaluationLoader",
     "EvaluationSample",
-    "NoSuchSplit",
     "Sample",
     "SegmentationDataset",
     "Split",

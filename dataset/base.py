@@ -1,4 +1,4 @@
-"""The base of all data sets: pairs of files, read and checked as the description has it."""
+"""The base class of all data sets: image and label files, read and checked."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -18,16 +18,12 @@ Transforms = Callable[[Image.Image, Image.Image], Any]
 Item = TypeVar("Item")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-# Pictures of other kinds are found too, so that each is refused by name and not overlooked.
+# Unsupported formats are found too, so that they are refused by name instead of overlooked.
 FOUND_SUFFIXES = (*PICTURE_SUFFIXES, *FOREIGN_SUFFIXES)
 
 
 class DatasetNotFound(PansError):
-    """The files of a data set, or of one of its splits, are not where they were looked for."""
-
-
-class NoSuchSplit(PansError):
-    """A split that the data set does not have."""
+    """The files of a data set, or of one of its splits, were not found."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +31,8 @@ class SampleFiles:
     """The files of a split.
 
     Attributes:
-        source: the file or folder that tells which images there are.
-        folder: what the names are relative to.
+        source: the file or folder that lists the images.
+        folder: the folder to which `names` are relative.
         names: (image, label) of every sample.
     """
 
@@ -51,7 +47,7 @@ class SegmentationDataset(ABC):
     Args:
         root: the folder of the data, --data_root.
         split: "train", "validation" or "test"; only that split's files need to exist.
-        transforms: called as `transforms(image, label)`; what it returns is the sample.
+        transforms: called as `transforms(image, label)`; its return value is the sample.
 
     Without transforms a sample is a pair of PIL pictures of one size: the image (RGB) and the
     label (L) with the indices that `info` describes.
@@ -62,7 +58,7 @@ class SegmentationDataset(ABC):
         names, label_names: the samples' files, relative to `folder`.
 
     Raises:
-        NoSuchSplit: the data set has no such split.
+        PansError: the data set has no such split.
         DatasetNotFound: the split's files are not under `root`.
         BadSample: a list of files, an image or a label is not as published.
     """
@@ -76,7 +72,7 @@ class SegmentationDataset(ABC):
         self.split = split
         self.transforms = transforms
         if split not in self.info.splits:
-            raise NoSuchSplit(
+            raise PansError(
                 f"{self.info.name} has no {split} split, only {', '.join(self.info.splits)}; "
                 "choose another --dataset"
             )
@@ -87,7 +83,7 @@ class SegmentationDataset(ABC):
 
     @classmethod
     def describe(cls, root: Path) -> DatasetInfo:
-        """The description of the data set under `root`; most are the same anywhere."""
+        """Describe the data set under `root`; only `folder` depends on it."""
         return cls.published_info
 
     @abstractmethod
@@ -95,7 +91,7 @@ class SegmentationDataset(ABC):
         """Find the split's files under `root`.
 
         Raises:
-            DatasetNotFound, BadSample: as the class.
+            DatasetNotFound, BadSample: see the class.
         """
 
     def __len__(self) -> int:
@@ -107,8 +103,8 @@ class SegmentationDataset(ABC):
         image = read_image(image_path, self.info)
         if min(image.size) < SMALLEST_SIDE:
             raise BadSample(
-                f"{image_path} is {image.width}x{image.height}; expected {SMALLEST_SIDE} pixels a "
-                "side, take it away"
+                f"{image_path} is {image.width}x{image.height}; expected at least "
+                f"{SMALLEST_SIDE} pixels per side, remove it"
             )
         label = read_label(label_path, self.info, with_anomalies=self.split == "test")
         if image.size != label.size:
@@ -120,13 +116,13 @@ class SegmentationDataset(ABC):
 
 
 def find_all(root: Path, folders: Iterable[str], names: Iterable[str], remedy: str) -> list[Path]:
-    """Find those of several paths that are there, in the `folders` of `root` or in `root` itself.
+    """Every existing path NAME, in the `folders` of `root` or in `root` itself.
 
     Args:
-        remedy: what to do if none is.
+        remedy: what to do if there is none, for the error message.
 
     Raises:
-        DatasetNotFound: there is none.
+        DatasetNotFound: none exists.
     """
     names = tuple(names)
     bases = [*(root / folder for folder in folders), root]
@@ -134,23 +130,26 @@ def find_all(root: Path, folders: Iterable[str], names: Iterable[str], remedy: s
     found = [candidate for candidate in candidates if candidate.exists()]
     if found:
         return found
-    raise DatasetNotFound(
+    missing = (
         f"{candidates[0]} is missing (also looked for "
-        f"{', '.join(str(candidate) for candidate in candidates[1:])}); {remedy}, or name the "
-        "folder of the data with --data_root"
+        f"{', '.join(str(candidate) for candidate in candidates[1:])}); "
     )
+    for parent in root.resolve().parents[:2]:  # the folder of a split, or of its images
+        if any((parent / name).exists() for name in names):
+            raise DatasetNotFound(f"{missing}it is in {parent}, type --data_root {parent}")
+    raise DatasetNotFound(f"{missing}{remedy}, or pass the data folder as --data_root")
 
 
 def find_first(root: Path, folders: Iterable[str], names: Iterable[str], remedy: str) -> Path:
-    """The first that `find_all` finds."""
+    """The first path that `find_all` finds."""
     return find_all(root, folders, names, remedy)[0]
 
 
 def images_in(folder: Path) -> dict[str, str]:
-    """Name without suffix -> name of every image in a folder but the hidden ones, in order.
+    """Map stem to file name for every image in a folder, sorted, without hidden files.
 
     Raises:
-        BadSample: two images have one name and differ in their suffixes alone.
+        BadSample: the names of two images differ only in the suffix.
     """
     images: dict[str, str] = {}
     for path in sorted(folder.glob("*")):
@@ -164,8 +163,8 @@ def images_in(folder: Path) -> dict[str, str]:
 def two_of_a_name(first: Path, second: Path) -> BadSample:
     """The error for two images that would share one label."""
     return BadSample(
-        f"{first} and {second} would share one label, as their names differ in the suffix alone; "
-        "keep one of them there, or rename one and give it a label of its own"
+        f"{first} and {second} would share one label, because their names differ only in the "
+        "suffix; remove one, or rename one and its label"
     )
 
 

@@ -1,6 +1,6 @@
 """`python -m dataset.bdd_anomaly`: BDD-Anomaly's lists, derived from the labels of BDD100K.
 
-What they hold, and why, stands in `dataset.readers.bdd_anomaly`.
+The protocol is described in `dataset.readers.bdd_anomaly`.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from utils.errors import exit_code
 from utils.files import write_text
 
 IMAGE_FOLDERS = ("seg/images", "images/10k")
-# Folder of the label maps, and what their names add to the images'.
+# Folder of the label maps, and the suffix that their names add to the images' names.
 LABEL_FOLDERS = (("seg/labels", "_train_id"), ("labels/sem_seg/masks", ""))
 SPLIT_FOLDERS: dict[Split, str] = {"train": "train", "validation": "val"}
 
 
 def find_pairs(root: Path) -> tuple[Path, dict[Split, list[tuple[str, str]]]]:
-    """The folder of BDD100K and, for train and validation, the (image, label) names in it.
+    """Find BDD100K's folder and, for train and validation, the (image, label) names in it.
 
     Raises:
-        DatasetNotFound: no layout of BDD100K is under `root`.
+        DatasetNotFound: `root` holds no known layout of BDD100K.
     """
     for folder in (root / FOLDER, root):
         for images, (labels, ending) in product(IMAGE_FOLDERS, LABEL_FOLDERS):
@@ -57,18 +57,18 @@ def find_pairs(root: Path) -> tuple[Path, dict[Split, list[tuple[str, str]]]]:
         f"{root / FOLDER} holds no images and labels of BDD100K in a known layout, such as "
         "images/10k/{train,val}/*.jpg beside labels/sem_seg/masks/{train,val}/*.png or "
         "seg/labels/{train,val}/*_train_id.png; unpack its semantic segmentation archive there, or "
-        "name its folder with --root"
+        "pass its folder as --root"
     )
 
 
 def write_lists(root: Path) -> dict[Split, int]:
-    """Share out the images by what their label maps hold, and write the three lists.
+    """Split the images by their labels and write the three lists.
 
     Returns:
-        The number of images of each split.
+        The number of images in each split.
 
     Raises:
-        DatasetNotFound: as `find_pairs`.
+        DatasetNotFound: see `find_pairs`.
         BadSample: a label map is missing or not as published.
     """
     folder, pairs = find_pairs(root)
@@ -92,7 +92,7 @@ def write_lists(root: Path) -> dict[Split, int]:
 
 
 def holds_anomaly(indices: Image.Image) -> bool:
-    """Whether a label map of `bdd_anomaly_16` holds a train, a motorcycle or a bicycle."""
+    """Whether a label map of `bdd_anomaly_16` contains a train, a motorcycle or a bicycle."""
     return any(indices.histogram()[BDD_ANOMALY_16.anomaly_index : IGNORE_INDEX])
 
 

@@ -1,4 +1,4 @@
-"""Which files a split has, kept in checkpoints: a run continues on the data that it began with."""
+"""The list of a split's files, stored in checkpoints so that a run resumes on the same data."""
 
 import json
 import zlib
@@ -17,13 +17,13 @@ _READERS = 16
 _SHOWN = 3
 
 Files = list[tuple[str, int, int]]
-"""Name of each image in the split's order, bytes of the image and of its label (-1: missing)."""
+"""Per image, in the split's order: name, size of the image file and of its label (-1: missing)."""
 
 
 def files_of(pictures: SegmentationDataset) -> Files:
-    """What a split holds now."""
+    """List the files of a split as they are on disk now."""
     folder, names = pictures.folder, pictures.names
-    with ThreadPoolExecutor(_READERS) as readers:  # disks on a network answer slowly, but many
+    with ThreadPoolExecutor(_READERS) as readers:  # network disks have high latency
         images = readers.map(_size, (folder / name for name in names))
         labels = readers.map(_size, (folder / name for name in pictures.label_names))
         return list(zip(names, images, labels, strict=True))
@@ -37,7 +37,7 @@ def _size(path: Path) -> int:
 
 
 def packed(files: Files) -> Tensor:
-    """As a tensor of bytes, which takes some 20 a file."""
+    """Compress to a tensor of bytes, about 20 per file."""
     content = zlib.compress(json.dumps(files).encode())
     return torch.from_numpy(np.frombuffer(content, np.uint8).copy())
 
@@ -46,14 +46,14 @@ def unpacked(content: Tensor) -> Files:
     """The inverse of `packed`.
 
     Raises:
-        ValueError, zlib.error, TypeError: it is not of that form.
+        ValueError, zlib.error, TypeError: `content` does not have that form.
     """
     files = json.loads(zlib.decompress(content.numpy().tobytes()))
     return [(str(name), int(image), int(label)) for name, image, label in files]
 
 
 def differences(split: str, before: Files, now: Files) -> list[str]:
-    """What has changed, a phrase each; empty for the same files in the same order."""
+    """Describe each change in a phrase; empty if files and order are the same."""
     sizes_before = {name: sizes for name, *sizes in before}
     sizes_now = {name: sizes for name, *sizes in now}
     gone = [name for name in sizes_before if name not in sizes_now]
@@ -76,10 +76,10 @@ def differences(split: str, before: Files, now: Files) -> list[str]:
 
 
 def changes(kept: Any, now: dict[str, Files]) -> Iterable[str]:
-    """The differences of every split to what a checkpoint holds of it, if it holds that.
+    """The changes of every split since the checkpoint.
 
     Args:
-        kept: {split: `packed` files}, or None.
+        kept: {split: `packed` files} from the checkpoint, None if it has none.
     """
     if not isinstance(kept, dict):
         return

@@ -1,4 +1,4 @@
-"""What is known of a data set without looking at its files: classes, colours, labels, splits."""
+"""Static description of a data set: classes, colours, label values, splits."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ Split = Literal["train", "validation", "test"]
 Colour = tuple[int, int, int]
 
 IGNORE_INDEX = 255
-# Labels of data sets that tell normal from anomalous pixels and no classes. Both lie above every
-# class, so that such pixels stay out of the confusion matrix whatever the number of classes.
+# Labels of evaluation-only data sets, which have no classes. Both are above every class index,
+# so that such pixels stay out of the confusion matrix for any number of classes.
 NORMAL_INDEX, UNKNOWN_INDEX = 253, 254
 
 _ANOMALY_COLOUR = (60, 250, 240)
@@ -31,16 +31,16 @@ class DatasetInfo:
     """A data set's description.
 
     Attributes:
-        name: what --dataset calls it.
+        name: its name for --dataset.
         class_colours: class name to RGB, in the order of the class indices.
         anomaly_index: indices from here to 254 are anomalies.
-        index_of: value in a label file to index; a value that is no key is an error.
-        label_meaning: what the values in the files are, for error messages.
-        splits: those it has; without "train" it is for evaluation only.
-        remedy: what to do where a file is missing.
-        component_sizes: pixels of the smallest predicted and of the smallest true component that
-            count, as its protocol has them; by default those of SegmentMeIfYouCan's anomaly track.
-        note: what start-up says about the labels, if anything.
+        index_of: value in a label file to index; any other value is an error.
+        label_meaning: meaning of the values in the files, for error messages.
+        splits: its splits; without "train" it is evaluation-only.
+        remedy: what to do if a file is missing.
+        component_sizes: minimum size in pixels of predicted and of true components in its
+            protocol; by default those of SegmentMeIfYouCan's anomaly track.
+        note: a note about the labels, printed at start-up.
     """
 
     name: str
@@ -60,17 +60,17 @@ class DatasetInfo:
 
     @property
     def num_classes(self) -> int:
-        """How many classes are trained: indices 0 to this less one."""
+        """Number of trained classes C; their indices are 0 to C - 1."""
         return len(self.class_colours)
 
     @property
     def has_class_labels(self) -> bool:
-        """Whether its labels tell classes, and not only normal from anomalous."""
+        """Whether its labels have classes, and not only normal and anomalous."""
         return any(index < self.num_classes for index in self.index_of.values())
 
     @cached_property
     def palette(self) -> NDArray[np.uint8]:
-        """Index to colour, (256, 3) uint8: classes, anomalies, and black for ignored pixels."""
+        """Colour by index, (256, 3) uint8: classes, anomalies, and black for ignored pixels."""
         palette = np.full((256, 3), _ANOMALY_COLOUR, dtype=np.uint8)
         palette[: self.num_classes] = list(self.class_colours.values())
         palette[self.num_classes : self.anomaly_index] = _NORMAL_COLOUR
@@ -79,17 +79,17 @@ class DatasetInfo:
 
     @cached_property
     def lookup(self) -> tuple[int, ...]:
-        """Index by the value in a label file, 256 entries; values that are no key are ignored."""
+        """Index by value in a label file, 256 entries; other values map to the ignored index."""
         return tuple(self.index_of.get(value, IGNORE_INDEX) for value in range(256))
 
     @cached_property
     def test_values(self) -> tuple[int, ...]:
-        """The values that a label file of the test split may hold, in rising order."""
+        """The values allowed in label files of the test split, sorted."""
         return tuple(sorted(self.index_of))
 
     @cached_property
     def training_values(self) -> tuple[int, ...]:
-        """Those that a label file of another split may hold: no anomalies."""
+        """The values allowed in label files of other splits: no anomalies."""
         return tuple(
             value
             for value in self.test_values
@@ -97,10 +97,10 @@ class DatasetInfo:
         )
 
     def class_indices(self, names: Iterable[str]) -> tuple[int, ...]:
-        """Class names, such as "traffic sign" -> their indices.
+        """Map class names, such as "traffic sign", to their indices.
 
         Raises:
-            UnknownClass: a name that the data set does not have.
+            UnknownClass: the data set has no class of that name.
         """
         names = list(names)
         for name in names:

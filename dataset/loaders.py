@@ -1,4 +1,4 @@
-"""Loaders for training and evaluation, the same samples on any number of processes and workers."""
+"""Loaders for training and evaluation; samples do not depend on the number of loader workers."""
 
 import math
 import os
@@ -38,17 +38,13 @@ from utils.errors import PansError
 T = TypeVar("T")
 
 
-class TooFewImages(PansError):
-    """The training split does not fill one step on every process."""
-
-
 class EvaluationSample(NamedTuple):
-    """One validation or test image at every scale it is looked at.
+    """One validation or test image at every scale.
 
     Attributes:
-        images: one (3, h, w) uint8 RGB tensor a scale.
-        label: (H, W) uint8, class indices at the size at which the image is measured: that of
-            the file, or of the network's input.
+        images: one (3, h, w) uint8 RGB tensor per scale.
+        label: (H, W) uint8, class indices at the evaluation size: that of the file, or of the
+            network's input.
         index: position in the split.
         name: path of the image, relative to the folder of the split.
         picture: (H, W, 3) uint8, the picture at that size.
@@ -56,14 +52,14 @@ class EvaluationSample(NamedTuple):
 
     images: list[Tensor]
     label: Tensor
-    index: int  # type: ignore[assignment]  # hides tuple.index, which no one needs here
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not needed here
     name: str
     picture: Tensor
 
 
 def random_stream(*key: int) -> random.Random:
     """Make a generator that depends on `key` alone, such as (seed, epoch, index)."""
-    # A string is hashed in whole, where arithmetic on the parts would let keys collide.
+    # random.Random hashes the whole string; arithmetic on the parts would let keys collide.
     return random.Random("/".join(map(str, key)))
 
 
@@ -74,7 +70,7 @@ def worker_count(requested: int) -> int:
     """
     try:
         cpus = len(os.sched_getaffinity(0))
-    except AttributeError:  # only Linux tells which CPUs a process may use
+    except AttributeError:  # only on Linux
         cpus = os.cpu_count() or 1
     return min(requested, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -82,19 +78,19 @@ def worker_count(requested: int) -> int:
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yields (epoch, index) keys of one rank, in the published order.
 
-    That is DistributedSampler's: drawn from (0, epoch), whatever --random_seed is, and padded by
-    repeats to shares of equal length. The key carries the epoch because persistent workers keep
-    a copy of the data set and would not see it change there. The length is that of a whole epoch.
+    That is DistributedSampler's: drawn from (0, epoch), independent of --random_seed, and padded
+    with repeats to equal shares. The key contains the epoch because persistent workers have a
+    copy of the data set and would not see it change there. The length is that of a whole epoch.
     """
 
     def __init__(self, images: int, *, batch_size: int, rank: int, world_size: int) -> None:
-        dataset: Any = range(images)  # its length is all that is asked for
+        dataset: Any = range(images)  # only its length is used
         self.share: DistributedSampler[int] = DistributedSampler(dataset, world_size, rank)
         self.batch_size = batch_size
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Choose the next epoch, and how many of its batches were already trained on."""
+        """Set the next epoch and how many of its batches are already done."""
         self.epoch = epoch
         self.start_batch = start_batch
 
@@ -121,7 +117,7 @@ class TrainingSamples(Dataset[Sample]):
         return training_sample(image, label, random_stream(self.seed, epoch, index), self.crop_size)
 
     def _replacement(self, epoch: int, index: int) -> Pair:
-        """The first readable sample of an order drawn for (seed, epoch, index) alone."""
+        """The first readable sample in an order that depends on (seed, epoch, index) alone."""
         order = list(range(len(self.reader)))
         random_stream(self.seed, epoch, index, len(order)).shuffle(order)
         for other in order:
@@ -131,10 +127,10 @@ class TrainingSamples(Dataset[Sample]):
 
 
 class EvaluationSamples(Dataset[EvaluationSample | None]):
-    """Whole images at the given scales, each decoded once; no scales means their own size.
+    """Whole images at the given scales, each decoded once; without scales at their own size.
 
-    With `at_input_size` and one scale, picture and label are resized to the network's input too,
-    the label to the nearest pixel. A sample that is skipped is None.
+    With `at_input_size` and one scale, picture and label are resized to the network's input too
+    (the label by nearest neighbour). A skipped sample is None.
     """
 
     def __init__(
@@ -166,9 +162,9 @@ class EvaluationSamples(Dataset[EvaluationSample | None]):
 
 
 class BoundedLoader(DataLoader[T]):
-    """Its `timeout` holds also where a process is stopped in the middle of handing over a sample.
+    """A loader whose `timeout` also holds if a worker stops in the middle of sending a sample.
 
-    torch ends the wait for a sample, but not for the open files that come with it.
+    torch's timeout covers the wait for a sample, but not for the file descriptors sent with it.
     """
 
     def __iter__(self) -> Iterator[T]:  # type: ignore[override]
@@ -195,14 +191,14 @@ def _in_time(samples: Iterator[T], seconds: float) -> Iterator[T]:
 
 
 class EvaluationLoader(BoundedLoader[Any]):
-    """Gives the samples that were not skipped."""
+    """Yields the samples that were not skipped."""
 
     def __iter__(self) -> Iterator[EvaluationSample]:  # type: ignore[override]
         return (sample for sample in super().__iter__() if sample is not None)
 
 
 def reader_of(loader: DataLoader[Any]) -> SampleReader:
-    """What a loader of this module reads its samples by."""
+    """The reader of a loader of this module."""
     reader: SampleReader = loader.dataset.reader  # type: ignore[attr-defined]
     return reader
 
@@ -221,20 +217,20 @@ def training_loader(
     skip_bad_files: bool = False,
     timeout: float = 0,
 ) -> DataLoader[Sample]:
-    """Load the train split in shuffled, whole batches.
+    """Load the train split in shuffled, full batches.
 
     Args:
-        accumulate: the batches of a step, of which there must be one at least.
+        accumulate: batches per step; the split must have enough images for one step.
         dataset: its name in `dataset.registry`.
-        skip_bad_files: put a sample drawn from (seed, epoch, index) in an unreadable one's place.
-        timeout: seconds to wait for a batch of the workers; 0 waits for ever.
+        skip_bad_files: replace an unreadable sample by one drawn from (seed, epoch, index).
+        timeout: seconds to wait for a batch from the workers; 0 waits forever.
 
     Yields:
         Sample of image (batch_size, 3, crop_size, crop_size) and label (batch_size, crop_size,
         crop_size). Call `loader.sampler.set_epoch(epoch)` before every epoch.
 
     Raises:
-        TooFewImages: the split has fewer images than a step of all processes takes.
+        PansError: the split has too few images for one step on every process.
     """
     pictures = open_dataset(dataset, root, "train")
     _require_a_step(pictures, batch_size, accumulate, world_size)
@@ -251,11 +247,11 @@ def training_loader(
 def _require_a_step(
     pictures: SegmentationDataset, batch_size: int, accumulate: int, world_size: int
 ) -> None:
-    share = math.ceil(len(pictures) / world_size)  # padded by repeats
+    share = math.ceil(len(pictures) / world_size)  # padded with repeats
     if share // batch_size < accumulate:
         batches = "one batch" if accumulate == 1 else f"{accumulate} batches"
         remedy = "" if accumulate == 1 else ", --accumulate"
-        raise TooFewImages(
+        raise PansError(
             f"{pictures.source} lists {len(pictures)} images, fewer than {batches} of "
             f"{batch_size} on each of {world_size} processes; lower --batch_size{remedy} or --nproc"
         )
@@ -278,11 +274,11 @@ def evaluation_loader(
 
     Args:
         dataset: its name in `dataset.registry`.
-        skip_bad_files: leave out a sample that cannot be read.
+        skip_bad_files: skip samples that cannot be read.
         multi_scale: True for the five test scales, False for the largest of them; None for
             validation, at full size.
-        timeout: seconds to wait for an image of the workers; 0 waits for ever.
-        at_input_size: with one scale, give label and picture at the size of the network's input.
+        timeout: seconds to wait for an image from the workers; 0 waits forever.
+        at_input_size: with one scale, resize label and picture to the network's input size.
 
     Yields:
         EvaluationSample. Sizes may differ between images, and the number of images between ranks
@@ -303,7 +299,7 @@ def evaluation_loader(
 
 
 def sample_bytes(files: Sequence[Path], scales: Sequence[float]) -> int:
-    """About the most that a whole image, its label and its copies at all scales take."""
+    """Approximate upper bound of the bytes of an image, its label and its copies at all scales."""
     height, width = largest_size(files)
     sizes = [scaled_size(height, width, scale) for scale in scales] or [(height, width)]
     return 4 * height * width + 3 * sum(rows * columns for rows, columns in sizes)
@@ -312,11 +308,11 @@ def sample_bytes(files: Sequence[Path], scales: Sequence[float]) -> int:
 def worker_options(
     num_workers: int, timeout: float, sample_bytes: int, rank: int
 ) -> dict[str, Any]:
-    """A DataLoader's arguments about its workers.
+    """The worker-related arguments of a DataLoader.
 
     Args:
         num_workers, timeout, rank: as for the loaders.
-        sample_bytes: of what a worker hands over at a time.
+        sample_bytes: size of what a worker sends at a time.
     """
     workers = fitting_workers(worker_count(num_workers), sample_bytes, tells=rank == 0)
     return {
@@ -326,6 +322,6 @@ def worker_options(
         "pin_memory": torch.cuda.is_available(),
         "timeout": timeout if workers.processes else 0,
         "worker_init_fn": prepare_worker,
-        # A loader draws a seed for its workers, which shall not come from dropout's generator.
+        # A loader draws a seed for its workers; this must not advance dropout's generator.
         "generator": torch.Generator(),
     }

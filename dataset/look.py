@@ -1,8 +1,8 @@
-"""`python -m dataset.look`: a data set at a glance, before anything is trained on it.
+"""`python -m dataset.look`: check a data set's labels by eye before training.
 
-It writes a sheet of pictures beside their labels, with a legend, and prints the share that each
-class has of the pixels of each split. Labels that are shifted by one, or of another coding, show
-at once: the sky is called road, or a class is nowhere.
+Writes a sheet of pictures beside their labels, with a legend, and prints each class's share of the
+pixels in each split. Labels that are shifted by one or encoded differently show at once: the sky
+is called road, or a class is missing.
 """
 
 import argparse
@@ -35,12 +35,8 @@ SIGNATURE = "PAnS dataset.look"
 Pixels = NDArray[np.uint8]
 
 
-class NotOurs(PansError):
-    """A file that this program has not written stands where the sheet would go."""
-
-
 class Row(NamedTuple):
-    """A line of the table and of the legend: its words, and the label indices it counts."""
+    """A row of the table and of the legend: its text, and the label indices it counts."""
 
     words: str
     indices: tuple[int, ...]
@@ -60,7 +56,7 @@ def rows_of(info: DatasetInfo) -> list[Row]:
 
 
 class LabelCounts(Dataset[list[int] | str]):
-    """Item i counts the pixels of label i by index, or says why it cannot be read."""
+    """Item i is the pixel counts of label i by index, or the reason why it cannot be read."""
 
     def __init__(self, pictures: SegmentationDataset) -> None:
         self.pictures = pictures
@@ -76,7 +72,7 @@ class LabelCounts(Dataset[list[int] | str]):
 
 
 class SplitCounts(NamedTuple):
-    """What a split holds: `pixels` by label index, and what is wrong with labels."""
+    """Counts of a split: `pixels` by label index, and problems of labels."""
 
     pictures: SegmentationDataset
     pixels: NDArray[np.int64]
@@ -102,7 +98,7 @@ def count(pictures: SegmentationDataset) -> SplitCounts:
 
 
 def table(splits: Sequence[SplitCounts]) -> str:
-    """The share of all pixels that each class has, in percent, a column a split."""
+    """Share of all pixels per class, in percent, with one column per split."""
     info = splits[0].pictures.info
     lines = [
         ["% of the pixels", *(split.pictures.split for split in splits)],
@@ -130,7 +126,7 @@ def colours_of(label: Pixels, info: DatasetInfo) -> Pixels:
     """Label indices (H, W) -> colours (H, W, 3); ignored pixels are striped."""
     colours = info.palette[label]
     height, width = label.shape
-    # Stripes, as black is the colour of a class of StreetHazards.
+    # Stripes, because a class of StreetHazards is black.
     stripes = (np.add.outer(np.arange(height), np.arange(width)) // 6 % 2).astype(bool)
     ignored = label == IGNORE_INDEX
     colours[ignored] = np.where(stripes[ignored, None], 150, 40)
@@ -138,7 +134,7 @@ def colours_of(label: Pixels, info: DatasetInfo) -> Pixels:
 
 
 def draw_sheet(splits: Sequence[SegmentationDataset]) -> Image.Image:
-    """Some samples of every split, picture beside label, and the legend of all colours."""
+    """Draw some samples of every split, picture beside label, and a legend of all colours."""
     info = splits[0].info
     strips = [strip for split in splits for strip in _strips(split, SAMPLES // len(splits))]
     strips.append(_legend(info))
@@ -179,7 +175,7 @@ def _strips(pictures: SegmentationDataset, samples: int) -> Iterator[Image.Image
 
 
 def _tile_size(image: Image.Image) -> tuple[int, int]:
-    """As wide as a tile, and of pictures on end as high as it is wide at most."""
+    """Size of an image whose longer side is as long as a tile is wide."""
     scale = TILE_WIDTH / max(image.size)
     return max(round(image.width * scale), 1), max(round(image.height * scale), 1)
 
@@ -202,7 +198,7 @@ def _legend(info: DatasetInfo) -> Image.Image:
 
 
 def _write(picture: Image.Image, place: tuple[int, int], text: str, width: int) -> None:
-    """Write a line of at most `width` pixels, its front cut away where it is longer."""
+    """Write a line of at most `width` pixels, shortened on the left."""
     font = ImageFont.load_default(TEXT)
     cut = text
     while font.getlength(cut) > width and len(text) > 1:
@@ -218,12 +214,12 @@ def look(name: str, root: Path, out: Path) -> None:
     """Write the sheet, print the table.
 
     Raises:
-        NotOurs: `out` is another program's.
+        PansError: `out` is another program's.
         BadSample: some labels cannot be read, after all else is done.
         DatasetNotFound: not one split is there.
     """
     if out.exists() and not _is_ours(out):
-        raise NotOurs(f"{out} is there and is no sheet of this program; name another --out")
+        raise PansError(f"{out} is there and is no sheet of this program; name another --out")
     splits = _splits_there(name, root)
     counts = [count(pictures) for pictures in splits]
     print(table(counts))
@@ -260,6 +256,14 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
+def _named_png(out: Path | None, dataset: str) -> Path:
+    """Where the sheet goes: in a folder under its usual name; .png is appended where it lacks."""
+    usual = f"look_{dataset}.png"
+    if out is None or out.is_dir():
+        return Path(usual) if out is None else out / usual
+    return out if out.suffix.lower() == ".png" else out.with_name(f"{out.name}.png")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(
@@ -274,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="the sheet, a PNG (default: look_DATASET.png)")
     options = parser.parse_args(arguments)
-    out = options.out or Path(f"look_{options.dataset}.png")
+    out = _named_png(options.out, options.dataset)
     return exit_code(lambda: look(options.dataset, options.data_root, out))
 
 

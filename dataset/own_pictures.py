@@ -1,5 +1,6 @@
-"""Pictures and videos of the user's own, as inputs of the network: no labels, no data set."""
+"""The user's own pictures and videos as inputs of the network, without labels."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,10 +21,14 @@ from utils.reading import Unreadable, files_below, require_file
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 _SUFFIXES = (*PICTURE_SUFFIXES, *FOREIGN_SUFFIXES, *VIDEO_SUFFIXES)
+_LABEL_WORD = re.compile(
+    "labels?|label?led|(train|val|test)?annot|annotations?|masks?|segmentations?|gt(fine|coarse)?|"
+    "groundtruth"
+)
 _USUAL_FRAME_RATE = 25
-# Where a display matrix ((a, b), (c, d)) puts the axes: x' = a x + c y, y' = b x + d y.
+# By display matrix (a, b, c, d): x' = a x + c y, y' = b x + d y.
 _TURNS = {
-    (0, 1, -1, 0): Image.Transpose.ROTATE_270,  # Pillow counts anticlockwise
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,  # Pillow rotates anticlockwise
     (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
     (0, -1, 1, 0): Image.Transpose.ROTATE_90,
     (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,7 +40,7 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Source:
-    """A picture or a video; `name` is what its results are called, without a suffix."""
+    """A picture or a video; `name` is the name of its results, without a suffix."""
 
     path: Path
     name: str
@@ -46,11 +51,11 @@ class Source:
 
 
 class PictureSample(NamedTuple):
-    """A picture at every scale it is looked at.
+    """A picture at every scale.
 
     Attributes:
-        name: of its results.
-        images: one (3, h, w) uint8 RGB tensor a scale.
+        name: the name of its results.
+        images: one (3, h, w) uint8 RGB tensor per scale.
         picture: (H, W, 3) uint8 RGB, upright.
     """
 
@@ -60,16 +65,16 @@ class PictureSample(NamedTuple):
 
 
 def find_sources(paths: Sequence[str], without: Path) -> tuple[list[Source], list[Unreadable]]:
-    """Files as they are named, and all pictures and videos below the folders, in order.
+    """Find the files that are named, and all pictures and videos below the folders, in order.
 
-    A file's results go by its name, those of a file in a folder by its path in that folder; a
-    name that is taken gets a number. What `utils.pictures.files_below` leaves out is not there.
+    Results are named after the file, or after its path inside the folder; a name that is taken
+    gets a number. Files that `utils.reading.files_below` skips are not found.
 
     Args:
-        without: a folder to leave out: that of the results.
+        without: a folder to leave out, that of the results.
 
     Returns:
-        What was found, and what was not.
+        The sources, and an error per path without any.
     """
     found: list[tuple[Path, str]] = []
     problems: list[Unreadable] = []
@@ -78,10 +83,10 @@ def find_sources(paths: Sequence[str], without: Path) -> tuple[list[Source], lis
         if not path.exists():
             problems.append(Unreadable(f"{path} does not exist"))
         elif path.is_dir() and path.resolve().is_relative_to(without.resolve()):
-            problems.append(Unreadable(f"{path} is where the results go; name another --out"))
+            problems.append(Unreadable(f"{path} is the output folder; choose another --out"))
         elif not files:
             known = ", ".join((*PICTURE_SUFFIXES, *VIDEO_SUFFIXES))
-            problems.append(Unreadable(f"{path} holds no picture and no video ({known})"))
+            problems.append(Unreadable(f"{path} contains no picture or video ({known})"))
         else:
             for file in files:
                 relative = file.relative_to(path) if path.is_dir() else Path(file.name)
@@ -90,11 +95,11 @@ def find_sources(paths: Sequence[str], without: Path) -> tuple[list[Source], lis
 
 
 def _named(found: Sequence[tuple[Path, str]]) -> list[Source]:
-    """Sources of names that differ: those of videos also from the folders in others' names."""
+    """Sources with unique names; a video's name also differs from the folders in other names."""
     sources = [Source(path, name) for path, name in found]
     names: set[str] = set()
     folders: set[str] = set()
-    # Pictures first: the folder of a video's frames, its name, shall be none of theirs.
+    # Pictures first: a video's name becomes the folder of its frames, which must not be theirs.
     for index in sorted(range(len(sources)), key=lambda index: sources[index].is_video):
         source = sources[index]
         name = _free_name(source.name, names | folders if source.is_video else names)
@@ -121,14 +126,75 @@ def _free_name(name: str, taken: set[str]) -> str:
     return candidate
 
 
+def without_label_maps(
+    sources: Sequence[Source], paths: Sequence[str]
+) -> tuple[list[Source], list[Source]]:
+    """Sources apart from the label maps among them, by the layouts in which data sets come.
+
+    A label map is a PNG whose folder or name says so (labels/1.png, 1_mask.png, 1.labels/) where a
+    picture begins with the same name, or a PNG of one channel beside a picture of its own name and
+    another suffix. A file that `paths` names itself is none.
+
+    Returns:
+        The sources that are left, and the label maps.
+    """
+    said = {source: _says_label(source.name) for source in sources}
+    pictures = {
+        _stem(source.name).removesuffix("_leftImg8bit")
+        for source in sources
+        if not said[source] and not source.is_video
+    }
+    places = {source.path.with_suffix("") for source in sources if not _is_png(source)}
+    named = {Path(path) for path in paths}
+
+    def is_label_map(source: Source) -> bool:
+        if not _is_png(source) or source.path in named:
+            return False
+        if said[source]:
+            return not pictures.isdisjoint(_beginnings(source.name))
+        return source.path.with_suffix("") in places and _has_one_channel(source.path)
+
+    labels = [source for source in sources if is_label_map(source)]
+    return [source for source in sources if source not in labels], labels
+
+
+def _is_png(source: Source) -> bool:
+    return source.path.suffix.lower() == ".png"
+
+
+def _says_label(name: str) -> bool:
+    return any(_LABEL_WORD.fullmatch(word) for word in re.split(r"[^a-z0-9]+", name.lower()))
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _beginnings(name: str) -> set[str]:
+    """The names that pictures of a label map may have: 1_b of 1_b_mask, x/1_b.labels/mask."""
+    *_, folder, stem = f"/{name}".split("/")
+    found = {folder.removesuffix(".labels")} if folder.endswith(".labels") else set()
+    for whole in (stem, stem.partition("_")[2]):  # Fishyscapes numbers its label maps in front
+        found |= {whole, *(whole[: cut.start()] for cut in re.finditer(r"[^A-Za-z0-9]", whole))}
+    return found - {""}
+
+
+def _has_one_channel(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return len(picture.getbands()) == 1
+    except (OSError, ValueError, SyntaxError):  # told when it is read
+        return False
+
+
 def without_support(sources: Sequence[Source]) -> list[Unreadable]:
-    """The videos among the sources, each an error, where PyAV is not installed; else none."""
+    """An error per video among the sources if PyAV is not installed."""
     if find_spec("av") is not None:
         return []
     return [
         Unreadable(
             f"{source.path} is a video, and the optional package av, which reads videos, is not "
-            "installed; pip install -e '.[video]'"
+            "installed: pip install -e '.[video]'"
         )
         for source in sources
         if source.is_video
@@ -136,12 +202,12 @@ def without_support(sources: Sequence[Source]) -> list[Unreadable]:
 
 
 def video_frames(path: Path, step: int, first: int = 0) -> Iterator[tuple[int, Image.Image]]:
-    """(number, RGB picture) of every `step`-th frame of the first video stream, from `first` on.
+    """Yield (number, RGB picture) of every `step`-th frame of the first video stream.
 
-    Frames are turned upright as the video's display matrix says.
+    Starts at frame `first`. Frames are turned upright according to the display matrix.
 
     Raises:
-        Unreadable: it cannot be decoded, from the start or any further, or its frames are tiny.
+        Unreadable: the video cannot be decoded, at the start or later, or its frames are tiny.
     """
     import av  # optional, see without_support
 
@@ -155,12 +221,12 @@ def video_frames(path: Path, step: int, first: int = 0) -> Iterator[tuple[int, I
     except (av.FFmpegError, OSError) as error:
         where = "" if number < 0 else f" after frame {number}"
         raise Unreadable(
-            f"{path} cannot be decoded{where} ({error}); it may be cut off, copy it again"
+            f"{path} cannot be decoded{where} ({error}); it may be truncated, copy it again"
         ) from error
 
 
 def frame_rate(path: Path) -> Fraction:
-    """Frames a second of the first video stream; 25 if the video does not tell."""
+    """Frames per second of the first video stream; 25 if the file does not say."""
     import av  # optional, see without_support
 
     try:
@@ -173,7 +239,7 @@ def frame_rate(path: Path) -> Fraction:
 
 
 def _all_frames(path: Path, container: Any) -> Iterator[Any]:
-    """All frames of the first video stream; at the end, whether they are as many as announced."""
+    """All frames of the first video stream; raises at the end if there are fewer than announced."""
     if not container.streams.video:
         if container.streams.audio:
             raise Unreadable(f"{path} holds sound alone and no picture; take it away")
@@ -187,7 +253,7 @@ def _all_frames(path: Path, container: Any) -> Iterator[Any]:
             yield frame
     if not packets:
         raise Unreadable(f"{path} holds no frame; copy it again")
-    # Some formats tell the number of frames, the others the duration, of the longest stream.
+    # Some formats store the number of frames, others the duration of the longest stream.
     expected = (container.duration or 0) / 1_000_000 if len(container.streams) == 1 else 0.0
     if packets < stream.frames:
         raise Unreadable(f"{path} is cut off: {packets} of {stream.frames} frames; copy it again")
@@ -213,7 +279,7 @@ def _upright(path: Path, frame: Any) -> Image.Image:
 
 
 def picture_sample(name: str, picture: Image.Image, *, multi_scale: bool) -> PictureSample:
-    """A decoded picture at the scales of the test: five, or the largest of them alone."""
+    """A decoded picture at the five scales of the test, or at the largest alone."""
     return PictureSample(name, scaled_images(picture, _scales(multi_scale)), byte_tensor(picture))
 
 
@@ -222,7 +288,7 @@ def _scales(multi_scale: bool) -> tuple[float, ...]:
 
 
 class Pictures(Dataset[PictureSample | Unreadable]):
-    """Pictures as samples; one that cannot be read is the error, so that the others go on."""
+    """Pictures as samples; for an unreadable one the item is the error, and the rest go on."""
 
     def __init__(self, sources: Sequence[Source], *, multi_scale: bool) -> None:
         self.sources, self.multi_scale = sources, multi_scale
@@ -250,10 +316,10 @@ def samples_of(
     rank: int,
     world_size: int,
 ) -> Iterator[PictureSample | Unreadable]:
-    """This process's share of all pictures, then of the videos' frames; errors among them.
+    """This process's share of the pictures, then of the videos' frames, errors included.
 
-    A frame's name is NAME/000000 and on. Every process decodes the videos whole, and tells what is
-    wrong with them.
+    Frames are named NAME/000000 and so on. Every process decodes the whole videos and yields
+    their errors.
     """
     pictures = [source for source in sources if not source.is_video][rank::world_size]
     if pictures:

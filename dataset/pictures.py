@@ -1,4 +1,4 @@
-"""Image and label files to PIL pictures; whatever is wrong with a file is one line naming it."""
+"""Read image and label files; every fault is an error of one line that names the file."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,51 +6,42 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataset.decoded import read_copy
 from dataset.description import DatasetInfo
 from utils import pictures
 from utils.pictures import read_picture
 from utils.reading import Unreadable
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
-# Pillow keeps so many blocks of memory (of 16 MB at most) for the next picture. Without them the
-# system hands out fresh pages for each, 1700 of them for a training input of StreetHazards.
+# Number of memory blocks (of up to 16 MB) that Pillow keeps for the next picture. Without them the
+# system allocates fresh pages for each: 1700 per training input of StreetHazards.
 Image.core.set_blocks_max(4)
 
 
-class BadSample(Unreadable):
-    """A file of the data set cannot be used."""
+BadSample = Unreadable
+"""A file of the data set cannot be used."""
 
 
 def read_image(path: Path, info: DatasetInfo) -> Image.Image:
-    """Read a picture as RGB, alpha dropped, upright.
-
-    Raises:
-        BadSample: as `utils.pictures.read_picture`.
-    """
-    try:
-        return read_picture(path, IMAGE_FORMATS, info.remedy)
-    except Unreadable as error:
-        raise BadSample(str(error)) from error
+    """`utils.pictures.read_picture` of a data set's image, or its decoded copy if there is one."""
+    return read_copy(path) or read_picture(path, IMAGE_FORMATS, info.remedy)
 
 
 def read_label(path: Path, info: DatasetInfo, *, with_anomalies: bool) -> Image.Image:
-    """Read a label map and turn the file's values into indices, as `info.index_of` has it.
+    """Read a label map and map the file's values to indices by `info.index_of`.
 
     Raises:
-        BadSample: as `utils.pictures.read_label`, or it holds a value that the data set does not
-            have, or that marks an anomaly without `with_anomalies`.
+        BadSample: see `utils.pictures.read_label`; or it contains a value that the data set does
+            not have, or an anomaly although not `with_anomalies`.
     """
-    try:
-        label = pictures.read_label(path, remedy=info.remedy)
-    except Unreadable as error:
-        raise BadSample(str(error)) from error
+    label = pictures.read_label(path, remedy=info.remedy)
     _check_values(path, label, info, with_anomalies)
     return label.point(info.lookup)
 
 
 def _check_values(path: Path, label: Image.Image, info: DatasetInfo, with_anomalies: bool) -> None:
     allowed = info.test_values if with_anomalies else info.training_values
-    # Mostly the highest value tells; it takes a quarter of the histogram's time.
+    # Usually the highest value suffices; it takes a quarter of the histogram's time.
     if allowed[-1] == len(allowed) - 1 and np.asarray(label).max() < len(allowed):
         return
     histogram = label.histogram()
@@ -64,7 +55,7 @@ def _check_values(path: Path, label: Image.Image, info: DatasetInfo, with_anomal
 
 
 def _ranges(values: Iterable[int]) -> str:
-    """Rising whole numbers -> words, such as "0..15, 255"."""
+    """Format sorted integers, such as "0..15, 255"."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][-1] + 1:

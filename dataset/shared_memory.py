@@ -1,4 +1,4 @@
-"""Shared memory (/dev/shm), through which loader processes hand over their samples."""
+"""Shared memory (/dev/shm), in which loader workers pass their samples."""
 
 import contextlib
 import math
@@ -15,29 +15,29 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 SHARED_MEMORY = Path("/dev/shm")
-MOST_READY = 2  # samples that each process keeps ready, torch's default
-TAKEN = 2  # samples beside those: the network has one, the metrics of the one before are at work
+MOST_READY = 2  # samples prefetched per worker, torch's default
+TAKEN = 2  # further samples: one in the network, and the previous one in the metrics
 LOOKED_AT = 16
 
 Sample = TypeVar("Sample")
 
 
 class Workers(NamedTuple):
-    """Loader processes, and how many samples each of them keeps ready."""
+    """Number of loader processes, and the samples that each of them prefetches."""
 
     processes: int
     ready: int
 
 
 def fitting_workers(wanted: int, sample_bytes: int, *, tells: bool) -> Workers:
-    """As many loader processes, up to `wanted`, as the free shared memory has room for.
+    """Limit the loader processes to the free shared memory.
 
-    Without any, the program reads its samples itself and needs none of this memory.
+    With 0 processes the main process reads the samples, which needs no shared memory.
 
     Args:
-        wanted: processes.
-        sample_bytes: of one sample, as large as they get.
-        tells: whether to say on stderr that they are fewer; once.
+        wanted: number of processes.
+        sample_bytes: size of the largest sample.
+        tells: whether to print a note, once, if there are fewer.
     """
     fewer = [Workers(processes, 1) for processes in range(wanted, -1, -1)]
     choices = [Workers(wanted, MOST_READY), *fewer]
@@ -66,7 +66,7 @@ def _tell(note: str) -> None:
 
 
 def free_bytes() -> int | None:
-    """This process's share of what is left, None where the system has no such folder."""
+    """This process's share of the free shared memory; None if the system has no such folder."""
     try:
         status = os.statvfs(SHARED_MEMORY)
     except OSError:
@@ -75,25 +75,25 @@ def free_bytes() -> int | None:
 
 
 def largest_size(files: Sequence[Path]) -> tuple[int, int]:
-    """(height, width) of the largest of some of the pictures, (0, 0) without any.
+    """(height, width) of the largest picture; (0, 0) if there are none.
 
-    Only the headers of some files are read, evenly spaced.
+    Only the headers of some evenly spaced files are read.
     """
     sizes = [(0, 0)]
     for path in files[:: max(1, len(files) // LOOKED_AT)]:
-        if not path.is_file():  # such as a named pipe, whose opening would wait
+        if not path.is_file():  # opening a named pipe would block
             continue
-        # What is wrong with a file is told when it is its turn.
+        # Unreadable files are reported when they are read as samples.
         with contextlib.suppress(Exception), Image.open(path) as picture:
             sizes.append((picture.height, picture.width))
     return max(sizes, key=math.prod)
 
 
 def in_shared_memory(sample: Sample) -> Sample:
-    """Moves the tensors of a sample to shared memory in a loader process; elsewhere does nothing.
+    """In a loader process, move the tensors of a sample to shared memory.
 
-    torch does it too, but in a thread that prints its errors and leaves the program waiting for
-    the sample. From here they reach the program.
+    torch does this too, but in a thread that only prints its errors, so that the program waits
+    forever for the sample. Errors raised here reach the program.
     """
     if get_worker_info() is not None and isinstance(sample, tuple):
         for value in chain.from_iterable(

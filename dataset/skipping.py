@@ -1,4 +1,4 @@
-"""Samples that cannot be read, left out and remembered: --skip_bad_files."""
+"""Skip samples that cannot be read, and keep a list of them: --skip_bad_files."""
 
 import torch
 from PIL import Image
@@ -8,28 +8,28 @@ from dataset.pictures import BadSample
 
 
 class SampleReader:
-    """Reads a split's samples; those that cannot be read are errors, or left out and remembered.
+    """Reads a split's samples and, with `skip_bad_files`, records the unreadable ones.
 
     Args:
-        pictures: without transforms.
-        skip_bad_files: whether `read` gives None for such a sample instead of raising.
+        pictures: the data set, without transforms.
+        skip_bad_files: whether `read` returns None for an unreadable sample instead of raising.
     """
 
     def __init__(self, pictures: SegmentationDataset, skip_bad_files: bool) -> None:
         self.pictures = pictures
         self._is_bad: torch.Tensor | None = None
         if skip_bad_files:
-            # Loader workers hold copies of all else; this they share.
+            # Shared with the loader workers, which have copies of everything else.
             self._is_bad = torch.zeros(len(pictures), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def read(self, index: int) -> tuple[Image.Image, Image.Image] | None:
-        """The image and the label of a sample.
+        """Read the image and the label of a sample; None if it is skipped.
 
         Raises:
-            BadSample: a file of the sample cannot be used, and is not to be skipped.
+            BadSample: a file of the sample cannot be used, without `skip_bad_files`.
         """
         try:
             return self.pictures[index]
@@ -40,15 +40,15 @@ class SampleReader:
             return None
 
     def skipped(self) -> list[str]:
-        """What is wrong with each sample that was left out, by reading it once more."""
+        """One line per skipped sample, with its error, found by reading it again."""
         if self._is_bad is None:
             return []
         return [self._problem(index) for index in self._is_bad.nonzero().flatten().tolist()]
 
     def nothing_readable(self) -> BadSample:
-        """The error for a split of which no process could read a sample."""
+        """The error for a split without any readable sample."""
         return BadSample(
-            f"{self.pictures.source}: not one of its {len(self)} samples can be read, the first: "
+            f"{self.pictures.source}: none of its {len(self)} samples can be read, the first: "
             f"{self._problem(0)}"
         )
 

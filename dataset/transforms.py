@@ -1,7 +1,7 @@
-"""From a decoded picture and its label map to the tensors of the network.
+"""From a decoded picture and its label map to input tensors.
 
-Random transforms are called as `transform(image, label, rng)`: all chance comes from `rng`, so
-that a sample can be drawn again anywhere from the state of one generator.
+Random transforms are called as `transform(image, label, rng)` and draw all random numbers from
+`rng`, so that a sample can be reproduced from the state of one generator.
 """
 
 import random
@@ -23,11 +23,11 @@ SIZE_MULTIPLE = 8
 
 
 class Sample(NamedTuple):
-    """An input of the network, which normalises it itself, and its truth.
+    """An input of the network, which does the normalisation itself, and its label.
 
     Attributes:
         image: (3, H, W) uint8 RGB.
-        label: (H, W) uint8, class indices, 255 to ignore.
+        label: (H, W) uint8, class indices, 255 ignored.
     """
 
     image: Tensor
@@ -41,7 +41,7 @@ def random_scale(image: Image.Image, label: Image.Image, rng: random.Random) -> 
 
 
 def _resized(image: Image.Image, label: Image.Image, size: tuple[int, int]) -> Pair:
-    """Both at (height, width) `size`: bilinear, and the label's nearest pixel."""
+    """Resize both to (height, width) `size`: image bilinear, label nearest neighbour."""
     return (
         image.resize(size[::-1], Image.Resampling.BILINEAR),
         label.resize(size[::-1], Image.Resampling.NEAREST),
@@ -49,9 +49,9 @@ def _resized(image: Image.Image, label: Image.Image, size: tuple[int, int]) -> P
 
 
 def random_crop(image: Image.Image, label: Image.Image, rng: random.Random, size: int) -> Pair:
-    """Cut a square of `size` pixels at a random place, padding what is too small before.
+    """Crop a random square of `size` pixels, after padding images that are too small.
 
-    A side shorter than `size` pads all four sides by half of what it lacks, the width first.
+    If a side is shorter than `size`, all four sides are padded by half the difference; width first.
     """
     for side in (0, 1):
         if image.size[side] < size:
@@ -65,7 +65,7 @@ def random_crop(image: Image.Image, label: Image.Image, rng: random.Random, size
 
 
 def random_flip(image: Image.Image, label: Image.Image, rng: random.Random) -> Pair:
-    """Mirror both left to right, one time in two."""
+    """Flip both horizontally with probability 1/2."""
     if rng.random() < 0.5:
         return ImageOps.mirror(image), ImageOps.mirror(label)
     return image, label
@@ -98,7 +98,7 @@ def scaled_images(image: Image.Image, scales: Sequence[float]) -> list[Tensor]:
     """Resize one decoded image to each test scale.
 
     Returns:
-        One (3, h, w) uint8 tensor a scale.
+        One (3, h, w) uint8 tensor per scale.
     """
     sizes = [scaled_size(image.height, image.width, scale) for scale in scales]
     return [byte_planes(image.resize(size[::-1], Image.Resampling.BILINEAR)) for size in sizes]

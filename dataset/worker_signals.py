@@ -1,4 +1,4 @@
-"""Loader processes, made ready for what signals and shortages do to them."""
+"""How loader workers react to signals and to a lack of file descriptors."""
 
 import multiprocessing.queues
 import os
@@ -10,20 +10,20 @@ from utils.parent import end_with_parent
 
 
 def prepare_worker(worker: int) -> None:
-    """What every loader process does first; it ends with its parent, however that ends."""
+    """Initialise a loader worker; it will exit with its parent, however that ends."""
     end_with_parent()
     only_parent_ends()
-    # A sample that can't be sent, for want of open files, would leave the program waiting for it.
+    # If a sample cannot be sent (too many open files), the program would wait for it forever.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(  # type: ignore[attr-defined]
         lambda error, sample: os._exit(1)
     )
 
 
 def only_parent_ends() -> None:
-    """Have this loader process ignore signals to a run, and SIGTERM from anyone but its parent.
+    """Ignore signals that are meant for the run, and SIGTERM from anyone but the parent.
 
-    A terminal, SLURM and torch's launcher send them to the whole group of processes, and a run
-    that is told to end still needs its loader for the last step.
+    A terminal, SLURM and torch's launcher send signals to the whole process group, and a run that
+    is told to stop still needs its loader for the last step.
     """
     for number in (*ENDING_SIGNALS, SAVING_SIGNAL):
         signal.signal(number, signal.SIG_IGN)

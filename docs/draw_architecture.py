@@ -26,7 +26,7 @@ def box(axes: Axes, centre: Point, width: float, colour: str, title: str, words:
 
 
 def arrow(axes: Axes, start: Point, end: Point, words: str = "", style: str = "-") -> None:
-    """An arrow with a tensor's shape above it, or beside it where it points up or down."""
+    """An arrow with a tensor's shape above it, or beside it if it points up or down."""
     axes.add_patch(
         FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, ls=style, color="#303030")
     )
@@ -38,7 +38,7 @@ def arrow(axes: Axes, start: Point, end: Point, words: str = "", style: str = "-
 
 
 def frame(axes: Axes, corner: Point, width: float, height: float, words: str) -> None:
-    """A dashed frame around what belongs together, named at its top left."""
+    """A dashed frame around a group, with its name at the top left."""
     shape = FancyBboxPatch(
         corner,
         width,
@@ -95,7 +95,7 @@ def draw_head_and_scores(axes: Axes) -> None:
 
 
 def draw() -> Figure:
-    """The network from the image to its two maps; what only training has is dashed."""
+    """The network from the image to its two maps; the training-only parts are dashed."""
     figure = Figure(figsize=(16.8, 8.2), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, 16.8), ylim=(0.1, 8.3))
@@ -105,9 +105,7 @@ def draw() -> Figure:
     draw_body(axes)
     draw_head_and_scores(axes)
     box(axes, (12.36, 7.5), 2.6, TRAINING, "cbr_deepsup", "3 x 3 to 512\nnorm, dropout 0.1")
-    box(
-        axes, (8.6, 7.5), 2.6, TRAINING, "cls_deepsup", "prototypes of its own\n0.4 x cross-entropy"
-    )
+    box(axes, (8.6, 7.5), 2.6, TRAINING, "cls_deepsup", "own prototypes\n0.4 x cross-entropy")
     arrow(axes, (12.36, 5.63), (12.36, 6.87), style="--")
     arrow(axes, (11.06, 7.5), (9.9, 7.5), "512, H/8", style="--")
     axes.text(12.5, 6.6, "in training only", fontsize=12, color="#505050")

@@ -1,4 +1,4 @@
-"""docs/teaser.png: three evenly spaced test images of the demo, not picked by their metrics.
+"""Draw docs/teaser.png: three evenly spaced test images of the demo, not picked by their metrics.
 
 make demo
 python docs/draw_teaser.py
@@ -21,7 +21,7 @@ ROWS = 3
 
 
 def draw(checkpoint: Path, data: Path) -> Picture:
-    """A row an image, titles above each and one legend below all."""
+    """One row per image, with titles above each and one legend at the bottom."""
     model = hubconf.pans(checkpoint)
     pictures = open_dataset("streethazards", data, "test")
     rows: list[Picture] = []

@@ -1,11 +1,10 @@
-"""Metrics of anomaly segmentation: pure functions on arrays and tensors, and the small states
-that collect them over a data set.
+"""Metrics of anomaly segmentation: pure functions on arrays and tensors, and small accumulators
+over a data set.
 """
 
 from metrics.anomaly import (
     AnomalyMetrics,
     InvalidScores,
-    OneKindOfPixel,
     image_anomaly_metrics,
     populations,
 )
@@ -25,7 +24,6 @@ __all__ = [
     "AnomalyMetrics",
     "ConfusionMatrix",
     "InvalidScores",
-    "OneKindOfPixel",
     "PooledCounts",
     "PooledMetrics",
     "ScoreHistogram",

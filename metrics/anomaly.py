@@ -1,6 +1,7 @@
 """Exact AUROC, AUPR and FPR95 of one anomaly score map."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -14,25 +15,81 @@ _CELL_BITS = 18
 
 
 class InvalidScores(PansError):
-    """Scores that are NaN or infinite, and so have no rank."""
+    """Scores that are NaN or infinite, and so cannot be ranked."""
 
 
-class OneKindOfPixel(PansError):
-    """A map that holds only normal or only anomalous pixels, and so has no curve."""
+@dataclass(frozen=True)
+class Ranks:
+    """The curve of one score map, which changes only at its P anomalous scores a_1 <= a_2 <= ...
+
+    Each of them gives the threshold "score >= a_i", its true positives and its false positives.
+
+    anomalous: (P,) sorted scores. below, not_above: (P,) how many normal scores lie below, and not
+    above, each. negatives: how many normal scores there are.
+    """
+
+    anomalous: Array
+    below: Array
+    not_above: Array
+    negatives: int
+
+
+def _auroc(ranks: Ranks) -> float:
+    """P(anomalous > normal) + P(anomalous = normal) / 2 for a random pair of pixels."""
+    wins = int((ranks.below + ranks.not_above).sum())
+    return wins / (2 * len(ranks.anomalous) * ranks.negatives)
+
+
+def _average_precision(ranks: Ranks) -> float:
+    """The sum over thresholds of (recall step) x precision."""
+    backend, anomalous = _backend(ranks.anomalous), ranks.anomalous
+    first_of_tie = backend.searchsorted(anomalous, anomalous, side="left")
+    true_positives = backend.asarray(len(anomalous) - first_of_tie, dtype=backend.float64)
+    false_positives = ranks.negatives - ranks.below
+    return float((true_positives / (true_positives + false_positives)).mean())
+
+
+def _fpr_at_nearest_recall(ranks: Ranks) -> float:
+    """The false positive rate where |recall - 0.95| is smallest; ties go to the higher recall.
+
+    Among thresholds with equal recall, the lowest is taken (most false positives); at full recall
+    the highest.
+    """
+    anomalous, negatives = ranks.anomalous, ranks.negatives
+    positives = len(anomalous)
+    at_95 = anomalous[positives // 20 : positives // 20 + 1]
+    missed = [
+        int(_backend(anomalous).searchsorted(anomalous, at_95, side=side)[0])
+        for side in ("left", "right")
+    ]
+    # The distance stays in float64, as in the published code, so that ties are resolved alike.
+    nearest = min(
+        (count for count in missed if count < positives),
+        key=lambda count: abs((positives - count) / positives - 0.95),
+    )
+    above = negatives - int(ranks.not_above[nearest - 1] if nearest else ranks.below[0])
+    return above / negatives
+
+
+def _per_image(name: str, function: Callable[[Ranks], float]) -> Any:
+    """A metric by its name in results.json; a fraction of `Ranks`."""
+    return field(metadata={"name": name, "function": function})
 
 
 @dataclass(frozen=True)
 class AnomalyMetrics:
-    """Threshold-free metrics as fractions in [0, 1].
+    """Threshold-free metrics of one score map as fractions in [0, 1], each with its function.
 
-    auroc: P(anomalous > normal) + P(anomalous = normal) / 2 for a random pair of pixels.
-    aupr: average precision, the sum over thresholds of (recall step) x precision.
-    fpr95: false positive rate at the threshold whose recall is nearest to 0.95.
+    What is reported of each image follows from these rows: results.json, tables, per_image.csv.
     """
 
-    auroc: float
-    aupr: float
-    fpr95: float
+    auroc: float = _per_image("AUROC", _auroc)
+    aupr: float = _per_image("AUPR", _average_precision)
+    fpr95: float = _per_image("FPR95", _fpr_at_nearest_recall)
+
+
+PER_IMAGE = {one.metadata["name"]: one.name for one in fields(AnomalyMetrics)}
+"""Name in results.json -> field of `AnomalyMetrics`."""
 
 
 def image_anomaly_metrics(
@@ -41,14 +98,14 @@ def image_anomaly_metrics(
     """Exact metrics of one score map; equal scores share one threshold.
 
     Args:
-        scores: any shape, floats of up to 64 bits or integers, in their own precision; higher =
-            more anomalous. A CUDA tensor of floats is evaluated on its device.
+        scores: any shape, floats of up to 64 bits or integers, ranked in their own precision;
+            higher = more anomalous. A CUDA tensor of floats is evaluated on its device.
         is_anomaly: bool, the shape of `scores`.
-        valid: bool, the shape of `scores`; pixels where it is False count as neither kind.
+        valid: bool, the shape of `scores`; pixels where it is False are ignored.
 
     Raises:
-        InvalidScores: a counted score is NaN or infinite.
-        OneKindOfPixel: no anomalous or no normal pixel is counted.
+        InvalidScores: the score of a valid pixel is NaN or infinite.
+        PansError: there is no valid anomalous or no valid normal pixel.
 
     >>> scores = np.array([[0.9, 0.8, 0.8], [0.4, 0.1, 0.8]])
     >>> is_anomaly = np.array([[True, True, False], [True, False, False]])
@@ -62,10 +119,10 @@ def image_anomaly_metrics(
 def populations(
     scores: Array, is_anomaly: Array, valid: Array | None = None
 ) -> tuple[Array, Array]:
-    """The counted scores as (anomalous, normal), both 1-D: arrays, or tensors on a CUDA device.
+    """The scores of valid pixels as (anomalous, normal), both 1-D: arrays, or CUDA tensors.
 
     Raises:
-        InvalidScores: a counted score is NaN or infinite.
+        InvalidScores: the score of a valid pixel is NaN or infinite.
         ValueError: the shapes differ.
 
     >>> populations(np.array([0.1, 0.9, 0.5]), np.array([False, True, False]))
@@ -91,41 +148,33 @@ def populations(
 def ranking_metrics(anomalous: Array, normal: Array) -> AnomalyMetrics:
     """Exact metrics of two 1-D populations of finite scores, as `populations` returns them.
 
-    With P anomalous scores a_1 <= a_2 <= ..., the curve only changes at those: each gives the
-    threshold "score >= a_i", its true positives and its false positives.
-
     Raises:
-        OneKindOfPixel: a population is empty.
+        PansError: a population is empty.
     """
     positives, negatives = len(anomalous), len(normal)
     if not positives or not negatives:
-        raise OneKindOfPixel(
+        raise PansError(
             f"{positives} anomalous and {negatives} normal pixels are counted; "
             "per-image metrics need both kinds"
         )
-    backend = _backend(anomalous)
     anomalous = _sorted(anomalous)
-    below, not_above = _normal_ranks(normal, anomalous)
-    first_of_tie = backend.searchsorted(anomalous, anomalous, side="left")
-    true_positives = backend.asarray(positives - first_of_tie, dtype=backend.float64)
-    false_positives = negatives - below
+    ranks = Ranks(anomalous, *_normal_ranks(normal, anomalous), negatives)
     return AnomalyMetrics(
-        auroc=int((below + not_above).sum()) / (2 * positives * negatives),
-        aupr=float((true_positives / (true_positives + false_positives)).mean()),
-        fpr95=_fpr_at_nearest_recall(anomalous, below, not_above, negatives),
+        **{one.name: one.metadata["function"](ranks) for one in fields(AnomalyMetrics)}
     )
 
 
 def _normal_ranks(normal: Array, anomalous: Array) -> tuple[Array, Array]:
-    """How many normal scores lie below, and not above, each of the sorted `anomalous` scores.
+    """For each of the sorted `anomalous` scores: how many normal scores are below it, and how many
+    are not above it.
 
-    Sorting every normal score would take most of the time. They are dropped into cells instead: a
-    cell without an anomalous score needs only its count, so only the rest is sorted. Cells keep
-    the order of the scores and equal scores share one: the ranks are exact.
+    Sorting all normal scores would take most of the time. They are binned into cells instead: of a
+    cell without an anomalous score only the count is needed, so only the other cells are sorted.
+    Cells are monotone in the score, and equal scores share one, so the ranks are exact.
     """
     backend = _backend(normal)
     anomalous_cells, normal_cells = _cells(anomalous, normal)
-    last = int(anomalous_cells[-1]) + 2  # the cells above are all alike
+    last = int(anomalous_cells[-1]) + 2  # the cells above need no distinction
     normal_cells = backend.clip(normal_cells, 0, last)
     is_mixed = backend.bincount(anomalous_cells, minlength=last + 1) > 0
     unmixed = backend.bincount(normal_cells, minlength=last + 1)
@@ -141,9 +190,9 @@ def _normal_ranks(normal: Array, anomalous: Array) -> tuple[Array, Array]:
 def _cells(anomalous: Array, normal: Array) -> tuple[Array, Array]:
     """int64 cells of the sorted anomalous and of the normal scores; 0 is below all anomalous ones.
 
-    Cells widen with the distance from one end of the anomalous scores, as the bit pattern of a
-    float does: that suits even scores, and those that crowd at this end, say at 0 or 1. Every step
-    is monotone, rounding included, which a logarithm is not.
+    Cells widen with the distance from one end of the anomalous scores, like the bit patterns of
+    floats: this suits uniform scores and scores concentrated at this end, say at 0 or 1. Every
+    step is monotone including its rounding; a logarithm would not be.
     """
     backend = _backend(normal)
     count = len(anomalous)
@@ -171,52 +220,27 @@ def _cells(anomalous: Array, normal: Array) -> tuple[Array, Array]:
     return cells(patterns), cells(bit_pattern(normal))
 
 
-def _fpr_at_nearest_recall(
-    anomalous: Array, below: Array, not_above: Array, negatives: int
-) -> float:
-    """The false positive rate where |recall - 0.95| is least; the higher recall wins a draw.
-
-    Of the thresholds that share a recall, the lowest counts (the most false positives); at full
-    recall the highest does.
-    """
-    positives = len(anomalous)
-    at_95 = anomalous[positives // 20 : positives // 20 + 1]
-    missed = [
-        int(_backend(anomalous).searchsorted(anomalous, at_95, side=side)[0])
-        for side in ("left", "right")
-    ]
-    # The distance stays in float64, as in the published code, so that draws end the same way.
-    nearest = min(
-        (count for count in missed if count < positives),
-        key=lambda count: abs((positives - count) / positives - 0.95),
-    )
-    above = negatives - int(not_above[nearest - 1] if nearest else below[0])
-    return above / negatives
-
-
 def to_numpy(array: Array) -> np.ndarray:
-    """A tensor of any device as an array, without a copy where it is on the CPU already."""
+    """Convert a tensor on any device to an array, without a copy if it is on the CPU."""
     return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
 
 
 def _backend(array: Array) -> Any:
-    """The module, numpy or torch, whose functions take `array`; the names used here are in both."""
+    """The module, numpy or torch, whose functions accept `array`."""
     return torch if isinstance(array, torch.Tensor) else np
 
 
 def _on_backend(array: Array) -> Array:
-    """Floats on CUDA stay; the rest becomes NumPy (its sort is the faster one)."""
+    """CUDA floats are kept; anything else becomes a NumPy array, whose sort is faster."""
     if isinstance(array, torch.Tensor) and array.is_cuda and array.dtype.is_floating_point:
         return array.detach().double() if array.element_size() < 4 else array.detach()
     return with_all_digits(array)
 
 
 def with_all_digits(scores: Array) -> np.ndarray:
-    """Scores of any real type as float32 or float64 on the CPU, without a copy where they are.
+    """Convert scores of any real type losslessly, to float32 or float64 on the CPU.
 
-    No digit is lost.
-
-    Integers that float64 can't tell apart become int64.
+    Integers that float64 cannot distinguish become int64. No copy is made if none is needed.
 
     Raises:
         InvalidScores: floats of more than 64 bits, or integers from 2^63 on.
@@ -232,16 +256,16 @@ def with_all_digits(scores: Array) -> np.ndarray:
     if kind in "iu" and size == 8 and scores.size:
         least, greatest = int(scores.min()), int(scores.max())
         if greatest >= 2**63:
-            raise InvalidScores(f"the anomaly scores go up to {greatest}; at most 2^63 - 1 can be")
+            raise InvalidScores(f"the anomaly scores go up to {greatest}; the limit is 2^63 - 1")
         if max(-least, greatest) > 2**53:
             return scores.astype(np.int64)
     if kind not in "iuf" or size > 8:
-        raise InvalidScores(f"anomaly scores are {scores.dtype}; make them float64")
+        raise InvalidScores(f"anomaly scores are {scores.dtype}; convert them to float64")
     return scores.astype(np.float64)
 
 
 def _mask_like(scores: Array, mask: Array) -> Array:
-    """`mask` as bool where `scores` lives."""
+    """`mask` as bool on the device of `scores`."""
     if scores.shape != mask.shape:
         raise ValueError(f"scores are {tuple(scores.shape)}, a mask is {tuple(mask.shape)}")
     if isinstance(scores, torch.Tensor):

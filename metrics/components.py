@@ -15,9 +15,9 @@ F1_LEVELS = np.linspace(0.25, 0.75, 11)
 
 @dataclass(frozen=True)
 class ComponentMatch:
-    """One image's components: float64 fractions.
+    """The components of one image, as float64 fractions.
 
-    siou: one for each true component. ppv: one for each predicted component.
+    siou: one per true component. ppv: one per predicted component.
     """
 
     siou: np.ndarray
@@ -26,7 +26,7 @@ class ComponentMatch:
 
 @dataclass(frozen=True)
 class ComponentScores:
-    """Means over all components of a data set, as fractions; None where there is no component.
+    """Means over all components of a data set, as fractions; None if there is no component.
 
     f1: 2 TP / (2 TP + FN + FP), mean over `F1_LEVELS`. At level t a true component is found (TP)
     when its sIoU is at least t and missed (FN) otherwise; a predicted one is false (FP) when its
@@ -47,7 +47,7 @@ def match_components(
     min_true_size: int = 0,
     true_components: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> ComponentMatch:
-    """Matches the predicted with the true anomalous components of one image.
+    """Match the predicted with the true anomalous components of one image.
 
     For a true component k, with K the union of the predicted components that touch k and A the
     pixels of other true components: sIoU(k) = |k and K| / |(k or K) without A|. For a predicted
@@ -57,9 +57,9 @@ def match_components(
         is_predicted: (H, W) bool; in the benchmark score > the threshold of the best pixel F1.
         is_anomaly: (H, W) bool.
         valid: (H, W) bool; pixels where it is False belong to no component.
-        min_predicted_size: smaller predicted components are dropped, as noise.
-        min_true_size: smaller true components are ignored, their pixels with them.
-        true_components: `connected_components(is_anomaly & valid)`, where they are known.
+        min_predicted_size: smaller predicted components are dropped as noise.
+        min_true_size: smaller true components are ignored along with their pixels.
+        true_components: `connected_components(is_anomaly & valid)`, if already computed.
 
     >>> predicted = np.array([[1, 1, 1, 0, 0, 1]], dtype=bool)
     >>> anomaly = np.array([[0, 1, 1, 1, 0, 0]], dtype=bool)
@@ -90,7 +90,7 @@ def match_components(
 def _overlaps(
     true: np.ndarray, predicted: np.ndarray, predicted_count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every true and predicted component that meet, numbered from 0, and how many pixels share."""
+    """Every overlapping pair of true and predicted components, from 0, and their shared pixels."""
     both = (true > 0) & (predicted > 0)
     pairs = (true[both] - np.int64(1)) * predicted_count + predicted[both] - 1
     pairs, pixels = np.unique(pairs, return_counts=True)
@@ -99,7 +99,7 @@ def _overlaps(
 
 
 def component_scores(matches: Sequence[ComponentMatch]) -> ComponentScores:
-    """The scores of a data set from the matches of its images, in their order.
+    """The scores of a data set from the matches of its images, in order.
 
     >>> match = ComponentMatch(siou=np.array([0.5]), ppv=np.array([0.75, 0.0]))
     >>> scores = component_scores([match])
@@ -119,7 +119,7 @@ def component_scores(matches: Sequence[ComponentMatch]) -> ComponentScores:
 
 
 def connected_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels the 8-connected components of a mask.
+    """Label the 8-connected components of a mask.
 
     Args:
         mask: (H, W) bool.
@@ -136,7 +136,7 @@ def connected_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     array([2, 2])
     """
     starts, ends, stride = _runs(mask)
-    # A run touches those of the next row that end at or after its start and begin by its end.
+    # A run touches the runs of the next row that end at or after its start and begin by its end.
     first = np.searchsorted(ends, starts + stride, side="left")
     last = np.searchsorted(starts, ends + stride, side="right")
     touching = np.maximum(last - first, 0)
@@ -154,7 +154,7 @@ def connected_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Start and end (exclusive) of every horizontal run, as positions in rows of `stride` pixels.
 
-    Rows are framed by an empty column on either side, so that runs never wrap around.
+    Rows are padded by an empty column on either side, so that runs never wrap around.
     """
     height, width = mask.shape
     framed = np.zeros((height, width + 2), dtype=bool)
@@ -164,7 +164,7 @@ def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _roots(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The least member of each one's set, where `first[i]` and `second[i]` share a set."""
+    """The smallest member of each element's set, where `first[i]` and `second[i]` share a set."""
     roots = np.arange(count)
     while True:
         least = np.minimum(roots[first], roots[second])
@@ -179,5 +179,5 @@ def _roots(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _sums(groups: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
-    """The sum of the values in each of the groups 0..count-1."""
+    """The sum of the values of each group 0..count-1."""
     return np.bincount(groups, weights=values, minlength=count).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Pooled metrics from counted scores, and how far off each can be."""
+"""Pooled metrics from counted scores, with error bounds."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,14 +6,14 @@ from functools import cached_property
 import numpy as np
 
 LARGEST_ERROR = 1e-4
-"""A pooled metric that may be farther off than this is counted once more, with better bins."""
+"""A pooled metric with a larger error bound is counted again with finer bins."""
 
-_MOST_PIECES = 1 << 16  # of one bin
+_MOST_PIECES = 1 << 16  # per bin
 
 
 @dataclass(frozen=True)
 class PooledMetrics:
-    """Pooled metrics as fractions; a `_bound` is the most by which its value can be off.
+    """Pooled metrics as fractions; a `_bound` is the largest possible error of its value.
 
     fpr95: at the recall nearest 0.95, the rule of `image_anomaly_metrics`.
     fpr_at_recall_95: at the highest threshold whose recall is at least 0.95.
@@ -42,16 +42,16 @@ class PooledMetrics:
 
     @property
     def is_sharp(self) -> bool:
-        """Whether no metric can be off by more than `LARGEST_ERROR` and no threshold at all."""
+        """Whether no metric's error exceeds `LARGEST_ERROR` and all thresholds are exact."""
         thresholds = self.recall_95_threshold_bound, self.best_f1_threshold_bound
         return self.largest_bound <= LARGEST_ERROR and not any(thresholds)
 
 
 @dataclass(frozen=True)
 class ThresholdCurve:
-    """The pixels called anomalous at falling thresholds, at most as many as were asked for.
+    """The true and false positives at K descending thresholds.
 
-    true_positives, false_positives: (K,) int64, rising; the last are all pixels of their kind.
+    true_positives, false_positives: (K,) int64, ascending; the last are all pixels of their kind.
     """
 
     true_positives: np.ndarray
@@ -59,27 +59,27 @@ class ThresholdCurve:
 
     @property
     def recall(self) -> np.ndarray:
-        """(K,) share of the anomalous pixels that are found; the true positive rate."""
+        """(K,) true positive rate."""
         return self.true_positives / self.true_positives[-1]
 
     @property
     def precision(self) -> np.ndarray:
-        """(K,) share of anomalous pixels among those called so."""
+        """(K,) share of true positives among all positives."""
         return self.true_positives / (self.true_positives + self.false_positives)
 
     @property
     def false_positive_rate(self) -> np.ndarray:
-        """(K,) share of the normal pixels that are called anomalous."""
+        """(K,) share of the normal pixels that are false positives."""
         return self.false_positives / self.false_positives[-1]
 
 
 @dataclass(frozen=True)
 class BinCurve:
-    """The threshold curve at every bin that holds an anomalous score, from the highest down.
+    """The threshold curve at every bin with an anomalous score, in descending order.
 
     step, tied: (K,) anomalous and normal pixels in the bin. true_positives, false_positives: those
-    at or above it. negatives: all normal pixels. is_exact: (K,) whether the bin holds one score
-    only.
+    at or above it. negatives: all normal pixels. is_exact: (K,) whether all scores in the bin are
+    equal.
     """
 
     step: np.ndarray
@@ -100,7 +100,7 @@ class BinCurve:
         return float(1 - lost / (2 * self.positives * self.negatives))
 
     def aupr(self) -> float:
-        """Average precision, the step rule."""
+        """Average precision (step rule)."""
         return self._weighted(self._precision(self.true_positives, self.false_positives))
 
     @cached_property
@@ -110,7 +110,7 @@ class BinCurve:
 
     @cached_property
     def nearest_recall_95(self) -> int:
-        """The bin whose recall is nearest 0.95, the higher recall of two."""
+        """The bin whose recall is nearest 0.95; ties go to the higher recall."""
         after = self.first_at_recall_95
         return min(
             (index for index in (after, after - 1) if index >= 0),
@@ -130,11 +130,11 @@ class BinCurve:
         return float(self.false_positives[self.first_at_recall_95] / self.negatives)
 
     def best_f1_candidates(self) -> np.ndarray:
-        """Where the threshold of the best F1 = 2 TP / (P + TP + FP) can lie; the first is it if
-        the bins hold one score each.
+        """The bins that can contain the threshold of the best F1 = 2 TP / (P + TP + FP). If each
+        bin has a single score, it is the first.
 
-        Inside a bin of several scores F1 is at most that of all its anomalous pixels without its
-        normal ones. A bin of one score is a candidate only if no higher one is as good.
+        Inside a bin of several scores, F1 is at most that of all its anomalous pixels without its
+        normal ones. A bin with a single score is a candidate only if no higher one is as good.
         """
         called = self.positives + self.true_positives + self.false_positives
         reached = self.true_positives / called
@@ -144,16 +144,16 @@ class BinCurve:
         return is_candidate.nonzero()[0]
 
     def best_f1(self) -> int:
-        """The bin at whose lower end F1 is best; the highest of equals."""
+        """The bin at whose lower end F1 is best; the highest among equals."""
         called = self.positives + self.true_positives + self.false_positives
         return int((self.true_positives / called).argmax())
 
     def auroc_bound(self) -> float:
-        """A tied pair counts 1/2 and should count 0 or 1; in a bin of one score it is a tie."""
+        """A pair in one bin counts 1/2 and may really count 0 or 1, unless the bin is exact."""
         return float(self._auroc_errors().sum())
 
     def aupr_bound(self) -> float:
-        """The most by which average precision can be off, over all orders of each bin's pixels."""
+        """The largest error of average precision over all orders of the pixels in each bin."""
         highest, lowest = self._aupr_limits()
         aupr = self.aupr()
         return max(self._weighted(highest) - aupr, aupr - self._weighted(lowest))
@@ -163,11 +163,11 @@ class BinCurve:
         return float(self._unsure[self.first_at_recall_95] / self.negatives)
 
     def fpr95_bound(self) -> float:
-        """How far the exact FPR95 can be off.
+        """The largest error of FPR95.
 
-        Where the bin that reaches recall 0.95 has no recall inside, the exact recall is known, and
-        so the bin of the threshold: the next one with an anomalous pixel, if there is one. Else
-        the threshold lies in the bin that reaches recall 0.95 or in the next one.
+        If no recall lies inside the bin that reaches recall 0.95, the exact recall is known, and
+        with it the threshold's bin: the next one with an anomalous pixel, if there is one.
+        Otherwise the threshold lies in the bin that reaches recall 0.95 or in the next one.
         """
         first, last = self.first_at_recall_95, len(self.step) - 1
         lowest = min(first + 1, last)
@@ -180,14 +180,14 @@ class BinCurve:
         return float(max(self.fpr95() - fewest, most - self.fpr95()))
 
     def pieces(self, most: int) -> np.ndarray:
-        """(K,) into how many pieces to cut each bin so that the bounds shrink below their targets.
+        """(K,) number of pieces into which to split each bin to bring the bounds below their goals.
 
-        AUROC and AUPR: cutting a bin of error e into m even pieces leaves about e / m; with m in
-        proportion to sqrt(e) the least pieces do. The bins in which a threshold may lie get as many
-        as there is room for.
+        For AUROC and AUPR, splitting a bin of error e into m equal pieces leaves an error of about
+        e / m; m proportional to sqrt(e) needs the fewest pieces. The bins that may contain a
+        threshold share the remaining pieces.
 
         Args:
-            most: about how many pieces there may be, but for bins that stay whole.
+            most: approximate limit of the pieces, not counting bins that are not split.
         """
         errors = np.zeros(len(self.step))
         if self.auroc_bound() > LARGEST_ERROR:
@@ -207,7 +207,7 @@ class BinCurve:
         return pieces
 
     def _decisive(self) -> np.ndarray:
-        """The bins of several scores in which a threshold may lie."""
+        """The bins of several scores that may contain a threshold."""
         first, last = self.first_at_recall_95, len(self.step) - 1
         around = np.arange(max(first - 1, 0), min(first + 1, last) + 1)
         bins = np.union1d(around, self.best_f1_candidates())
@@ -215,18 +215,18 @@ class BinCurve:
 
     @cached_property
     def _unsure(self) -> np.ndarray:
-        """(K,) normal pixels of which it is not known whether they tie with the anomalous ones."""
+        """(K,) normal pixels that may or may not tie with the anomalous ones of their bin."""
         return np.where(self.is_exact, 0, self.tied)
 
     def _auroc_errors(self) -> np.ndarray:
         return self.step * (self._unsure / (2 * self.positives * self.negatives))
 
     def _aupr_limits(self) -> tuple[np.ndarray, np.ndarray]:
-        """(K,) the highest and the lowest that the mean precision of each bin's pixels can be.
+        """(K,) upper and lower bound of the mean precision of each bin's pixels.
 
         An anomalous pixel's precision is at most that of the whole bin without its normal pixels.
-        With all of them above it, the k-th has (T + k) / (T + k + F), concave in k, so the mean is
-        not below the chord's middle.
+        If all of these rank above it, the k-th has (T + k) / (T + k + F), concave in k, so the mean
+        is at least the midpoint of the chord.
         """
         own = self._precision(self.true_positives, self.false_positives)
         before = np.where(self.is_exact, 0, self.step - 1)

@@ -1,4 +1,4 @@
-"""Every metric of this repository from saved score maps, whichever model made them.
+"""Every metric of this repository from any model's saved score maps.
 
 `python -m metrics.evaluate --scores DIR --labels DIR` prints the table of all protocols.
 """
@@ -14,9 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from metrics.evaluation import AnomalyEvaluation, Maps
-from metrics.maps import SUFFIXES, BadScoreMaps, Entry, match_files, read_classes, read_scores
+from metrics.maps import SUFFIXES, Entry, match_files, read_classes, read_scores
 from metrics.report import markdown_table, write_results
-from utils.errors import exit_code
+from utils.errors import PansError, exit_code
 from utils.reading import Unreadable
 
 # StreetHazards' classes, in the order of their index.
@@ -40,11 +40,10 @@ IGNORE_INDEX = 255
 
 @dataclass(frozen=True)
 class Values:
-    """What the labels of a data set hold: the flags of this program for it.
+    """The label values of a data set, as defaults of this program's flags.
 
-    labelled: how the names of all images with public labels begin; score maps of others may lie
-        beside theirs.
-    left_out: beginnings of names that its benchmark leaves out.
+    labelled: prefix of the names of all images with public labels; other score maps are ignored.
+    left_out: prefixes of names that the benchmark leaves out.
     """
 
     label_offset: int = 0
@@ -79,34 +78,38 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--labels",
         type=Path,
         required=True,
-        help="folder of label PNGs, each of the name of its score map, or of its official name",
+        help="folder of label PNGs, named like the score maps or by their official names",
     )
     add("--predictions", type=Path, help="folder of PNGs of predicted class indices, for the IoUs")
-    add("--format", choices=SUFFIXES, help="of the score maps; by default the one that is there")
+    add(
+        "--format",
+        choices=SUFFIXES,
+        help="format of the score maps; by default the one found in the folder",
+    )
     add(
         "--dataset",
         choices=DATASETS,
         default="streethazards",
-        help="what the labels hold: sets the flags below that are not typed (default %(default)s)",
+        help="data set of the labels: sets the flags below that are not passed (%(default)s)",
     )
     add(
         "--label_offset",
         type=int,
         help="subtracted from the labels in the files; those below it and 255 are ignored. 1 is "
-        "for StreetHazards' own files (class index + 1, 0 = nothing); 0 takes them as they are",
+        "for StreetHazards' own files (class index + 1, 0 = ignored); 0 changes nothing",
     )
-    add("--num_classes", type=int, help="known classes, 0 to this less one")
+    add("--num_classes", type=int, help="number of known classes")
     add("--anomaly_index", type=int, help="labels from here to 254 are anomalies")
     add("--class_names", default=",".join(CLASS_NAMES), help="comma-separated, by index")
     add(
         "--ignore_classes",
         default="",
-        help="comma-separated names or indices of classes that the anomaly metrics leave out, "
+        help="comma-separated names or indices of classes to exclude from the anomaly metrics, "
         "such as other,unlabeled",
     )
-    add("--min_predicted_size", type=int, help="smallest predicted component, pixels")
-    add("--min_true_size", type=int, help="smallest true component, pixels")
-    add("--out", type=Path, help="also write the results there, as JSON")
+    add("--min_predicted_size", type=int, help="minimum size of a predicted component, in pixels")
+    add("--min_true_size", type=int, help="minimum size of a true component, in pixels")
+    add("--out", type=Path, help="also write the results to this file, as JSON")
     options = parser.parse_args(arguments)
     for name, value in asdict(DATASETS[options.dataset]).items():
         if getattr(options, name, None) is None:
@@ -115,19 +118,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """The results of all score maps of a folder, as `AnomalyEvaluation` gives them.
+    """Evaluate all score maps of a folder; returns `AnomalyEvaluation.results`.
 
     Raises:
-        BadScoreMaps: files don't fit together, or there is nothing to measure.
+        PansError: files do not match, or there is nothing to measure.
         Unreadable: a file cannot be read exactly.
-        InvalidScores: a map holds NaN or infinite scores.
+        InvalidScores: a map contains NaN or infinite scores.
     """
     entries = _entries(options)
     class_names = options.class_names.split(",")
     bar = tqdm(total=2 * len(entries), desc="score maps, read twice or more")
 
     def read(index: int) -> Maps:
-        if bar.n == bar.total:  # the pooled figures ask for a look more
+        if bar.n == bar.total:  # a further pass for the pooled metrics
             bar.total += len(entries)
         bar.update()
         return read_maps(entries[index], options)
@@ -147,7 +150,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
             evaluation.update(index, entry.name, scores, prediction, label)
         results = evaluation.results()
     if results["protocols"]["pooled"]["figures"]["AUROC"] is None:
-        raise BadScoreMaps(
+        raise PansError(
             f"the {len(entries)} images in {options.labels} hold only one of normal and anomalous "
             f"pixels, with --label_offset {options.label_offset} and --anomaly_index "
             f"{options.anomaly_index}; see --help"
@@ -167,17 +170,17 @@ def _entries(options: argparse.Namespace) -> list[Entry]:
     )
     inputs = {path for one in entries for path in (one.scores, one.label, one.prediction) if path}
     if options.out and options.out.resolve() in {path.resolve() for path in inputs}:
-        raise BadScoreMaps(f"--out: {options.out} is one of the files to read; name another")
+        raise PansError(f"--out: {options.out} is one of the files to read; name another")
     return entries
 
 
 def read_maps(entry: Entry, options: argparse.Namespace) -> Maps:
-    """(scores, label, prediction) of one image, checked against each other.
+    """Read (scores, label, prediction) of one image and check that their sizes match.
 
-    Scores have the numbers of their file, labels and predictions are uint8.
+    Scores keep the file's type; labels and predictions are uint8.
 
     Raises:
-        BadScoreMaps, Unreadable: as `evaluate`.
+        PansError, Unreadable: see `evaluate`.
     """
     scores = read_scores(entry.scores)
     values = read_classes(entry.label, ("L", "I;16"))
@@ -202,11 +205,11 @@ def _check(path: Path, values: np.ndarray, scores: np.ndarray, largest: int) -> 
 
 
 def _class_indices(text: str, class_names: Sequence[str]) -> list[int]:
-    """Class names or indices, separated by commas -> indices."""
+    """Parse comma-separated class names or indices to indices."""
     indices = []
     for name in filter(None, (part.strip() for part in text.split(","))):
         if name not in class_names and not name.isdecimal():
-            raise BadScoreMaps(
+            raise PansError(
                 f"--ignore_classes: there is no class {name!r}; known: {', '.join(class_names)}"
             )
         indices.append(class_names.index(name) if name in class_names else int(name))
@@ -214,7 +217,7 @@ def _class_indices(text: str, class_names: Sequence[str]) -> list[int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the results and writes them where --out says; returns the exit code."""
+    """Print the results and write them to --out; returns the exit code."""
     options = parse_arguments(arguments)
     return exit_code(lambda: _report(options))
 
@@ -228,18 +231,18 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """Raises BadScoreMaps on what would only be found after the last image, or never."""
+    """Raise PansError for errors that would only show after the last image, or never."""
     if options.out and not options.out.parent.is_dir():
-        raise BadScoreMaps(f"--out: the folder {options.out.parent} is missing; make it first")
+        raise PansError(f"--out: the folder {options.out.parent} is missing; make it first")
     ranges = {"num_classes": (1, 255), "anomaly_index": (1, 254), "label_offset": (0, 254)}
     for name, (least, most) in ranges.items():
         value = getattr(options, name)
         if not least <= value <= most:
-            raise BadScoreMaps(f"--{name}: should be {least} to {most}, got {value}")
+            raise PansError(f"--{name}: should be {least} to {most}, got {value}")
     if options.anomaly_index < options.num_classes:
-        raise BadScoreMaps(
+        raise PansError(
             f"--anomaly_index: {options.anomaly_index} is one of the {options.num_classes} known "
-            "classes; give the first index after them, or other --num_classes"
+            "classes; pass the first index after them, or another --num_classes"
         )
 
 

@@ -1,4 +1,4 @@
-"""The state that a test fills image by image, and its results under every protocol."""
+"""Accumulates a test image by image and computes the results of every protocol."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,6 +11,7 @@ import torch
 
 from metrics import protocols
 from metrics.anomaly import (
+    PER_IMAGE,
     AnomalyMetrics,
     Array,
     InvalidScores,
@@ -22,13 +23,13 @@ from metrics.anomaly import (
 from metrics.components import ComponentMatch, connected_components, match_components
 from metrics.curve import PooledMetrics
 from metrics.pooled import BinnedScores, PooledCounts, sharpened
-from metrics.reduction import all_gather, all_reduce
 from metrics.segmentation import (
     ConfusionMatrix,
     open_set_counts,
     segmentation_scores,
 )
 from metrics.spool import Spool
+from utils.distributed import gather_lists, reduce_over_processes
 
 ONLY_SCORE = "score"
 """The name of a score that has none."""
@@ -42,12 +43,12 @@ MapOf = Callable[[str, Sequence[torch.Tensor], tuple[int, ...]], Array]
 # (index, maps of some scores, label, prediction or None) of one image
 _Kept = tuple[int, dict[str, Array], np.ndarray, np.ndarray | None]
 
-_OF_A_SCORE = ("AUROC", "AUPR", "FPR95", "constant_score_maps", "protocols")
+_OF_A_SCORE = (*PER_IMAGE, "constant_score_maps", "protocols")
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What is kept of one image; `metrics` is None where it holds one kind of pixel only.
+    """The record of one image; `metrics` is None if it has only one kind of pixel.
 
     size: (height, width) of its label, at which it was measured.
     """
@@ -62,7 +63,7 @@ class ImageRecord:
 
 @dataclass
 class _Thresholded:
-    """What only the final thresholds of a score can tell.
+    """Counts that depend on the final thresholds of a score.
 
     matches: (index of the image, its components). open_counts: (C+1, C+1) int64 of all images,
     see `open_set_counts`.
@@ -75,27 +76,27 @@ class _Thresholded:
 class AnomalyEvaluation:
     """Anomaly metrics and segmentation of a test split, under every protocol, from one pass.
 
-    Exact thresholds, component metrics and open-mIoU need the maps again after the last image:
-    from `reread`, else from a temporary file. It takes at most 4 bytes a pixel for each float32
-    map (3.7 MB for 1280x720), far fewer where `update` gets parts. Where that file can't be
-    written these two are None, with the reason as their rule; the rest stands.
+    Exact thresholds, component metrics and open-mIoU need the maps again after the last image,
+    from `reread` or else from a temporary file. It takes at most 4 bytes per pixel and float32
+    map (3.7 MB for 1280x720), and far less if `update` receives parts. If the file cannot be
+    written, component metrics and open-mIoU are None with the reason as their rule.
 
     Args:
         num_classes: C, the classes of the confusion matrix.
-        anomaly_index: labels from here on, but for the ignore index, are anomalies.
-        ignore_index: the label of pixels that count nowhere.
+        anomaly_index: labels >= this, except for the ignore index, are anomalies.
+        ignore_index: the label of ignored pixels.
         ignore_classes: class indices whose pixels count as neither normal nor anomalous. They
             stay in the confusion matrix.
-        device: where predictions are counted.
-        scores: names of several scores of one model; the first is the headline.
-        class_names: for the results; a class without a name goes by its index.
+        device: the device on which predictions are counted.
+        scores: names of several scores of one model; the first is the headline score.
+        class_names: for the results; by default the indices.
         min_predicted_size, min_true_size: see `match_components`; the defaults are those of
             SegmentMeIfYouCan's anomaly track.
         at_input_size: labels and maps have the size of the network's input, not of the label file;
             for the rules of the protocols.
-        reread: gives the maps of the image of an index once more, for a single score.
-        map_of: computes a score's map from its parts, the same bits each time.
-        spool_folder: where the temporary file goes; the system's place for such files if None.
+        reread: returns the maps of the image of an index again, for a single score.
+        map_of: computes a score's map from its parts, reproducibly to the last bit.
+        spool_folder: folder of the temporary file; the system's default if None.
 
     >>> evaluation = AnomalyEvaluation(num_classes=2, anomaly_index=2, min_predicted_size=0)
     >>> label = np.array([[0, 0, 1, 2]], np.uint8)
@@ -170,18 +171,18 @@ class AnomalyEvaluation:
         label: Array,
         parts: Mapping[str, Sequence[torch.Tensor]] | None = None,
     ) -> None:
-        """Adds one image.
+        """Add one image.
 
         Args:
-            index: its place in the split.
-            name: what errors and results call it.
-            scores: (H, W) floats or integers, higher = more anomalous; of several scores by name.
-            prediction: (H, W) class indices in 0..C-1; None where only scores are known.
+            index: its position in the split.
+            name: its name in errors and results.
+            scores: (H, W) floats or integers, higher = more anomalous; for several scores by name.
+            prediction: (H, W) class indices in 0..C-1; None if only scores are known.
             label: (H, W) uint8.
-            parts: by score, what `map_of` computes the map from; kept in its place.
+            parts: by score, the input of `map_of`, which is stored instead of the map.
 
         Raises:
-            InvalidScores: a score that counts is NaN or infinite.
+            InvalidScores: the score of a valid pixel is NaN or infinite.
         """
         label = to_numpy(label)
         maps = scores if isinstance(scores, Mapping) else {ONLY_SCORE: scores}
@@ -201,27 +202,27 @@ class AnomalyEvaluation:
             )
         self._keep(maps, label, prediction, parts or {})
 
-    def all_reduce(self, group: Any = None) -> None:
-        """Brings together the images of all processes; afterwards each holds all of them.
+    def all_reduce(self) -> None:
+        """Combine the images of all processes; afterwards each process has all of them.
 
-        Every process calls it, once, after its last image. Counts are added up and images put in
-        the order of their index, so the number of processes changes no bit of the results.
+        To be called once by every process, after its last image. Counts are added and images
+        sorted by index, so the results do not depend on the number of processes.
         """
         for counts in self.counts.values():
-            counts.all_reduce(group)
-        self.confusion.all_reduce(group)
-        self._spool_errors = all_gather(self._spool_errors, group)
-        self._look_again(group)
-        self._has_prediction = all_gather(self._has_prediction, group)
+            counts.all_reduce()
+        self.confusion.all_reduce()
+        self._spool_errors = gather_lists(self._spool_errors)
+        self._look_again()
+        self._has_prediction = gather_lists(self._has_prediction)
         for score, records in self.records_of.items():
-            self.records_of[score] = all_gather(records, group)
+            self.records_of[score] = gather_lists(records)
 
     def results(self) -> dict[str, Any]:
         """All metrics: AUROC, AUPR and FPR95 in percent, segmentation scores as fractions.
 
-        The headline is the mean over images; "protocols" holds every protocol's metrics with
-        their unit and rule. What can't be measured is None (NaN in the segmentation scores). Of
-        several scores these are the headline's; "score" names it, and "scores" holds each one's:
+        The headline metrics are means over images; "protocols" has every protocol's metrics with
+        their unit and rule. Undefined metrics are None (NaN in the segmentation scores). With
+        several scores these are the headline score's; "score" names it, and "scores" has all:
 
         {"score": name, "scores": {name: {"AUROC", "AUPR", "FPR95", "protocols", ...}}, ...}
 
@@ -231,7 +232,7 @@ class AnomalyEvaluation:
         if self._thresholded is None:
             self._look_again()
         if len({record.index for record in self.records}) < len(self.records):
-            raise ValueError("an image was counted twice: every index may come once")
+            raise ValueError("an image was counted twice: every index must occur once")
         found = {score: self._results_of(score) for score in self.scores}
         results = found[self.headline]
         if not self._has_names:
@@ -299,7 +300,7 @@ class AnomalyEvaluation:
         prediction: Array | None,
         parts: Mapping[str, Sequence[torch.Tensor]],
     ) -> None:
-        """Puts aside what the maps can be had from again."""
+        """Store the image's maps, or the parts they can be computed from, for the second pass."""
         if self._spool is None:
             return
         group: dict[str, list[np.ndarray]] = {"label": [label], "prediction": []}
@@ -314,10 +315,10 @@ class AnomalyEvaluation:
             self._spool.append(group)
         except OSError as error:
             self._spool = None
-            self._spool_errors.append(f"the maps could not be kept for a second look: {error}")
+            self._spool_errors.append(f"the maps could not be stored for a second pass: {error}")
 
     def _kept(self, scores: Sequence[str]) -> Iterator[_Kept]:
-        """(index, maps of these scores, label, prediction) of this process's images, once more."""
+        """Yield (index, maps of these scores, label, prediction) of this process's images again."""
         for number, record in enumerate(self.records):
             if self._spool is None:
                 assert self._reread is not None
@@ -338,14 +339,14 @@ class AnomalyEvaluation:
         assert self._map_of is not None
         return self._map_of(score, [torch.from_numpy(part) for part in parts], size)
 
-    def _look_again(self, group: Any = None) -> None:
-        """All that needs the maps once more, when the counts of all processes are complete."""
+    def _look_again(self) -> None:
+        """Do the second pass over the maps, once the counts of all processes are complete."""
         self._thresholded = {}
         if self._spool_errors:
             return
         for score in self.scores:
             look_again = partial(self._populations_again, score)
-            self.counts[score] = sharpened(self.counts[score], look_again, group)
+            self.counts[score] = sharpened(self.counts[score], look_again)
         all_metrics = {score: counts.metrics() for score, counts in self.counts.items()}
         thresholds = {score: metrics for score, metrics in all_metrics.items() if metrics}
         classes = self.num_classes + 1
@@ -355,8 +356,8 @@ class AnomalyEvaluation:
             for index, maps, label, prediction in self._kept(self.scores):
                 self._look_at(index, maps, label, prediction, thresholds)
         for found in self._thresholded.values():
-            found.open_counts = all_reduce(found.open_counts, "SUM", group)
-            found.matches = all_gather(found.matches, group)
+            found.open_counts = reduce_over_processes(found.open_counts)
+            found.matches = gather_lists(found.matches)
 
     def _populations_again(self, score: str) -> Iterator[tuple[Array, Array]]:
         for _, maps, label, _ in self._kept([score]):
@@ -409,7 +410,7 @@ def _record(index: int, name: str, kinds: tuple[Array, Array], label: np.ndarray
 
 
 def _of_labels(facts: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """(256,) bool of each label -> bool in the shape of the labels."""
+    """Look up a (256,) bool table by label; has the shape of the labels."""
     if label.dtype != np.uint8:
         return facts.take(label)
     content = label.tobytes().translate(facts.tobytes())  # five times as fast as take
@@ -417,7 +418,7 @@ def _of_labels(facts: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def _in_own_type(scores: Array) -> np.ndarray:
-    """As an array; of bfloat16, which NumPy has not, as float32."""
+    """Convert to an array; bfloat16, which NumPy lacks, to float32."""
     if isinstance(scores, torch.Tensor) and scores.dtype == torch.bfloat16:
         scores = scores.float()
     return to_numpy(scores)

@@ -1,9 +1,9 @@
-"""int32 keys in the order of float32 scores, fine where scores crowd: near 0 and near 1."""
+"""int32 keys in the order of float32 scores, with high resolution near 0 and near 1."""
 
 import numpy as np
 
 _BITS_OF_HALF, _BITS_OF_ONE = 0x3F000000, 0x3F800000
-_BITS_OF_LEAST_GAP = 0x33000000  # 2^-25: half the least distance of a float32 below 1 from 1
+_BITS_OF_LEAST_GAP = 0x33000000  # 2^-25: half the smallest distance of a float32 below 1 from 1
 _BITS_OF_INFINITY = 0x7F800000
 _KEY_OF_ONE = 2 * _BITS_OF_HALF - _BITS_OF_LEAST_GAP
 _LARGEST = np.float32(2.0**100)
@@ -12,14 +12,15 @@ KEY_OF_LARGEST = _KEY_OF_ONE + int(_LARGEST.view(np.int32)) - _BITS_OF_ONE
 
 
 def ordered_keys(scores: np.ndarray) -> np.ndarray:
-    """int32 keys in the order of the float32 scores, one for each distinct score up to 2^100.
+    """int32 keys in the order of the float32 scores, one per distinct score up to 2^100.
 
-    Up to 0.5 the key is the bit pattern (its negative for negative scores), which is fine near 0.
-    Scores that are probabilities crowd at 1 too, where floats are even; so between 0.5 and 1 the
-    key grows as the bit pattern of the distance from 1 falls, and beyond 1 as that of the score.
+    Up to 0.5 the key is the bit pattern (its negative for negative scores), which has a high
+    resolution near 0. Probabilities are dense near 1 too, where floats are evenly spaced; so
+    between 0.5 and 1 the key grows as the bit pattern of the distance from 1 falls, and above 1
+    with the bit pattern of the score.
     """
     keys = np.minimum(scores, np.float32(0.5)).view(np.int32)
-    sign = keys >> 31  # a sum of pieces without a branch is five times as fast as np.where
+    sign = keys >> 31  # a branch-free sum of pieces is five times as fast as np.where
     keys &= 0x7FFFFFFF
     keys ^= sign
     keys -= sign
@@ -30,7 +31,7 @@ def ordered_keys(scores: np.ndarray) -> np.ndarray:
 
 
 def lowest_scores(keys: np.ndarray) -> np.ndarray:
-    """The lowest float32 score whose key is at least the key, for each of the int64 keys."""
+    """For each of the int64 keys, the lowest float32 score with at least this key."""
     low = np.minimum(keys, _BITS_OF_HALF)
     magnitudes = _floats_of_bits(np.minimum(np.abs(low), _BITS_OF_INFINITY))
     scores = np.where(low < 0, -magnitudes, magnitudes)

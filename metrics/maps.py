@@ -1,6 +1,6 @@
-"""Score maps, labels and predictions of any model: files matched by their names, read exactly.
+"""Score maps, labels and predictions of any model: files matched by name, read exactly.
 
-A score map keeps the type of numbers that its file has, so that no two scores become one.
+A score map keeps the number type of its file, so that distinct scores stay distinct.
 
 | Format | What is read |
 | --- | --- |
@@ -35,14 +35,14 @@ SUFFIXES = {
     "hdf5": (".h5", ".hdf5"),
 }
 MOST_BYTES = 1 << 32
-"""Larger maps are taken for a damaged file."""
+"""Larger maps are treated as damaged files."""
 
-# What official names add to the name of the image.
+# Suffixes of official label names.
 _ENDINGS = re.compile(
     r"(\.labels/labels_semantic|_labels_semantic|_labels|_leftImg8bit|_train_id)$"
 )
 _NUMBER = re.compile(r"^\d{4}_(?=.+_\d{6}_\d{6}$)")  # of Fishyscapes' label maps
-# Bits a number and TIFF's SampleFormat (1 unsigned, 2 signed, 3 float) that Pillow gives exactly.
+# Bits per sample and TIFF's SampleFormat (1 unsigned, 2 signed, 3 float) that Pillow reads exactly.
 _EXACT_IN_PILLOW = {(8, 1), (16, 1), (16, 2), (32, 2), (32, 3)}
 _TIFF_KINDS = {1: "u", 2: "i", 3: "f"}
 _TIFF_TAGS = {  # name: tag, and its default if it may be absent
@@ -60,10 +60,6 @@ _TIFF_TAGS = {  # name: tag, and its default if it may be absent
     "format": (339, 1),
 }
 _DEFLATE = ((8,), (32946,))
-
-
-class BadScoreMaps(PansError):
-    """Files or flags that don't fit together."""
 
 
 @dataclass(frozen=True)
@@ -88,18 +84,18 @@ def match_files(
     labelled: str = "",
     left_out: tuple[str, ...] = (),
 ) -> list[Entry]:
-    """The score maps in the order of their names, each with what belongs to it.
+    """Match the score maps, sorted by name, with their labels and predictions.
 
-    Names are compared by relative path without suffix; where none are equal, without what official
-    names add to an image's (`_labels_semantic` and so on), then without the folders of one side.
+    Names are compared by relative path without suffix; if none match, without the suffixes of
+    official names (`_labels_semantic` and so on), and then without the folders of one side.
 
     Args:
-        form: a key of SUFFIXES; None takes the one that the folder holds.
-        labelled: score maps without a label need none if their names do not begin so.
-        left_out: files whose names begin so are left out.
+        form: a key of SUFFIXES; None takes the one found in the folder.
+        labelled: prefix of names that need a label; others are left out if they have none.
+        left_out: prefixes of names to leave out.
 
     Raises:
-        BadScoreMaps: there are no score maps, two files share a name, or one has no counterpart.
+        PansError: there are no score maps, two files share a name, or one has no counterpart.
     """
     suffixes = SUFFIXES[form or _format_of(scores)]
     folders = {"scores": (scores, suffixes), "labels": (labels, (".png",))}
@@ -107,9 +103,9 @@ def match_files(
         folders["predictions"] = (predictions, (".png",))
     found = {kind: _files(*place) for kind, place in folders.items()}
     if not found["scores"]:
-        raise BadScoreMaps(
-            f"no {form or 'npy'} file in {scores}; name the folder with --scores and the kind of "
-            "file with --format"
+        raise PansError(
+            f"no {form or 'npy'} file in {scores}; pass the folder as --scores and the kind of "
+            "file as --format"
         )
     found["labels"] = _official(found["labels"])
     named = _named_alike(found)
@@ -138,13 +134,13 @@ def _last(name: str) -> str:
 
 
 def _named_alike(found: Mapping[str, Mapping[str, list[Path]]]) -> dict[str, dict[str, Path]]:
-    """{kind: {name: path}}, by the first way of naming that score maps and labels share a name in.
+    """{kind: {name: path}}, by the first naming scheme in which score maps and labels match.
 
     Raises:
-        BadScoreMaps: two files of a kind share a name.
+        PansError: two files of a kind share a name.
     """
     keys: list[Callable[[str], str]] = [str, _bare]
-    # Folders that differ may hold other images of the same names: left out where one side has none.
+    # Different folders may have images of the same names: ignored only if one side has no folders.
     if any(all("/" not in _bare(name) for name in found[kind]) for kind in ("scores", "labels")):
         keys += [_last, lambda name: _NUMBER.sub("", _last(name))]
     named = [_by_key(found, key) for key in keys]
@@ -155,13 +151,13 @@ def _named_alike(found: Mapping[str, Mapping[str, list[Path]]]) -> dict[str, dic
 
 
 def _format_of(folder: Path) -> str:
-    """The only kind of score maps in a folder; "npy" where there is none."""
+    """The only kind of score maps in a folder; "npy" if there are none."""
     if not folder.is_dir():
-        raise BadScoreMaps(f"{folder} is no folder; see --help for what goes where")
+        raise PansError(f"{folder} is no folder; see --help for what goes where")
     held = {path.suffix.lower() for path in files_below(folder)}
     kinds = [kind for kind, suffixes in SUFFIXES.items() if held.intersection(suffixes)]
     if len(kinds) > 1:
-        raise BadScoreMaps(
+        raise PansError(
             f"{folder} holds files of several kinds, {' and '.join(kinds)}; choose by --format"
         )
     return kinds[0] if kinds else "npy"
@@ -170,7 +166,7 @@ def _format_of(folder: Path) -> str:
 def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
     """{relative path without suffix: paths} of the files below a folder."""
     if not folder.is_dir():
-        raise BadScoreMaps(f"{folder} is no folder; see --help for what goes where")
+        raise PansError(f"{folder} is no folder; see --help for what goes where")
     found: dict[str, list[Path]] = {}
     for path in files_below(folder, suffixes):
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -179,7 +175,7 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
 
 
 def _official(labels: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
-    """Label maps alone, where official names tell them from pictures and from coloured copies."""
+    """Only the label maps, if official names distinguish them from pictures and coloured copies."""
     semantic = {name: paths for name, paths in labels.items() if name.endswith("labels_semantic")}
     return semantic or dict(labels)
 
@@ -197,11 +193,11 @@ def _by_key(
     return named
 
 
-def _two_of_a_name(found: Mapping[str, Mapping[str, list[Path]]]) -> BadScoreMaps:
+def _two_of_a_name(found: Mapping[str, Mapping[str, list[Path]]]) -> PansError:
     one, other = next(
         paths[:2] for files in found.values() for paths in files.values() if len(paths) > 1
     )
-    return BadScoreMaps(f"{one} and {other} share a name; keep one of them there")
+    return PansError(f"{one} and {other} share a name; keep one of them there")
 
 
 def _require_counterparts(
@@ -225,17 +221,17 @@ def _require_counterparts(
         if names
     ]
     if lines:
-        raise BadScoreMaps(f"{'; '.join(lines)}; files are matched by relative path and name")
+        raise PansError(f"{'; '.join(lines)}; files are matched by relative path and name")
 
 
 # Reading
 
 
 def read_scores(path: Path) -> np.ndarray:
-    """A score map (H, W) in the numbers of its file: bool, integers or floats, none rounded.
+    """Read a score map (H, W) without rounding: bool, integers or floats.
 
     Raises:
-        Unreadable: it is missing, damaged, not one number a pixel, or cannot be read exactly.
+        Unreadable: it is missing, damaged, not one number per pixel, or cannot be read exactly.
     """
     require_file(path)
     read = _READERS[path.suffix.lower()]
@@ -250,24 +246,24 @@ def read_scores(path: Path) -> np.ndarray:
         raise Unreadable(f"{path} can't be read ({reason}); write it again") from error
     if array.ndim != 2 or not array.size or array.dtype.kind not in "buif":
         raise Unreadable(
-            f"{path} holds {array.dtype} of shape {array.shape}; make it one number a pixel, (H, W)"
+            f"{path} holds {array.dtype} of shape {array.shape}; expected one number per pixel"
         )
     if array.dtype.itemsize > 8:
-        raise Unreadable(f"{path} holds {array.dtype}, more than 8 bytes a number; use float64")
+        raise Unreadable(f"{path} holds {array.dtype}, more than 8 bytes per number; use float64")
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
 def read_classes(path: Path, modes: tuple[str, ...]) -> np.ndarray:
-    """(H, W) whole numbers of a label map or of predicted classes, by `read_label`."""
+    """Read a label map or predicted classes as (H, W) integers, by `read_label`."""
     return np.asarray(read_label(path, modes)).astype(np.int64)
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    # Mapped into memory, a header that promises more than the file holds costs nothing.
+    # Memory-mapped, so that a header that claims more than the file contains costs nothing.
     found = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(found, np.ndarray):
         found.close()
-        raise Unreadable(f"{path} is an NPZ archive and no NPY array; name it .npz")
+        raise Unreadable(f"{path} is an NPZ archive, not an NPY array; rename it to .npz")
     if isinstance(found, np.memmap) and path.stat().st_size > found.offset + found.nbytes:
         raise _more_than_one(path)
     return np.array(found)
@@ -324,7 +320,7 @@ def _read_tiff(path: Path) -> np.ndarray:
     tags, order = _tiff_tags(path)
     (bits, *others), (form, *_) = tags["bits"], tags["format"]
     if others or tags["samples"] != (1,):
-        raise Unreadable(f"{path} holds {len(tags['bits'])} numbers a pixel; make it one")
+        raise Unreadable(f"{path} holds {len(tags['bits'])} numbers per pixel; expected one")
     is_plain = tags["fill order"] == tags["orientation"] == tags["predictor"] == (1,)
     is_plain &= tags["photometric"] in ((0,), (1,))  # numbers, no indices into a palette
     is_plain &= tags["compression"] in ((1,), *_DEFLATE) and "strips" in tags
@@ -340,7 +336,7 @@ def _read_tiff(path: Path) -> np.ndarray:
 
 
 def _tiff_tags(path: Path) -> tuple[dict[str, tuple[int, ...]], str]:
-    """What the only page of a TIFF says of itself, with defaults, and its order of bytes."""
+    """The tags of a TIFF's only page, with defaults, and its byte order."""
     with path.open("rb") as file:
         header = file.read(8)
         if 43 in header[2:4]:  # BigTIFF
@@ -362,7 +358,7 @@ def _tiff_tags(path: Path) -> tuple[dict[str, tuple[int, ...]], str]:
 
 
 def _read_strips(path: Path, tags: Mapping[str, tuple[int, ...]], dtype: np.dtype) -> np.ndarray:
-    """The numbers of an uncompressed or deflated TIFF as they stand there, white being zero too."""
+    """The raw numbers of an uncompressed or deflated TIFF, also where white is zero."""
     shape = tags["height"][0], tags["width"][0]
     size = math.prod(shape) * dtype.itemsize
     if not 0 < size <= MOST_BYTES:
@@ -378,7 +374,7 @@ def _read_strips(path: Path, tags: Mapping[str, tuple[int, ...]], dtype: np.dtyp
             if len(data) > size:
                 break
     if len(data) != size:
-        raise Unreadable(f"{path} is cut off: {len(data)} of {size} bytes; write it again")
+        raise Unreadable(f"{path} is truncated: {len(data)} of {size} bytes; write it again")
     return np.frombuffer(data, dtype).reshape(shape)
 
 

@@ -1,22 +1,21 @@
 """AUROC, AUPR and FPR95 over all pixels of a data set, in fixed memory.
 
-Two histograms (normal, anomalous) over the order of float32 scores. The axis of all float32 values
-is cut into 65,536 pages; only pages that hold a score get bins, all of them the same power of two,
-as many as there is room for. So the resolution goes where the scores are, whatever their range:
-scores within one octave, say [0.25, 0.5), are told apart to 1e-6 of their value, scores all over
+Two histograms (normal, anomalous) over the ordered float32 values. The axis of all float32 values
+is split into 65,536 pages. Only pages that contain a score get bins: the same power of two for each
+page, as large as memory allows. So the resolution adapts to the scores, whatever their range:
+scores within one octave, say [0.25, 0.5), are distinguished to 1e-6 of their value, scores all over
 [0, 1] to 3e-5 of their distance from the nearer end.
 
-The counts depend on the scores alone, not on their order nor on the number of processes. Scores in
-one bin count as tied. That is the only error, and `PooledMetrics` bounds it for the data at hand.
-Where a bound is too wide, `sharpened` counts once more with the bins in question cut into pieces,
-in the scores' own precision.
+The counts depend on the scores alone, not on their order or on the number of processes. Scores in
+one bin count as tied. That is the only error, and `PooledMetrics` bounds it for the given data.
+Where a bound is too wide, `sharpened` counts again with these bins split into pieces, in the
+scores' own precision.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,19 +23,19 @@ import torch
 from metrics.anomaly import Array, with_all_digits
 from metrics.curve import LARGEST_ERROR, BinCurve, PooledMetrics, ThresholdCurve
 from metrics.float_keys import KEY_OF_LARGEST, lowest_scores, ordered_keys
-from metrics.reduction import all_reduce
+from utils.distributed import reduce_over_processes
 
 _PAGE_BITS = 16
 _PAGES = 1 << 16
-_BLOCK = 1 << 16  # pixels that are worked on while they are in the cache
-_MOST_PIECES = 1 << 19  # of all bins that are cut, in one further pass
+_BLOCK = 1 << 16  # pixels processed at a time, to fit into the cache
+_MOST_PIECES = 1 << 19  # of all split bins, per further pass
 _FURTHER_PASSES = 3
 _ALL_BUT_SIGN = np.int64(2**63 - 1)
 
 
 @dataclass(frozen=True)
 class ScoreHistogram:
-    """Even buckets of scores. Pixels beyond the edges are in the first and the last bucket.
+    """A histogram with equal buckets. Scores beyond the edges are in the first and last bucket.
 
     edges: (B+1,) float64, rising. normal, anomalous: (B,) int64 pixels.
     """
@@ -47,7 +46,7 @@ class ScoreHistogram:
 
 
 class BinnedScores(ABC):
-    """Counts of normal and anomalous scores in bins, and what follows from them.
+    """Counts of normal and anomalous scores in bins, and the metrics computed from them.
 
     Bins are numbered by rising score, from 0.
     """
@@ -57,10 +56,10 @@ class BinnedScores(ABC):
 
     @abstractmethod
     def update(self, anomalous: Array, normal: Array) -> None:
-        """Counts finite scores of both kinds, 1-D, as `populations` returns them."""
+        """Count finite scores of both kinds, 1-D, as returned by `populations`."""
 
     @abstractmethod
-    def all_reduce(self, group: Any = None) -> None:
+    def all_reduce(self) -> None:
         """Adds up the counts of all processes. Every process calls it, once, after its updates."""
 
     @abstractmethod
@@ -69,19 +68,19 @@ class BinnedScores(ABC):
 
     @abstractmethod
     def intervals(self, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The least and the greatest score that each bin can hold: float64, or int64."""
+        """The smallest and the largest score of each bin: float64, or int64."""
 
     @abstractmethod
     def is_exact(self, bins: np.ndarray) -> np.ndarray:
-        """Whether each bin is known to hold one score only."""
+        """Whether each bin is known to have a single score."""
 
     @abstractmethod
     def locate(self, scores: np.ndarray) -> np.ndarray:
-        """The bin of each score, once all scores were counted."""
+        """The bin of each score, after all scores were counted."""
 
     @abstractmethod
     def next_above(self, score: float) -> float:
-        """The least score above `score` in the precision of the scores."""
+        """The smallest score above `score` in the precision of the scores."""
 
     @property
     def normal(self) -> int:
@@ -95,12 +94,12 @@ class BinnedScores(ABC):
 
     @property
     def base_rate(self) -> float | None:
-        """The share of anomalous pixels, which is the AUPR of chance; None before any pixel."""
+        """The share of anomalous pixels, which is the AUPR at chance level; None without pixels."""
         normal, anomalous = self.counts().sum(axis=1).tolist()
         return anomalous / (anomalous + normal) if anomalous + normal else None
 
     def metrics(self) -> PooledMetrics | None:
-        """The metrics of all that was counted; None until both kinds of pixel were."""
+        """The metrics of the counted pixels; None until there are both kinds."""
         bins, curve = self._curve()
         if curve is None:
             return None
@@ -124,10 +123,10 @@ class BinnedScores(ABC):
         )
 
     def threshold_at_fpr(self, fpr: float) -> float | None:
-        """The lowest threshold that at most a share `fpr` of the normal pixels reaches.
+        """The lowest threshold that at most a share `fpr` of the normal pixels reach.
 
-        Its own share falls short of `fpr` by no more than the pixels tied, in one bin, below it.
-        None before any normal pixel.
+        The actual share is below `fpr` by at most the pixels of one bin. None without normal
+        pixels.
         """
         held, included = self._bins_within(fpr)
         if not len(held):
@@ -139,12 +138,12 @@ class BinnedScores(ABC):
         return max(lowest)
 
     def refined(self, fpr: float | None = None) -> "RefinedCounts":
-        """Empty counts for a further pass over the same scores, with the unsure bins in pieces.
+        """Empty counts for a further pass over the same scores, with the uncertain bins split.
 
-        Call it after `all_reduce`, on every process: the pieces follow from the counts.
+        To be called by every process, after `all_reduce`.
 
         Args:
-            fpr: sharpen `threshold_at_fpr` for this rate, and not the metrics.
+            fpr: refine `threshold_at_fpr` for this rate instead of the metrics.
         """
         pieces = np.ones(self.counts().shape[1], np.int64)
         if fpr is not None:
@@ -156,7 +155,7 @@ class BinnedScores(ABC):
         return RefinedCounts(self, pieces)
 
     def is_sharp(self, fpr: float | None = None) -> bool:
-        """Whether no further pass is needed; `fpr` as for `refined`."""
+        """Whether no further pass is needed; `fpr`: see `refined`."""
         if fpr is not None:
             return not len(self._unsure_at_fpr(fpr))
         metrics = self.metrics()
@@ -165,7 +164,7 @@ class BinnedScores(ABC):
     def curve(self, points: int = 1000) -> ThresholdCurve | None:
         """The curve of precision, recall and false positive rate; None as for `metrics`.
 
-        Of the thresholds those are kept that lie evenly on recall + false positive rate.
+        Thresholds are selected evenly in recall + false positive rate.
         """
         false_positives, true_positives = (kind[::-1].cumsum() for kind in self.counts())
         if not false_positives[-1:].any() or not true_positives[-1:].any():
@@ -175,10 +174,10 @@ class BinnedScores(ABC):
         return ThresholdCurve(true_positives[kept], false_positives[kept])
 
     def histogram(self, buckets: int = 64) -> ScoreHistogram | None:
-        """Even buckets from the lowest to the highest score; None as for `metrics`.
+        """Equal buckets from the lowest to the highest score; None as for `metrics`.
 
-        A thousandth of either kind at either end may lie beyond, so that one far score does not
-        squeeze all others into one bucket.
+        Up to a thousandth of each kind may lie beyond either end, so that a single outlier does
+        not squeeze all others into one bucket.
         """
         counts = self.counts()
         if not self.normal or not self.anomalous:
@@ -196,7 +195,7 @@ class BinnedScores(ABC):
         return ScoreHistogram(edges, normal, anomalous)
 
     def _curve(self) -> tuple[np.ndarray, BinCurve | None]:
-        """The bins with anomalous scores, by falling score, and the curve at them."""
+        """The bins with anomalous scores, in descending order, and the curve at them."""
         counts = self.counts()
         normal, anomalous = counts[:, ::-1]
         held = anomalous.nonzero()[0]
@@ -214,19 +213,19 @@ class BinnedScores(ABC):
         )
 
     def _interval(self, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The least and the greatest score of all the bins."""
+        """The smallest and the largest score of all bins."""
         lowest, highest = self.intervals(bins)
         return lowest.min(), highest.max()
 
     def _bins_within(self, fpr: float) -> tuple[np.ndarray, int]:
-        """The bins with normal scores, by falling score, and how many a share `fpr` takes."""
+        """The bins with normal scores, descending, and how many fit into the share `fpr`."""
         normal = self.counts()[0]
         held = normal.nonzero()[0][::-1]
         reached = normal[held].cumsum()
         return held, int(np.searchsorted(reached, fpr * normal.sum(), side="right"))
 
     def _unsure_at_fpr(self, fpr: float) -> np.ndarray:
-        """The bin, if any, in which `threshold_at_fpr` could still be lower by much."""
+        """The bin, if any, in which `threshold_at_fpr` could still be much lower."""
         held, included = self._bins_within(fpr)
         bins = held[included : included + 1]
         normal = self.counts()[0]
@@ -237,8 +236,8 @@ class PooledCounts(BinnedScores):
     """Streaming counts of normal and anomalous scores, merged over processes by `all_reduce`.
 
     Args:
-        max_bins: bins for each of the two kinds, at least 65,536. The default takes 21 MB, and
-            under 100 MB with what `all_reduce` and `metrics` need for a moment.
+        max_bins: bins per kind, at least 65,536. The default takes 21 MB, and under 100 MB with
+            the temporary memory of `all_reduce` and `metrics`.
 
     >>> counts = PooledCounts()
     >>> counts.update(np.array([90, 80, 40], np.uint8), np.array([80, 10], np.uint8))
@@ -252,47 +251,37 @@ class PooledCounts(BinnedScores):
 
     def __init__(self, max_bins: int = 5 << 18) -> None:
         self._counts = np.zeros((2, max_bins), np.int64)
-        self._pages = np.zeros(0, np.int64)  # in the order in which their bins lie
+        self._pages = np.zeros(0, np.int64)  # in the order of their bins
         self._first_bin = np.full(_PAGES, -1, np.int64)
         self._bits = _PAGE_BITS  # a page has 2^bits bins
-        self._key_bits = 0  # the OR of all keys: which bits the scores make use of
+        self._key_bits = 0  # the OR of all keys: the bits that the scores use
         self._is_float32 = True  # whether each score is a float32
         self.has_wide_integers = False
 
     def update(self, anomalous: Array, normal: Array) -> None:
-        """Counts finite scores of both kinds, 1-D, as `populations` returns them.
-
-        Any floats or integers. Those of one float32 share a bin, and so do those above 2^100. The
-        work is done on the CPU.
-        """
+        # Scores that round to one float32 share a bin, and so do those above 2^100.
         for row, scores in _blocks(anomalous, normal):
             keys = self._keys(scores)
             bins = self._bins(keys)  # may move the counts, so it comes first
             np.add.at(self._counts[row], bins, 1)
 
-    def all_reduce(self, group: Any = None) -> None:
-        """Adds up the counts of all processes. Every process calls it, once, after its updates.
-
-        One small all_reduce says which pages are in use, so that the bins lie alike everywhere;
-        one adds the counts.
-        """
+    def all_reduce(self) -> None:
+        # The pages in use are reduced first, so that all processes have the same bins.
         key_bits = self._key_bits >> np.arange(_PAGE_BITS) & 1
         facts = np.array([not self._is_float32, self.has_wide_integers])
         flags = np.concatenate([self._first_bin >= 0, key_bits, facts]).astype(np.int32)
-        flags = all_reduce(torch.from_numpy(flags), "MAX", group).numpy()
+        flags = reduce_over_processes(torch.from_numpy(flags), "MAX").numpy()
         self._add_pages(flags[:_PAGES].nonzero()[0])
         self._key_bits = int(flags[_PAGES:-2] @ (1 << np.arange(_PAGE_BITS)))
         self._is_float32, self.has_wide_integers = not flags[-2], bool(flags[-1])
         self._sort_pages()
-        self._counts = all_reduce(torch.from_numpy(self._counts), "SUM", group).numpy()
+        self._counts = reduce_over_processes(torch.from_numpy(self._counts)).numpy()
 
     def counts(self) -> np.ndarray:
-        """(2, bins) normal and anomalous pixels."""
         self._sort_pages()
         return self._counts[:, : len(self._pages) << self._bits]
 
     def intervals(self, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The least and the greatest score that each bin can hold: float64, or int64."""
         first = self._first_keys(bins)
         last = first + (self._key_bits & (self._width - 1))
         lowest, next_lowest = lowest_scores(first), lowest_scores(last + 1)
@@ -306,24 +295,19 @@ class PooledCounts(BinnedScores):
         return (_integers(ends[0]), _integers(ends[1])) if self.has_wide_integers else ends
 
     def is_exact(self, bins: np.ndarray) -> np.ndarray:
-        """Whether each bin is known to hold one score only.
-
-        It does where all scores leave the bits below a bin unused: then a tie is a tie.
-        """
+        # Exact if no score uses the bits below a bin's resolution.
         is_exact = self._is_float32 and not self._key_bits & (self._width - 1)
         return is_exact & (self._first_keys(bins) < KEY_OF_LARGEST)
 
     def locate(self, scores: np.ndarray) -> np.ndarray:
-        """The bin of each score, once all scores were counted."""
         keys = ordered_keys(_rounded(scores))
         bins = self._first_bin.take((keys >> _PAGE_BITS) + _PAGES // 2)
         if bins.size and bins.min() < 0:
-            raise ValueError("a score came that the first pass did not count")
+            raise ValueError("got a score that the first pass did not count")
         bins += (keys & (_PAGES - 1)) >> (_PAGE_BITS - self._bits)
         return bins
 
     def next_above(self, score: float) -> float:
-        """The least score above `score` in the precision of the scores."""
         if self.has_wide_integers:
             return score + 1
         kind = np.float32 if self._is_float32 else np.float64
@@ -337,7 +321,7 @@ class PooledCounts(BinnedScores):
     def _keys(self, scores: np.ndarray) -> np.ndarray:
         rounded = _rounded(scores)
         if scores.dtype == np.int64:
-            # NumPy would compare them as float64, which tells no neighbours apart above 2^53.
+            # NumPy would compare them as float64, which cannot distinguish neighbours above 2^53.
             self._is_float32 &= bool((_integers(rounded.astype(np.float64)) == scores).all())
             self.has_wide_integers = True
         elif scores.dtype != np.float32:
@@ -347,13 +331,13 @@ class PooledCounts(BinnedScores):
         return keys
 
     def _first_keys(self, bins: np.ndarray) -> np.ndarray:
-        """The lowest key of each bin, once the bins are in order."""
+        """The lowest key of each bin, after the bins were sorted."""
         pages = self._pages[bins >> self._bits] - _PAGES // 2
         within = bins & ((1 << self._bits) - 1)
         return (pages << _PAGE_BITS) + (within << (_PAGE_BITS - self._bits))
 
     def _bins(self, keys: np.ndarray) -> np.ndarray:
-        """The bin of each key; pages seen for the first time get theirs."""
+        """The bin of each key; new pages get bins."""
         pages = keys >> _PAGE_BITS
         pages += _PAGES // 2
         bins = self._first_bin.take(pages)
@@ -364,7 +348,7 @@ class PooledCounts(BinnedScores):
         return bins
 
     def _add_pages(self, pages: np.ndarray) -> None:
-        """Gives bins to the new ones among `pages`, at half the resolution until there is room."""
+        """Add bins for the new `pages`, halving the resolution until there is room."""
         old_pages, old_bits = len(self._pages), self._bits
         self._pages = np.concatenate([self._pages, pages[self._first_bin[pages] < 0]])
         while len(self._pages) << self._bits > self._counts.shape[1]:
@@ -378,7 +362,7 @@ class PooledCounts(BinnedScores):
         self._place_pages()
 
     def _sort_pages(self) -> None:
-        """Brings the bins into the order of the scores."""
+        """Sort the bins by score."""
         order = self._pages.argsort()
         if (np.diff(order) == 1).all():
             return
@@ -393,14 +377,14 @@ class PooledCounts(BinnedScores):
 
 
 class RefinedCounts(BinnedScores):
-    """Counts of the same scores once more, with some bins cut into even pieces.
+    """Counts of the same scores again, with some bins split into equal pieces.
 
-    Each piece keeps its least and its greatest score, so that ties are known; a piece of several
-    scores can be cut again. Scores in whole bins are not counted again.
+    Each piece keeps its smallest and largest score, so that ties are known; a piece of several
+    scores can be split again. Scores in other bins are not counted again.
 
     Args:
         coarse: complete counts of the same scores.
-        pieces: (bins of `coarse`,) int64, into how many to cut each bin.
+        pieces: (bins of `coarse`,) int64, number of pieces of each bin.
     """
 
     def __init__(self, coarse: BinnedScores, pieces: np.ndarray) -> None:
@@ -423,7 +407,6 @@ class RefinedCounts(BinnedScores):
         self._greatest = np.full(self._counts.shape[1], limits.min)
 
     def update(self, anomalous: Array, normal: Array) -> None:
-        """Counts the scores of bins that are cut; the same scores as the first pass, once each."""
         if not len(self._sizes):
             return
         lowest, highest = self._lowest.min(), self._highest.max()
@@ -438,26 +421,20 @@ class RefinedCounts(BinnedScores):
             np.minimum.at(self._least, pieces, ranks)
             np.maximum.at(self._greatest, pieces, ranks)
 
-    def all_reduce(self, group: Any = None) -> None:
-        """Adds up the counts of all processes. Every process calls it, once, after its updates.
-
-        Raises:
-            ValueError: the scores were not those of the first pass.
-        """
-        self._counts = all_reduce(torch.from_numpy(self._counts), "SUM", group).numpy()
-        self._least = all_reduce(torch.from_numpy(self._least), "MIN", group).numpy()
-        self._greatest = all_reduce(torch.from_numpy(self._greatest), "MAX", group).numpy()
+    def all_reduce(self) -> None:
+        self._counts = reduce_over_processes(torch.from_numpy(self._counts)).numpy()
+        self._least = reduce_over_processes(torch.from_numpy(self._least), "MIN").numpy()
+        self._greatest = reduce_over_processes(torch.from_numpy(self._greatest), "MAX").numpy()
         counted = np.add.reduceat(self._counts, self._starts, axis=1) if len(self._sizes) else 0
         if not np.array_equal(counted + 0 * self._sizes, self._coarse.counts()[:, self._is_cut]):
-            raise ValueError("other scores came than those that the first pass counted")
+            raise ValueError("the scores differ from those that the first pass counted")
 
     def counts(self) -> np.ndarray:
-        """(2, bins) normal and anomalous pixels."""
         return self._all_counts
 
     @cached_property
     def _all_counts(self) -> np.ndarray:
-        """(2, bins), once all pixels were counted."""
+        """(2, bins), after all pixels were counted."""
         is_piece = np.repeat(self._is_cut, np.diff(np.append(self._first, self._size)))
         counts = np.empty((2, self._size), np.int64)
         counts[:, is_piece] = self._counts
@@ -465,7 +442,6 @@ class RefinedCounts(BinnedScores):
         return counts
 
     def intervals(self, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The least and the greatest score of each bin: float64, or int64."""
         owners, pieces = self._owners_and_pieces(bins)
         lowest, highest = self._coarse.intervals(owners)
         is_piece = pieces >= 0
@@ -474,7 +450,6 @@ class RefinedCounts(BinnedScores):
         return lowest, highest
 
     def is_exact(self, bins: np.ndarray) -> np.ndarray:
-        """Whether each bin is known to hold one score only."""
         owners, pieces = self._owners_and_pieces(bins)
         is_exact = self._coarse.is_exact(owners)
         is_piece = pieces >= 0
@@ -483,7 +458,6 @@ class RefinedCounts(BinnedScores):
         return is_exact
 
     def locate(self, scores: np.ndarray) -> np.ndarray:
-        """The bin of each score."""
         owners = self._coarse.locate(scores)
         bins = self._first.take(owners)
         numbers = self._number.take(owners)
@@ -493,13 +467,12 @@ class RefinedCounts(BinnedScores):
         return bins
 
     def next_above(self, score: float) -> float:
-        """The least score above `score` in the precision of the scores."""
         return self._coarse.next_above(score)
 
     def _ranks(self, scores: np.ndarray) -> np.ndarray:
-        """int64 in the order of the scores, one for each: of a float64 its bit pattern.
+        """An int64 per score, in the order of the scores: for a float64 its bit pattern.
 
-        Their differences within a bin do not overflow: only that of 0 holds both signs.
+        Differences within a bin do not overflow: only the bin of 0 has both signs.
         """
         if self.has_wide_integers:
             ranks = scores.astype(np.int64)
@@ -508,7 +481,7 @@ class RefinedCounts(BinnedScores):
                     "integer scores beyond 2^53 and fractions can't be ranked together"
                 )
             return ranks
-        bits = (scores.astype(np.float64) + 0.0).view(np.int64)  # + 0.0: one zero alone
+        bits = (scores.astype(np.float64) + 0.0).view(np.int64)  # + 0.0 turns -0.0 into 0.0
         return bits ^ (bits >> 63 & _ALL_BUT_SIGN)
 
     def _scores(self, ranks: np.ndarray) -> np.ndarray:
@@ -518,12 +491,12 @@ class RefinedCounts(BinnedScores):
         return (ranks ^ (ranks >> 63 & _ALL_BUT_SIGN)).view(np.float64)
 
     def _pieces(self, ranks: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """The piece, of all pieces, of each score of the bin that was cut as this number."""
+        """The piece, among all pieces, of each score of the split bin of this number."""
         steps = ((ranks - self._low[numbers]) * self._scale[numbers]).astype(np.int64)
         return np.clip(steps, 0, self._sizes[numbers] - 1) + self._starts[numbers]
 
     def _owners_and_pieces(self, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The bin of `coarse` that each was part of, and its number among all pieces, or -1."""
+        """The bin of `coarse` of each bin, and its number among all pieces, or -1."""
         owners = np.searchsorted(self._first, bins, side="right") - 1
         numbers = self._number[owners]
         pieces = np.full(len(bins), -1)
@@ -536,17 +509,16 @@ class RefinedCounts(BinnedScores):
 def sharpened(
     counts: BinnedScores,
     look_again: Callable[[], Iterable[tuple[Array, Array]]],
-    group: Any = None,
     *,
     fpr: float | None = None,
 ) -> BinnedScores:
-    """`counts` with better bins: looks at the same scores again while a bound is too wide.
+    """Refine `counts` by further passes over the same scores while a bound is too wide.
 
-    Every process calls it, after `all_reduce`; all of them look equally often.
+    To be called by every process, after `all_reduce`; all make the same number of passes.
 
     Args:
-        look_again: gives this process's (anomalous, normal) scores once more, image by image.
-        fpr: as for `PooledCounts.refined`.
+        look_again: yields this process's (anomalous, normal) scores again, image by image.
+        fpr: see `PooledCounts.refined`.
     """
     for _ in range(_FURTHER_PASSES):
         if counts.is_sharp(fpr):
@@ -554,13 +526,13 @@ def sharpened(
         refined = counts.refined(fpr)
         for anomalous, normal in look_again():
             refined.update(anomalous, normal)
-        refined.all_reduce(group)
+        refined.all_reduce()
         counts = refined
     return counts
 
 
 def _blocks(anomalous: Array, normal: Array) -> Iterator[tuple[int, np.ndarray]]:
-    """(0, normal scores) and (1, anomalous ones) in parts that fit into the cache."""
+    """(0, normal scores) and (1, anomalous scores) in blocks that fit into the cache."""
     for row, scores in enumerate((normal, anomalous)):
         scores = with_all_digits(scores)
         for start in range(0, len(scores), _BLOCK):
@@ -573,13 +545,13 @@ def _rounded(scores: np.ndarray) -> np.ndarray:
 
 
 def _next_below(scores: np.ndarray) -> np.ndarray:
-    """float64: the next float32 below each."""
+    """The next float32 below each score, as float64."""
     with np.errstate(over="ignore"):
         return np.nextafter(scores, np.float32(-np.inf)).astype(np.float64)
 
 
 def _integers(scores: np.ndarray) -> np.ndarray:
-    """int64 of float64 values, cut off at its ends."""
+    """Convert float64 values to int64, clipped to its range."""
     largest = np.iinfo(np.int64).max
     inside = np.where(scores < 2.0**63, scores, 0).clip(-(2.0**63)).astype(np.int64)
     return np.where(scores < 2.0**63, inside, largest)

@@ -1,4 +1,4 @@
-"""The protocols under which anomaly segmentation is published, each with its figures and rule."""
+"""The published protocols of anomaly segmentation, each with its metrics and rule."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -7,7 +7,7 @@ from statistics import stdev
 
 from torch import Tensor
 
-from metrics.anomaly import AnomalyMetrics
+from metrics.anomaly import PER_IMAGE, AnomalyMetrics
 from metrics.components import F1_LEVELS, ComponentMatch, component_scores
 from metrics.curve import PooledMetrics
 from metrics.segmentation import SegmentationScores, open_mean_iou
@@ -20,15 +20,15 @@ NEAREST_RECALL = "FPR95 at the recall nearest 0.95"
 
 @dataclass(frozen=True)
 class Protocol:
-    """Figures and what they mean.
+    """The metrics of a protocol and how they were measured.
 
-    figures: by name; None where there is nothing to measure.
-    unit: "percent" or "fraction", of the figures and of the three below.
+    figures: metrics by name; None if undefined.
+    unit: "percent" or "fraction", of the metrics and of the next three.
     rule: one sentence.
-    ignored_classes: names of the classes whose pixels are left out.
-    standard_error: of the mean over images. chance: what random scores would give.
-    largest_error: the most that a figure can be off, where it isn't exact.
-    threshold: of the scores, where the protocol has one; threshold_largest_error: as for figures.
+    ignored_classes: names of the classes whose pixels are excluded.
+    standard_error: of the mean over images. chance: the value for random scores.
+    largest_error: bound of the error of each metric that is not exact.
+    threshold: score threshold of the protocol, if any, with its bound threshold_largest_error.
     """
 
     figures: Figures
@@ -47,15 +47,13 @@ def per_image(
 ) -> Protocol:
     """The published protocol: the mean over images. `base_rate` is the mean over them, too."""
     columns = {
-        "AUROC": [100 * one.auroc for one in metrics],
-        "AUPR": [100 * one.aupr for one in metrics],
-        "FPR95": [100 * one.fpr95 for one in metrics],
+        name: [100 * getattr(one, key) for one in metrics] for name, key in PER_IMAGE.items()
     }
     return Protocol(
         {name: mean(values) for name, values in columns.items()},
         "percent",
         ("" if metrics else "nothing, for no image holds both kinds of pixel: ")
-        + "mean over the images that hold both normal and anomalous pixels; AUPR is average "
+        + "mean over the images that have both normal and anomalous pixels; AUPR is average "
         f"precision (step rule); {NEAREST_RECALL}",
         ignored_classes,
         standard_error={name: standard_error(values) for name, values in columns.items()},
@@ -93,9 +91,9 @@ def components(
     ignored_classes: Sequence[str],
     errors: Sequence[str] = (),
 ) -> Protocol:
-    """SegmentMeIfYouCan's; `sizes` are the least ones of a predicted and of a true component.
+    """SegmentMeIfYouCan's protocol; `sizes` are the minimum sizes of predicted and true components.
 
-    Any of `errors` says why there is nothing to measure, and becomes the rule.
+    An entry of `errors` is the reason why there is nothing to measure, and becomes the rule.
     """
     scores = component_scores(matches)
     figures = {"sIoU": scores.siou, "PPV": scores.ppv, "mean F1": scores.f1}
@@ -117,7 +115,7 @@ def components(
 
 
 def segmentation(scores: SegmentationScores) -> Protocol:
-    """The closed set: anomalous and ignored pixels are outside."""
+    """Closed-set segmentation, without anomalous and ignored pixels."""
     return Protocol(
         {
             "Mean IoU": _none_if_nan(scores["Mean IoU"]),
@@ -136,7 +134,7 @@ def segmentation(scores: SegmentationScores) -> Protocol:
 def open_set(
     counts: Tensor | None, metrics: PooledMetrics | None, errors: Sequence[str] = ()
 ) -> Protocol:
-    """open-mIoU of DenseHybrid, of `open_set_counts`; `errors` as for `components`."""
+    """DenseHybrid's open-mIoU from `open_set_counts`; `errors`: see `components`."""
     threshold, bound = (
         (metrics.recall_95_threshold, metrics.recall_95_threshold_bound) if metrics else (None, 0)
     )
@@ -157,7 +155,7 @@ def open_set(
 
 
 def measured_size(sizes: Collection[tuple[int, int]], at_input_size: bool) -> str:
-    """At which size a test was measured, in words; `sizes` are the (height, width) of its maps."""
+    """Describe the size at which a test was measured; `sizes`: (height, width) of its maps."""
     whose = "the network's input, labels resized (nearest)" if at_input_size else "the label"
     if len(sizes) != 1:
         return f"each image's size of {whose}"
@@ -166,7 +164,7 @@ def measured_size(sizes: Collection[tuple[int, int]], at_input_size: bool) -> st
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean, the same in whatever order the values come; None without any."""
+    """The mean, independent of the order of the values; None without values."""
     return math.fsum(values) / len(values) if values else None
 
 
@@ -181,7 +179,7 @@ def standard_deviation(values: Sequence[float]) -> float | None:
 
 
 def _chance(base_rate: float | None) -> Figures:
-    """What random scores give in percent."""
+    """The metrics of random scores, in percent."""
     return {
         "AUROC": 50.0,
         "AUPR": None if base_rate is None else 100 * base_rate,

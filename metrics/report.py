@@ -1,4 +1,4 @@
-"""Results as JSON and as Markdown tables, of one run or of several put together.
+"""Results as JSON and as Markdown tables, of one run or over several.
 
 `python -m metrics.report results.json [results.json ...]` prints the table of one run, or mean and
 sample standard deviation over several, such as seeds. A folder stands for the results.json in it.
@@ -27,36 +27,28 @@ _FILE, _SHOWN = "results.json", 3
 
 
 class UnreadableResults(PansError):
-    """A file that is no results.json."""
-
-
-class ResultsNotWritten(PansError):
-    """The disk does not take the results."""
-
-
-class RunsDiffer(PansError):
-    """Runs that were not measured alike, and so have no mean."""
+    """A file that is not a results.json."""
 
 
 def write_results(path: Path, results: Results) -> None:
-    """Writes results.json; NaN, which JSON has not, becomes null.
+    """Write results.json; NaN, which JSON lacks, becomes null.
 
     Raises:
-        ResultsNotWritten: the folder cannot be written to, or the disk is full.
+        PansError: the folder cannot be written to, or the disk is full.
     """
     try:
         write_text(path, json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n")
     except OSError as error:
-        raise ResultsNotWritten(
+        raise PansError(
             f"{path} could not be written ({error.strerror}); what it held before is still there"
         ) from error
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """A results.json; whether all that the tables show is in it, `_table` looks.
+    """Read a results.json.
 
     Raises:
-        UnreadableResults: `path` is missing, or is none.
+        UnreadableResults: `path` is missing or not a results.json.
     """
     if not path.exists():
         found = sorted(map(str, Path("logs").glob(f"*/*/{_FILE}")))
@@ -81,7 +73,7 @@ def _no_results(path: Path) -> UnreadableResults:
 
 
 def _are_results(found: Any) -> bool:
-    """Whether all that the tables show is there, and of the right types."""
+    """Whether everything in the tables is there and has the right type."""
     match found:
         case {
             "protocols": dict(protocols),
@@ -122,7 +114,7 @@ def _is_protocol(found: Any) -> bool:
 
 
 def _compares(found: Any, protocols: Mapping[str, Any]) -> bool:
-    """Whether the results of one score hold the figures of those that are compared."""
+    """Whether the results of one score have all metrics that are compared."""
     own = found.get("protocols") if isinstance(found, dict) else None
     return isinstance(own, dict) and all(
         name in protocols
@@ -133,7 +125,7 @@ def _compares(found: Any, protocols: Mapping[str, Any]) -> bool:
 
 
 def _is_number(found: Any) -> bool:
-    """Whether a value is a number that a table can show, or None."""
+    """Whether a value is a finite number or None."""
     return found is None or (type(found) in (int, float) and -1e9 < found < 1e9)
 
 
@@ -142,7 +134,7 @@ def _are_texts(found: Sequence[Any]) -> bool:
 
 
 def markdown_table(results: Results) -> str:
-    """Every protocol's figures in percent, and below the table what they mean."""
+    """The table of every protocol's metrics in percent, and notes on them."""
     lines = _table_head("Protocol", "Figure", "%", *_COLUMNS.values())
     for name, protocol in results["protocols"].items():
         for figure, value in protocol["figures"].items():
@@ -155,10 +147,15 @@ def markdown_table(results: Results) -> str:
         lines.append(
             f"- {name}: {protocol['rule']}{f'; without the classes {ignored}' * bool(ignored)}."
         )
-    lines.append("- Standard error: of the mean over the images of this one run.")
+    lines += [
+        "- Standard error: of the mean over the images of this one run.",
+        "- Exact to: bound of the error, because pooled scores are counted in bins; other values "
+        "are exact.",
+        "- FreqW Acc: mean IoU, weighted by the classes' shares of the pixels.",
+    ]
     lines.append(
         f"- {results['images']} images, {results['images_scored']} scored, "
-        f"{results['images_skipped']} skipped for want of normal or of anomalous pixels; "
+        f"{results['images_skipped']} skipped with only one kind of pixel; "
         f"{_percent(results['anomaly_base_rate'], 'fraction')} % of an image's pixels are "
         f"anomalous, {_percent(results['anomaly_base_rate_pooled'], 'fraction')} % of all."
     )
@@ -168,12 +165,12 @@ def markdown_table(results: Results) -> str:
 
 
 def markdown_run(results: Results) -> str:
-    """The headline score's table, and the table of all scores where there are several."""
+    """The headline score's table, and a table of all scores if there are several."""
     return "\n".join(filter(None, (markdown_table(results), markdown_scores(results))))
 
 
 def markdown_scores(results: Results) -> str:
-    """One row a score, in percent; empty where only one score was computed."""
+    """One row per score, in percent; empty if there is only one."""
     if len(results.get("scores", ())) < 2:
         return ""
     columns = [
@@ -191,10 +188,10 @@ def markdown_scores(results: Results) -> str:
 
 
 def combine_runs(runs: Sequence[Results]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """{protocol: {figure: {"mean", "standard deviation", "runs"}}} over runs, in the figure's unit.
+    """{protocol: {metric: {"mean", "standard deviation", "runs"}}} over runs, in the metric's unit.
 
-    It is the sample standard deviation, as in the tables of --ablate. A run in which a figure is
-    missing does not count for it.
+    It is the sample standard deviation, as in the tables of --ablate. Runs without a metric are
+    not counted for it.
     """
     combined: dict[str, dict[str, dict[str, float | None]]] = {}
     for name, protocol in runs[0]["protocols"].items():
@@ -223,7 +220,7 @@ def markdown_runs(runs: Sequence[Results]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table; returns the exit code."""
+    """Print the table; returns the exit code."""
     parser = argparse.ArgumentParser("python -m metrics.report", description=__doc__)
     parser.add_argument("results", nargs="+", type=Path, help="results.json files")
     paths = parser.parse_args(arguments).results
@@ -231,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _printable(text: str) -> str:
-    """Text that any terminal takes, whatever names are in it."""
+    """Text without characters that a terminal may not be able to show."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -247,7 +244,7 @@ def _table(paths: Sequence[Path]) -> str:
     for path, run in zip(paths, runs, strict=True):
         difference = _difference(runs[0], run)
         if difference:
-            raise RunsDiffer(
+            raise PansError(
                 f"{paths[0]} and {path} differ in {difference}; put together only runs that were "
                 "measured alike"
             )
@@ -255,19 +252,19 @@ def _table(paths: Sequence[Path]) -> str:
 
 
 def _refuse_twice(paths: Sequence[Path], runs: Sequence[Results]) -> None:
-    """Two files of one test, or one file named twice, would count as two runs without spread."""
+    """Raise if the same results are passed twice; they would count as two runs without spread."""
     for number, run in enumerate(runs):
         for other in range(number):
-            # Where and when it was measured is all that may differ.
+            # The same test may differ only in place and time.
             if {**run, "environment": None} == {**runs[other], "environment": None}:
                 what = f"{paths[other]} and {paths[number]} hold the same results"
                 if paths[other].samefile(paths[number]):
                     what = f"{paths[number]} is given twice"
-                raise RunsDiffer(f"{what}; name every run once")
+                raise PansError(f"{what}; name every run once")
 
 
 def _difference(one: Results, other: Results) -> str | None:
-    """What makes the figures of two runs incomparable, if anything does."""
+    """Why the metrics of two runs cannot be compared, or None."""
     if one["protocols"].keys() != other["protocols"].keys():
         return "their protocols"
     if one["images"] != other["images"]:
@@ -283,7 +280,7 @@ def _difference(one: Results, other: Results) -> str | None:
 
 
 def _table_head(*names: str, texts: int = 2) -> list[str]:
-    """The head of a table whose first `texts` columns hold words, the others numbers."""
+    """The head of a table whose first `texts` columns are text, the others numbers."""
     return [_table_row(*names), _table_row(*["---"] * texts, *["---:"] * (len(names) - texts))]
 
 

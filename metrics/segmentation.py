@@ -1,10 +1,10 @@
 """Confusion matrix, accuracy and intersection over union, closed and open set."""
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 
-from metrics.reduction import all_reduce
+from utils.distributed import reduce_over_processes
 
 SegmentationScores = TypedDict(
     "SegmentationScores",
@@ -21,12 +21,12 @@ SegmentationScores = TypedDict(
 
 
 class ConfusionMatrix:
-    """Pixels counted by (true class, predicted class), with one bincount an image.
+    """Pixels counted by (true class, predicted class).
 
     Args:
-        num_classes: C. Pixels whose true class is not in 0..C-1 (ignored ones, anomalies) are
-            outside the matrix.
-        device: where the labels are and the counts stay.
+        num_classes: C. Pixels whose true class is not in 0..C-1 (ignored ones, anomalies) are not
+            counted.
+        device: the device of the labels and of the counts.
 
     >>> confusion = ConfusionMatrix(2)
     >>> confusion.update(prediction=torch.tensor([0, 1, 1]), label=torch.tensor([0, 0, 255]))
@@ -40,7 +40,7 @@ class ConfusionMatrix:
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
-        """Counts one image or batch.
+        """Count one image or batch.
 
         Args:
             prediction: integers in 0..C-1, any shape.
@@ -48,19 +48,19 @@ class ConfusionMatrix:
         """
         self.matrix += _cross_count(label, prediction, self.num_classes, self.num_classes)
 
-    def all_reduce(self, group: Any = None) -> None:
+    def all_reduce(self) -> None:
         """Adds up the matrices of all processes. Every process calls it, once."""
-        self.matrix = all_reduce(self.matrix, "SUM", group)
+        self.matrix = reduce_over_processes(self.matrix)
 
 
 def segmentation_scores(matrix: torch.Tensor) -> SegmentationScores:
     """Accuracies and IoUs, as fractions, of a (C, C) matrix: rows truth, columns prediction.
 
-    A class is present when its row is not empty. "Mean Acc" and "Mean IoU" are means over the
+    A class is present if its row is not empty. "Mean Acc" and "Mean IoU" are means over the
     "Classes present" classes; "Class IoU" is NaN for the others. "Mean IoU, absent classes too"
-    is the mean over the classes that are present or predicted: one that is predicted and absent
-    has IoU 0. "FreqW Acc" is the mean of the IoUs weighted with the classes' true pixels. All are
-    NaN for an empty matrix.
+    is the mean over the classes that are present or predicted; an absent one has IoU 0.
+    "FreqW Acc" is the mean IoU weighted by the classes' true pixels. All are NaN for an empty
+    matrix.
 
     >>> scores = segmentation_scores(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
     >>> scores["Mean IoU"], scores["Classes present"]
@@ -108,7 +108,7 @@ def open_set_counts(
     size = num_classes + 1
     fits = num_classes <= torch.iinfo(prediction.dtype).max
     columns = (prediction if fits else prediction.int()).masked_fill(is_rejected, num_classes)
-    # Counted by label, and then the labels put together: several times as fast.
+    # Counted by label and then merged: several times as fast.
     labels = max(ignore_index, int(label.max())) + 1 if label.numel() else ignore_index + 1
     pairs = (label.int() * size).add_(columns)
     counts = torch.bincount(pairs.flatten(), minlength=labels * size).reshape(labels, size)
@@ -117,17 +117,17 @@ def open_set_counts(
 
 
 def open_mean_iou(matrix: torch.Tensor, absent_classes_too: bool = False) -> float:
-    """open-mIoU of a (C+1, C+1) matrix as `open_set_counts` makes it; NaN without known pixels.
+    """open-mIoU of a (C+1, C+1) matrix from `open_set_counts`; NaN without known pixels.
 
-    IoU of class k = TP / (TP + FP + FN), where FP takes in the anomalies that were called k, and
-    FN the pixels of k that were rejected; mean over the C known classes that are present. With a
-    perfect anomaly detector it equals the closed-set mean IoU.
+    IoU of class k = TP / (TP + FP + FN), where FP includes anomalies predicted as k, and FN
+    rejected pixels of k; mean over the known classes that are present. With a perfect anomaly
+    detector it equals the closed-set mean IoU.
 
     Source: Grcic, Bevandic and Segvic, DenseHybrid, ECCV 2022, section on open-set metrics.
 
     Args:
-        absent_classes_too: also count IoU 0 for classes that are predicted and absent, as their
-            code does.
+        absent_classes_too: also count IoU 0 for classes that are predicted but absent, as
+            DenseHybrid's code does.
 
     >>> open_mean_iou(torch.tensor([[3, 0, 1], [0, 4, 0], [1, 0, 7]]))
     0.8
@@ -142,7 +142,7 @@ def open_mean_iou(matrix: torch.Tensor, absent_classes_too: bool = False) -> flo
 def _cross_count(
     rows: torch.Tensor, columns: torch.Tensor, num_rows: int, num_columns: int
 ) -> torch.Tensor:
-    """How often each (row, column) occurs; rows out of range are dropped by way of a last bin."""
+    """How often each (row, column) occurs; rows out of range go to an extra bin and are dropped."""
     rows = rows.int()
     is_inside = (rows >= 0) & (rows < num_rows)
     pairs = torch.where(is_inside, rows * num_columns + columns.int(), num_rows * num_columns)

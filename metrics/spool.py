@@ -1,4 +1,4 @@
-"""Maps of a data set in a temporary file, for a second look."""
+"""Maps of a data set in a temporary file, for a second pass."""
 
 import tempfile
 import zlib
@@ -14,11 +14,11 @@ _STEPS = np.float32(2**24)
 
 
 class Spool:
-    """Keeps groups of arrays in one nameless file, which goes when the process does.
+    """Stores groups of arrays losslessly in an unnamed file that is deleted with the process.
 
-    Nothing is lost. uint8 (labels, predictions) is compressed, to a few KB for an image of
-    1280x720. float32 in steps of 2^-24 below 1, as 1 - probability is, takes 3 bytes; all else is
-    kept as it is, for it barely compresses.
+    uint8 (labels, predictions) is compressed, to a few KB per image of 1280x720. float32 in [0, 1)
+    with multiples of 2^-24, such as 1 - probability, takes 3 bytes. Anything else hardly
+    compresses and is stored as it is.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -27,7 +27,7 @@ class Spool:
 
     @cached_property
     def _file(self) -> IO[bytes]:
-        """Made for the first group, and open for as long as this object lives."""
+        """Created for the first group, and open as long as this object exists."""
         return tempfile.TemporaryFile(dir=self._folder)
 
     @property
@@ -36,17 +36,17 @@ class Spool:
         return self._file.tell()
 
     def append(self, group: Mapping[str, Sequence[np.ndarray]]) -> None:
-        """Adds a group of named arrays.
+        """Append a group of named arrays.
 
         Raises:
-            OSError: the file can't be made or the disk is full.
+            OSError: the file cannot be created or the disk is full.
         """
         places = {name: [self._write(array) for array in group[name]] for name in group}
         self._file.flush()
         self._groups.append(places)
 
     def read(self, number: int, name: str) -> list[np.ndarray]:
-        """The arrays of this name in the group that was added as this number, from 0."""
+        """Read the array of this name in the group of this number, from 0."""
         arrays = []
         for place in self._groups[number].get(name, ()):
             self._file.seek(place.start)
@@ -82,10 +82,10 @@ class _Place:
 
 
 def _steps(array: np.ndarray) -> bytes | None:
-    """Three bytes a value if all of them are multiples of 2^-24 in [0, 1), else None."""
+    """Encode in three bytes per value if all are multiples of 2^-24 in [0, 1), else None."""
     if not array.size or not (array.min() >= 0 and array.max() < 1):
         return None
-    steps = array * _STEPS  # exact, as is all below: a power of two
+    steps = array * _STEPS  # exact, like the next steps: a power of two
     whole = steps.astype(np.int32)
     if not np.array_equal(whole, steps):
         return None

@@ -1,4 +1,4 @@
-"""Activated batch normalisation: in place, saving only its output, and its plain counterpart.
+"""Activated batch normalisation, in place (saving only its output) and plain.
 
 In-place ABN (Rota Bulo, Porzi, Kontschieder, "In-Place Activated BatchNorm for Memory-Optimized
 Training of DNNs", CVPR 2018) computes, for every channel of x,
@@ -6,7 +6,7 @@ Training of DNNs", CVPR 2018) computes, for every channel of x,
     y = leaky_relu(xhat * (|weight| + eps) + bias, slope),    xhat = (x - mean) / sqrt(var + eps)
 
 and writes y over x. Both the scale and the activation are invertible, so backward recovers xhat
-from y and nothing else of the size of x is kept.
+from y, and no other tensor of the size of x is kept.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from modules.abn_cuda import IDENTITY_SLOPE, FusedInPlaceABN
 
-try:  # a package that was built for another torch fails to import: torch's kernels serve then
+try:  # built for another torch, the package fails to import: use torch's kernels
     from inplace_abn.functions import inplace_abn_sync as package_function
 except ImportError:
     package_function = None
@@ -32,12 +32,12 @@ MOMENTUM = 0.1
 LEAKY_SLOPE = 0.01
 CHANNELS_AT_A_TIME = 256
 PACKAGE_DTYPES = (torch.float32, torch.float64, torch.float16)
-"""What the inplace-abn package computes in."""
+"""The data types that the inplace-abn package supports."""
 NORMS = ("iabn_sync", "iabn", "abn", "std")
 
 
 class ActivatedNorm(nn.BatchNorm2d):
-    """What both norms have: parameters and statistics of BatchNorm2d, and an activation."""
+    """Base of both norms: parameters and statistics of BatchNorm2d, and an activation."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -46,14 +46,16 @@ class ActivatedNorm(nn.BatchNorm2d):
     def __init__(self, channels: int, slope: float) -> None:
         super().__init__(channels, eps=EPS, momentum=MOMENTUM)
         self.slope = slope
-        self.counted_together = False  # the network adds 1 to the counts of all its norms at once
+        self.counted_together = (
+            False  # the network increments the counters of all its norms at once
+        )
 
     def effective_weight(self) -> Tensor:
         """The (C,) scale of xhat."""
         return self.weight
 
     def count_batch(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance to read or to update in this pass: the running ones, or copies."""
+        """The mean and variance to use or update in this pass: the running ones, or copies."""
         if self.training and not self.track_running_stats:
             return self.running_mean.clone(), self.running_var.clone()
         if self.training and not self.counted_together:
@@ -67,12 +69,12 @@ NormFactory = Callable[..., ActivatedNorm]
 def _gather_statistics(
     mean: Tensor, var: Tensor, values: int, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """This process's (C,) mean and biased variance of `values` values a channel -> the group's.
+    """Combine the processes' (C,) means and biased variances of `values` values per channel.
 
     Returns:
-        Mean, biased variance, and the 0-d number of values a channel of the whole group.
+        The group's mean, biased variance, and 0-d number of values per channel.
     """
-    # Float64 keeps E[x^2] - E[x]^2 exact enough; the vector is short, so it costs nothing.
+    # E[x^2] - E[x]^2 needs float64; the vector is short, so this costs nothing.
     mean64, var64 = mean.double(), var.double()
     count = mean64.new_full((1,), values)
     sums = torch.cat([mean64 * count, (var64 + mean64.square()) * count, count])
@@ -87,7 +89,7 @@ def _require_two_values(x: Tensor, group: dist.ProcessGroup | None) -> None:
     values = x.numel() // x.shape[1]
     if values * (1 if group is None else dist.get_world_size(group)) < 2:
         raise ValueError(
-            f"batch statistics need more than one value a channel, got a {tuple(x.shape)} input: "
+            f"batch statistics need more than one value per channel, got a {tuple(x.shape)} input: "
             "use a larger batch, or model.eval()"
         )
 
@@ -95,9 +97,9 @@ def _require_two_values(x: Tensor, group: dist.ProcessGroup | None) -> None:
 def _batch_statistics(
     x: Tensor, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor, Tensor | float]:
-    """(C,) mean and biased variance of the group's batches, and their values a channel."""
+    """(C,) mean and biased variance of the group's batches, and their values per channel."""
     values = x.numel() // x.shape[1]
-    # Given float32 statistics to leave as they are, the kernel does not round its own to bf16.
+    # With float32 running statistics as arguments, the kernel does not round its own to bf16.
     zeros = x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
     mean, var = torch.ops.aten.batch_norm_update_stats(x, zeros, zeros.clone(), 0.0)
     return (mean, var, values) if group is None else _gather_statistics(mean, var, values, group)
@@ -105,7 +107,7 @@ def _batch_statistics(
 
 def _scale_and_shift(x: Tensor, mean: Tensor, var: Tensor, eps: float, *affine: Tensor) -> None:
     """x <- (x - mean) / sqrt(var + eps) * weight + bias in one pass, `affine` = (weight, bias)."""
-    # The kernel reads a value before it writes it to the same place, so x may be its own output.
+    # The kernel reads each value before it overwrites it, so x may be its own output.
     unused = [x.new_empty(0, dtype=mean.dtype) for _ in range(2)]
     torch.ops.aten.native_batch_norm.out(
         x, *affine, mean, var, False, 0.0, eps, out=x, save_mean=unused[0], save_invstd=unused[1]
@@ -115,8 +117,8 @@ def _scale_and_shift(x: Tensor, mean: Tensor, var: Tensor, eps: float, *affine: 
 class _InPlaceABN(torch.autograd.Function):
     """Forward overwrites its input; backward needs only the output and (C,) vectors.
 
-    All passes over the data are torch's own batch norm kernels in evaluation mode, which take data
-    in reduced precision beside float32 statistics: sums and statistics are float32 at least.
+    All passes over the data are torch's own batch norm kernels in evaluation mode, which accept
+    data in reduced precision with float32 statistics: sums and statistics are at least float32.
     """
 
     @staticmethod
@@ -178,9 +180,9 @@ class _InPlaceABN(torch.autograd.Function):
             if ctx.group is not None:
                 dist.all_reduce(sums, group=ctx.group)
             mean_grad, mean_grad_xhat = sums / ctx.count
-            # What the batch's mean and deviation take back:
+            # The gradient through the batch's mean and deviation:
             # gamma * inv_std * (mean_grad + xhat * mean_grad_xhat), some channels at a time: a
-            # whole one would be another tensor at the moment when training needs most memory.
+            # full-size temporary would raise the peak memory of training.
             factor = gamma * inv_std
             vectors = bias, square, factor * mean_grad_xhat, factor * mean_grad
             parts = [grad_x.split(CHANNELS_AT_A_TIME, dim=1), z.split(CHANNELS_AT_A_TIME, dim=1)]
@@ -214,18 +216,18 @@ def inplace_abn(
         training: use the batch's statistics and update the running ones (running <- running +
             momentum * (batch - running), with the unbiased variance); else use the running ones.
         slope: of the leaky ReLU for negative values; 1 means no activation.
-        group: the processes whose batches count as one; None means this process alone. Batches
-            may differ in size: every value weighs the same.
+        group: the processes that share batch statistics; None means this process alone. Batches
+            may differ in size: every value has the same weight.
 
     Returns:
         x, overwritten.
 
     Raises:
-        ValueError: training with a single value a channel.
+        ValueError: training with a single value per channel.
     """
     arguments = (x, weight, bias, running_mean, running_var, training, momentum, eps)
     if x.is_cuda and package_function is not None and _package_serves(x, weight, training):
-        # inplace_abn_sync without `group` silently does not synchronise: pass it always.
+        # inplace_abn_sync without `group` silently does not synchronise: always pass it.
         activation = "identity" if slope == IDENTITY_SLOPE else "leaky_relu"
         return package_function(*arguments, activation, slope, group)
     if training:
@@ -235,10 +237,10 @@ def inplace_abn(
 
 
 def _package_serves(x: Tensor, weight: Tensor, training: bool) -> bool:
-    """Whether the package computes this without an error and without waiting for the GPU."""
-    # Its backward flips the sign of some weights' gradients by a mask, which the host waits for.
+    """Whether the package supports this case, without a wait for the GPU."""
+    # Its backward flips the signs of some gradients by a mask, for which the host waits.
     learns = weight.requires_grad and torch.is_grad_enabled()
-    # It wants two values a channel of each process, where the group's together would do.
+    # It requires two values per channel in each process, though two in the group would suffice.
     enough = not training or x.numel() > x.shape[1]
     return x.dtype == weight.dtype and x.dtype in PACKAGE_DTYPES and enough and not learns
 
@@ -250,7 +252,7 @@ class InPlaceABN(ActivatedNorm):
         channels: C.
         slope: of the leaky ReLU; 1 means no activation.
         synchronised: in training, take the statistics over all processes of `group`.
-        group: None means all processes, if torch.distributed runs at all.
+        group: None means all processes, if torch.distributed is initialised.
     """
 
     def __init__(
@@ -290,8 +292,8 @@ class InPlaceABN(ActivatedNorm):
 class ABN(ActivatedNorm):
     """Batch norm, then leaky ReLU (slope 1: none): y = leaky_relu(xhat * weight + bias).
 
-    `overwrite` activates in place; without it this is BatchNorm2d and LeakyReLU as everybody
-    writes them, the reference for memory.
+    `overwrite` activates in place; without it this is the usual BatchNorm2d and LeakyReLU, the
+    reference for memory.
     """
 
     def __init__(
@@ -310,7 +312,7 @@ class ABN(ActivatedNorm):
 
 @contextmanager
 def statistics_left_alone(module: nn.Module) -> Iterator[None]:
-    """Norms of `module` in training mode use the batch's statistics and update no running ones."""
+    """A context in which norms in training mode do not update their running statistics."""
     norms = [child for child in module.modules() if isinstance(child, ActivatedNorm)]
     for norm in norms:
         norm.track_running_stats = False
@@ -322,7 +324,7 @@ def statistics_left_alone(module: nn.Module) -> Iterator[None]:
 
 
 def norm_factory(norm_act: str, group: dist.ProcessGroup | None = None) -> NormFactory:
-    """The constructor `(channels, slope=0.01) -> norm` behind a name of `NORMS`.
+    """The constructor `(channels, slope=0.01) -> norm` of a name in `NORMS`.
 
     Raises:
         ValueError: an unknown name.
@@ -337,10 +339,10 @@ def norm_factory(norm_act: str, group: dist.ProcessGroup | None = None) -> NormF
 
 
 def describe_norm(norm_act: str, device: torch.device, precision: str, learns: bool) -> str:
-    """For start-up: which implementation of the norm runs on `device`, and why.
+    """Describe which implementation of the norm runs on `device`, and why, for start-up.
 
     Args:
-        precision: of the data, "fp32" or "bf16".
+        precision: "fp32" or "bf16".
         learns: whether the norms' weights are trained.
     """
     if norm_act not in ("iabn_sync", "iabn"):

@@ -1,8 +1,8 @@
-"""In-place activated batch norm on CUDA, by the fused kernels that torch's SyncBatchNorm uses.
+"""In-place activated batch norm on CUDA, with the fused kernels of torch's SyncBatchNorm.
 
-A pass over the data is one kernel: `batch_norm_stats` and `batch_norm_elemt` forward, the leaky
-ReLU's two, `batch_norm_backward_reduce` and `batch_norm_backward_elemt` backward. They take data
-in half precision beside float32 statistics, in any memory layout. Nothing waits for the device.
+Each pass over the data is one kernel: `batch_norm_stats` and `batch_norm_elemt` forward, the leaky
+ReLU's two, `batch_norm_backward_reduce` and `batch_norm_backward_elemt` backward. They accept data
+in half precision with float32 statistics, in any memory layout. The host never waits.
 """
 
 from functools import lru_cache
@@ -19,13 +19,13 @@ IDENTITY_SLOPE = 1.0
 
 @lru_cache(maxsize=256)
 def _count(values: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(1,) tensor of a number, filled on the device once: every step asks for the same ones."""
+    """A (1,) tensor of a number, cached because every step needs the same ones."""
     with torch.inference_mode(False):  # an inference tensor could not be saved for backward
         return torch.full((1,), values, dtype=dtype, device=device)
 
 
 def _gather(mean: Tensor, inv_std: Tensor, count: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
-    """(C,), (C,), (1,) of this process -> (P, C), (P, C), (P, 1) of all P of the group."""
+    """All-gather (C,), (C,), (1,) to (P, C), (P, C), (P, 1) of the group's P processes."""
     own = torch.cat([mean, inv_std, count])
     everyone = own.new_empty(dist.get_world_size(group) * own.numel())
     dist.all_gather_into_tensor(everyone, own, group=group)
@@ -44,7 +44,7 @@ def _batch_statistics(
     """Statistics of the group's batches; the running ones are updated.
 
     Returns:
-        (C,) mean and 1 / sqrt(var + eps), var biased; (P,) int32 values a channel by process.
+        (C,) mean and 1 / sqrt(var + eps), var biased; (P,) int32 values per channel by process.
     """
     mean, inv_std = torch.batch_norm_stats(x, eps)
     wide, values = mean.dtype, x.numel() // x.shape[1]
@@ -53,7 +53,7 @@ def _batch_statistics(
     if group is not None:
         parts = _gather(mean, inv_std, parts[2], group)
         counts = parts[2].flatten().to(torch.int32)
-    # The kernel wants statistics and counts of one type.
+    # The kernel requires statistics and counts of one type.
     running = running_mean.to(wide), running_var.to(wide)
     mean, inv_std = torch.batch_norm_gather_stats_with_counts(
         x, parts[0], parts[1], *running, momentum, eps, parts[2].flatten()
@@ -67,8 +67,8 @@ def _batch_statistics(
 class FusedInPlaceABN(torch.autograd.Function):
     """Forward overwrites its input; backward needs only the output and (C,) vectors.
 
-    Arguments, result and formula are those of `modules.abn.inplace_abn`, for CUDA tensors. Of
-    several processes one all-gather exchanges the statistics, one all-reduce the gradients' sums.
+    Arguments, result and formula are those of `modules.abn.inplace_abn`, for CUDA tensors. With
+    several processes, one all-gather exchanges statistics and one all-reduce gradient sums.
     """
 
     @staticmethod
@@ -93,7 +93,7 @@ class FusedInPlaceABN(torch.autograd.Function):
             mean, inv_std, counts = _batch_statistics(x, *statistics, group)
         else:
             mean, inv_std = running_mean.to(wide), torch.rsqrt(running_var.to(wide) + eps)
-        # The kernel reads a value before it writes it to the same place, so x may be its output.
+        # The kernel reads each value before it overwrites it, so x may be its output.
         torch.ops.aten.batch_norm_elemt.out(x, gamma, bias, mean, inv_std, eps, out=x)
         if slope != IDENTITY_SLOPE:
             F.leaky_relu_(x, slope)
@@ -111,14 +111,14 @@ class FusedInPlaceABN(torch.autograd.Function):
             grad_z = torch.ops.aten.leaky_relu_backward(grad_y, y, ctx.slope, True)
             z = F.leaky_relu(y, 1 / ctx.slope)  # the inverse of the activation
         # The kernels compute with (z - mean) * inverse deviation. With bias as mean and 1 / gamma
-        # that is xhat; the weight's sign on it is what d|weight| / d weight asks of the gradient.
+        # this is xhat; the weight's sign accounts for d|weight| / d weight.
         signed = torch.copysign(gamma, weight)
         inverse, scale = signed.reciprocal(), gamma * signed * inv_std
         needed = True, ctx.needs_input_grad[1], ctx.needs_input_grad[2]
         sum_grad, sum_grad_z, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
             grad_z, z, bias, inverse, scale, *needed
         )
-        if counts is None:  # the running statistics take nothing back
+        if counts is None:  # running statistics have no gradient
             sum_grad, sum_grad_z = torch.zeros_like(bias), torch.zeros_like(bias)
             counts = _count(1, torch.int32, z.device)
         elif ctx.group is not None:

@@ -1,4 +1,4 @@
-"""Pixel classifiers: class prototypes under the cosine, or a plain 1x1 convolution."""
+"""Pixel classifiers: cosine to class prototypes, or a plain 1x1 convolution."""
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +11,19 @@ CLASSIFIERS = ("standard", "cosine")
 class CosineClassifier(nn.Module):
     """logits = 10 * cos(feature, prototype), in [-10, 10].
 
-    `weight` (num_classes, channels, 1, 1) holds a prototype a class; the scale is fixed and there
+    `weight` (num_classes, channels, 1, 1) has one prototype per class; the scale is fixed and there
     is no bias (Fontanel et al., "Detecting Anomalies in Semantic Segmentation with Prototypes",
     CVPR workshops 2021, section 3). Features (N, channels, h, w) -> logits (N, num_classes, h, w).
     """
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
-        # As published, prototypes start as the weight of a 1x1 convolution does.
+        # As published, prototypes are initialised like the weight of a 1x1 convolution.
         self.weight = nn.Conv2d(channels, num_classes, 1, bias=False).weight
 
     def forward(self, features: Tensor) -> Tensor:
         prototypes = F.normalize(self.weight, dim=1)
-        # Dividing the few logits by the length is cheaper than dividing the features.
+        # Dividing the logits by the length is cheaper than dividing the many features.
         length = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(1e-12)
         return F.conv2d(features, prototypes) * (COSINE_SCALE / length)
 
@@ -31,7 +31,7 @@ class CosineClassifier(nn.Module):
 class Classifier(nn.Module):
     """The classifier of the head's features, `cls`, and that of deep supervision.
 
-    Logits are float32 at least, whatever autocast says: 8 bits of mantissa would tie most scores.
+    Logits are at least float32, even under autocast: with 8 bits of mantissa most scores would tie.
     """
 
     def __init__(self, kind: str, channels: int, num_classes: int) -> None:

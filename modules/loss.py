@@ -1,4 +1,4 @@
-"""What PAnS trains with: the prototype-distance loss (Fontanel et al., CVPRW 2021).
+"""The training loss of PAnS: the prototype-distance loss (Fontanel et al., CVPRW 2021).
 
 The logit of class c at a pixel is 10 cos(f, w_c), with the pixel's feature f and the class's
 prototype w_c. Cross-entropy over these logits pulls features towards the prototype of their class
@@ -18,16 +18,16 @@ from modules.segmentation import TrainingLogits
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """Cross-entropy, mean over the pixels that are not ignored; 0 where all of them are.
+    """Cross-entropy, mean over the pixels that are not ignored; 0 if all are ignored.
 
     Args:
         logits: (N, C, H, W).
         labels: (N, H, W) uint8, class indices.
-        ignore_index: the label of pixels that are left out.
+        ignore_index: the label of ignored pixels.
     """
     logits, classes, known = logits.float(), labels.long(), labels != ignore_index
     if logits.is_cuda and torch.are_deterministic_algorithms_enabled():
-        # CUDA's cross-entropy of maps adds up in no fixed order.
+        # CUDA's cross-entropy of maps sums in no fixed order.
         chosen = logits.log_softmax(dim=1).gather(1, (classes * known)[:, None])
         total = -torch.where(known, chosen.squeeze(1), 0).sum()
     else:

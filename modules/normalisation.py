@@ -1,4 +1,4 @@
-"""Pictures of bytes to the input that the network was pretrained with."""
+"""Normalisation of uint8 images by ImageNet's statistics."""
 
 from functools import cache
 
@@ -10,16 +10,16 @@ STD = (0.229, 0.224, 0.225)
 
 
 def normalised(images: Tensor) -> Tensor:
-    """(byte / 255 - mean) / std, with ImageNet's mean and standard deviation of each channel.
+    """(byte / 255 - mean) / std, with ImageNet's mean and standard deviation per channel.
 
-    The 256 values of each channel are computed once, on the CPU, and looked up: the same bits on
-    every device as torchvision's ToTensor and Normalize give on a CPU.
+    The 256 values per channel are computed once on the CPU and looked up, so that every device
+    gives bit for bit the result of torchvision's ToTensor and Normalize on a CPU.
 
     Args:
         images: (N, 3, H, W) uint8 RGB.
 
     Returns:
-        (N, 3, H, W) float32, where `images` is.
+        (N, 3, H, W) float32 on the device of `images`.
     """
     values = _values(images.device)
     places = images.to(torch.int32, memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""`python -m modules.pretrained FILE`: what a weight file is; see `modules.weights.pretrained`."""
+"""`python -m modules.pretrained FILE` describes a weight file; see `modules.weights.pretrained`."""
 
 import sys
 

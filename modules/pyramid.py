@@ -1,4 +1,4 @@
-"""The pyramid pooling head, its last convolution computed without ever building its input."""
+"""The pyramid pooling head, whose last convolution is computed without building its input."""
 
 from functools import lru_cache
 
@@ -7,18 +7,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modules.abn import NormFactory
-from modules.resnet import MOD4_CHANNELS, MOD5_CHANNELS
 from modules.winograd import Conv3x3, conv3x3
 
 GRID_SIZES = (1, 2, 3, 6)
-HEAD_CHANNELS = 512
 DROPOUT = 0.1
 
 
 def upsampling_matrix(cells: int, size: int, like: Tensor) -> Tensor:
     """(size, cells) weights of bilinear upsampling along one axis, align_corners=False.
 
-    On the device of `like`, in its dtype, but computed in float32 at least.
+    On the device of `like` and in its dtype, computed in at least float32.
     """
     wide_dtype = torch.promote_types(like.dtype, torch.float32)
     identity = torch.eye(cells, device=like.device, dtype=wide_dtype)
@@ -41,7 +39,7 @@ def _taps(cells: int, size: int, like: Tensor) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _kept_taps(cells: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    # A training asks for the same ones in every step, at seven launches each.
+    # Every training step needs the same ones, which take seven launches each.
     with torch.inference_mode(False), torch.no_grad():
         like = torch.empty(0, dtype=dtype, device=device)
         return shifted_taps(upsampling_matrix(cells, size, like)).flatten(1)
@@ -65,7 +63,7 @@ def convolve_upsampled(grids: list[Tensor], weights: list[Tensor], size: torch.S
         size: (h, w) that the grids are upsampled to.
 
     Returns:
-        (N, O, h, w), in the dtype that autocast gives products.
+        (N, O, h, w), in autocast's dtype of matrix products.
     """
     height, width = size
     rows, columns = [], []
@@ -82,8 +80,8 @@ def convolve_upsampled(grids: list[Tensor], weights: list[Tensor], size: torch.S
 def pooling_matrix(cells: int, size: int, like: Tensor) -> Tensor:
     """(cells, size) weights of adaptive average pooling along one axis.
 
-    Cell i averages the places from floor(i size / cells) to ceil((i + 1) size / cells) - 1, as
-    torch's AdaptiveAvgPool does. `size` may be symbolic.
+    Cell i averages positions floor(i size / cells) to ceil((i + 1) size / cells) - 1, like torch's
+    AdaptiveAvgPool. `size` may be symbolic.
     """
     cell = torch.arange(cells, device=like.device)[:, None]
     place = torch.arange(size, device=like.device)
@@ -93,10 +91,9 @@ def pooling_matrix(cells: int, size: int, like: Tensor) -> Tensor:
 
 
 class MatrixPooling(nn.Module):
-    """AdaptiveAvgPool2d(cells) as two products.
+    """AdaptiveAvgPool2d(cells) as two matrix products.
 
-    For inputs whose size is not known yet: ONNX's exporter would write torch's own layer for the
-    one size that it saw.
+    For export with a variable input size: ONNX's exporter would fix torch's own layer to one size.
     """
 
     def __init__(self, cells: int) -> None:
@@ -110,7 +107,7 @@ class MatrixPooling(nn.Module):
 
 
 class GridPooling(nn.AdaptiveAvgPool2d):
-    """(N, C, h, w) -> (N, C, cells, cells), in a fixed order of additions where that is asked."""
+    """(N, C, h, w) -> (N, C, cells, cells), summed in a fixed order if determinism is on."""
 
     def __init__(self, cells: int) -> None:
         super().__init__(cells)
@@ -119,46 +116,53 @@ class GridPooling(nn.AdaptiveAvgPool2d):
     def forward(self, x: Tensor) -> Tensor:
         if not (x.is_cuda and torch.are_deterministic_algorithms_enabled()):
             return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):  # averages of float32, as of the layer
+        with torch.autocast(x.device.type, enabled=False):  # averages in float32, like the layer
             return self.by_matrices(x.float()).to(x.dtype)
 
 
 class PyramidHead(nn.Module):
     """Pyramid pooling (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017) to 512 channels.
 
-    mod5 (N, 2048, h, w) -> (N, 512, h, w): mod5 is averaged to 1, 2, 3 and 6 cells a side, each
-    grid brought to 512 channels, upsampled and put beside mod5; a 3x3 convolution with norm and
-    dropout follows.
+    mod5 (N, 2048, h, w) -> (N, 512, h, w): mod5 is averaged to grids of 1, 2, 3 and 6 cells per
+    side; each grid is reduced to 512 channels, upsampled and concatenated with mod5; a 3x3
+    convolution with norm and dropout follows.
 
     `plain=True` concatenates all 4096 channels before that convolution, as published. Otherwise
-    the pyramid's half of it is computed on the grids (`convolve_upsampled`): the same numbers
-    up to rounding, the same parameters, half the work.
+    the pyramid's half of it is computed on the grids (`convolve_upsampled`): the same result up to
+    rounding, with the same parameters and half the work.
+
+    Args:
+        in_channels: of mod4 and mod5; the head's own are a quarter of mod5's.
 
     Attributes:
-        mod5_convolution: computes mod5's half in the place of `conv_last`'s own weight, if set.
+        mod5_convolution: if set, computes mod5's half instead of `conv_last`'s own weight.
     """
 
-    def __init__(self, norm: NormFactory, *, plain: bool = False) -> None:
+    def __init__(
+        self, in_channels: tuple[int, int], norm: NormFactory, *, plain: bool = False
+    ) -> None:
         super().__init__()
         self.plain = plain
+        mod4_channels, self.mod5_channels = in_channels
+        self.channels = channels = self.mod5_channels // 4
         self.mod5_convolution: nn.Module | None = None
         self.ppm = nn.ModuleList(
             nn.Sequential(
                 GridPooling(cells),
-                nn.Conv2d(MOD5_CHANNELS, HEAD_CHANNELS, 1, bias=False),
-                norm(HEAD_CHANNELS),
+                nn.Conv2d(self.mod5_channels, channels, 1, bias=False),
+                norm(channels),
             )
             for cells in GRID_SIZES
         )
-        concatenated = MOD5_CHANNELS + len(GRID_SIZES) * HEAD_CHANNELS
+        concatenated = self.mod5_channels + len(GRID_SIZES) * channels
         self.conv_last = nn.Sequential(
-            nn.Conv2d(concatenated, HEAD_CHANNELS, 3, padding=1, bias=False),
-            norm(HEAD_CHANNELS),
+            nn.Conv2d(concatenated, channels, 3, padding=1, bias=False),
+            norm(channels),
             nn.Dropout2d(DROPOUT),
         )
         self.cbr_deepsup = nn.Sequential(
-            Conv3x3(MOD4_CHANNELS, HEAD_CHANNELS, plain=plain),
-            norm(HEAD_CHANNELS),
+            Conv3x3(mod4_channels, channels, plain=plain),
+            norm(channels),
             nn.Dropout2d(DROPOUT),
         )
 
@@ -171,7 +175,7 @@ class PyramidHead(nn.Module):
             grids = [F.interpolate(grid, size=size, mode="bilinear") for grid in grids]
             features = convolution(torch.cat([mod5, *grids], dim=1))
         else:
-            sections = [MOD5_CHANNELS] + [HEAD_CHANNELS] * len(grids)
+            sections = [self.mod5_channels] + [self.channels] * len(grids)
             weight, *grid_weights = convolution.weight.split(sections, dim=1)
             if self.mod5_convolution is not None:
                 features = self.mod5_convolution(mod5)

@@ -13,17 +13,17 @@ from modules.winograd import Conv3x3
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions beside a shortcut (He et al., CVPR 2016, figure 5, right).
+    """1x1, 3x3, 1x1 convolutions with a shortcut (He et al., CVPR 2016, figure 5, right).
 
-    (N, in_channels, H, W) -> (N, 4 * width, H / stride, W / stride). The stride sits on the 3x3
-    convolution; the sum goes through a leaky ReLU, so the last norms have no activation. The
-    shortcut is projected where the shape changes. `plain`: see `Conv3x3`.
+    (N, in_channels, H, W) -> (N, 4 * width, H / stride, W / stride). The 3x3 convolution has the
+    stride. The sum goes through a leaky ReLU, so the last norms have no activation. The shortcut
+    is projected if the shape changes. `plain`: see `Conv3x3`.
 
-    With `checkpoint_activations` training keeps the block's input alone, and backward computes
-    the rest again (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016). That is
-    exact: in-place norms overwrite the convolutions' outputs, never the block's input; nothing
-    in a block is random; and running statistics are updated by the first computation alone.
-    Synchronised norms exchange their statistics again, in the same order on every process.
+    With `checkpoint_activations`, training keeps only the block's input, and backward recomputes
+    the rest (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016). This is exact:
+    in-place norms overwrite the convolutions' outputs, never the block's input; nothing in a block
+    is random; and only the first computation updates running statistics. Synchronised norms
+    exchange their statistics again, in the same order on every process.
     """
 
     expansion = 4
@@ -70,7 +70,7 @@ class Bottleneck(nn.Module):
 
     def _compute(self, x: Tensor) -> Tensor:
         shortcut = self.proj_bn(self.proj_conv(x)) if self.projects else x
-        # Backward of the last norm needs its output as it is; without backward the sum may take
-        # its place.
+        # Backward of the last norm needs its output unchanged; without backward, the sum may
+        # overwrite it.
         y = self.convs(x)
         return F.leaky_relu_(y + shortcut if y.requires_grad else y.add_(shortcut), LEAKY_SLOPE)

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from modules.abn import NormFactory
-from modules.backbones import BLOCKS
+from modules.backbones import BACKBONES
 from modules.residual import Bottleneck
 
 # Output stride -> the (stride, dilation) of mod2 to mod5 (Yu et al., "Dilated Residual Networks").
@@ -13,17 +13,17 @@ STRIDES_AND_DILATIONS = {
     8: ((1, 1), (2, 1), (1, 2), (1, 4)),
     16: ((1, 1), (2, 1), (2, 1), (1, 2)),
 }
-MOD4_CHANNELS = 1024
-MOD5_CHANNELS = 2048
 
 
 class ResNet(nn.Module):
-    """A ResNet of `BLOCKS` whose last stages are dilated instead of strided.
+    """A ResNet of `BACKBONES` whose last stages are dilated instead of strided.
 
     images (N, 3, H, W) -> mod4's (N, 1024, h, w) and mod5's (N, 2048, h, w) output, where h and w
-    are H and W over the output stride, rounded up. At output stride 16, mod4 and mod5 have the
-    same size too: only mod5 is dilated. `plain` and
-    `checkpoint_activations`: see `Bottleneck`.
+    are H and W over the output stride, rounded up. At output stride 16 only mod5 is dilated.
+    `plain` and `checkpoint_activations`: see `Bottleneck`.
+
+    Attributes:
+        out_channels: channels of mod4 and mod5; the numbers above are for a width of 64.
     """
 
     mod2: nn.Sequential
@@ -41,15 +41,17 @@ class ResNet(nn.Module):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
+        counts, width = BACKBONES[backbone]
         self.mod1 = nn.Sequential(
             OrderedDict(
-                conv1=nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
-                bn1=norm(64),
+                conv1=nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
+                bn1=norm(width),
                 pool1=nn.MaxPool2d(3, stride=2, padding=1),
             )
         )
-        in_channels, width = 64, 64
-        stages = zip(BLOCKS[backbone], STRIDES_AND_DILATIONS[output_stride], strict=True)
+        in_channels = width
+        channels = []
+        stages = zip(counts, STRIDES_AND_DILATIONS[output_stride], strict=True)
         for number, (blocks, (stride, dilation)) in enumerate(stages, start=2):
             stage: OrderedDict[str, nn.Module] = OrderedDict()
             for block in range(1, blocks + 1):
@@ -65,7 +67,9 @@ class ResNet(nn.Module):
                 )
                 in_channels = width * Bottleneck.expansion
             setattr(self, f"mod{number}", nn.Sequential(stage))
+            channels.append(in_channels)
             width *= 2
+        self.out_channels = channels[2], channels[3]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         mod4 = self.mod4(self.mod3(self.mod2(self.mod1(images))))

@@ -7,9 +7,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from modules.abn import ActivatedNorm, norm_factory
+from modules.backbones import BACKBONES
 from modules.classifier import Classifier
-from modules.pyramid import HEAD_CHANNELS, PyramidHead
-from modules.resnet import BLOCKS, STRIDES_AND_DILATIONS, ResNet
+from modules.pyramid import PyramidHead
+from modules.resnet import STRIDES_AND_DILATIONS, ResNet
 
 
 class TrainingLogits(NamedTuple):
@@ -22,9 +23,9 @@ class TrainingLogits(NamedTuple):
 class SegmentationModel(nn.Module):
     """images (N, 3, H, W), normalised -> low-resolution logits (N, num_classes, h, w).
 
-    h and w are H and W over the output stride, rounded up; upsampling is the caller's, since the
-    scores differ in where they do it. In training mode a `TrainingLogits` pair with the logits of
-    deep supervision; evaluation computes those for a plain head only, as published, and drops them.
+    h and w are H and W over the output stride, rounded up; the caller upsamples, because scores do
+    so at different points. In training mode the output is a `TrainingLogits` pair; evaluation
+    computes the logits of deep supervision only for a plain head, as published, and drops them.
     """
 
     def __init__(self, body: ResNet, head: PyramidHead, classifier: Classifier) -> None:
@@ -39,13 +40,13 @@ class SegmentationModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor | TrainingLogits:
         if not self.training:
             return self.cls(self.features(images))
-        # One launch on a GPU in the place of one a norm.
+        # One launch on a GPU instead of one per norm.
         torch._foreach_add_([norm.num_batches_tracked for norm in self._norms()], 1)
         mod4, mod5 = self.body(images)
         return TrainingLogits(self.cls(self.head(mod5)), self._deep_supervision(mod4))
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, 512, h, w), what the classifier sees; for evaluation."""
+        """(N, 3, H, W) -> (N, 512, h, w), the classifier's input; for evaluation."""
         mod4, mod5 = self.body(images)
         features = self.head(mod5)
         if self.head.plain:
@@ -56,7 +57,7 @@ class SegmentationModel(nn.Module):
         return self.cls.deep_supervision(self.head.deep_supervision(mod4))
 
     def freeze_norms(self) -> None:
-        """Keep weight and bias of every norm as they are; running statistics go on."""
+        """Freeze weight and bias of every norm; running statistics are still updated."""
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.requires_grad_(False)
@@ -80,31 +81,25 @@ def build_model(
     +-1 / sqrt(fan_in), norms 1 and 0.
 
     Args:
-        backbone: of `BLOCKS`, such as "resnet50".
+        backbone: a name in `BACKBONES`, such as "resnet50".
         classifier: "cosine" (prototypes) or "standard".
         norm_act: "iabn_sync", "iabn", "abn" or "std" (see `modules.abn`).
         output_stride: 8 or 16.
-        plain: compute the head as published, over 4096 concatenated channels, deep supervision
-            in evaluation too, and every convolution by the library's direct sum.
-        checkpoint_activations: recompute the body's blocks in backward instead of keeping them.
+        plain: compute the head as published, over 4096 concatenated channels, with deep supervision
+            in evaluation too, and all convolutions by the library.
+        checkpoint_activations: recompute the activations of the body's blocks in backward.
         group: the processes that "iabn_sync" synchronises; None means all.
 
     Raises:
-        ValueError: a value outside these.
+        ValueError: any other value.
     """
-    if backbone not in BLOCKS:
-        raise ValueError(f"backbone must be one of {', '.join(BLOCKS)}, got {backbone!r}")
+    if backbone not in BACKBONES:
+        raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")
     if output_stride not in STRIDES_AND_DILATIONS:
         raise ValueError(f"output_stride must be 8 or 16, got {output_stride!r}")
     norm = norm_factory(norm_act, group)
-    return SegmentationModel(
-        ResNet(
-            backbone,
-            output_stride,
-            norm,
-            plain=plain,
-            checkpoint_activations=checkpoint_activations,
-        ),
-        PyramidHead(norm, plain=plain),
-        Classifier(classifier, HEAD_CHANNELS, num_classes),
+    body = ResNet(
+        backbone, output_stride, norm, plain=plain, checkpoint_activations=checkpoint_activations
     )
+    head = PyramidHead(body.out_channels, norm, plain=plain)
+    return SegmentationModel(body, head, Classifier(classifier, head.channels, num_classes))

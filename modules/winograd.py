@@ -1,31 +1,33 @@
 """3x3 convolutions of stride 1 with a half or a quarter of the products, and their gradients.
 
 Winograd's minimal filtering (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
-CVPR 2016). Along one axis, m neighbouring outputs y of the taps g see n = m + 2 inputs d:
+CVPR 2016). Along one axis, m neighbouring outputs y of the taps g depend on n = m + 2 inputs d:
 
-    y = A' ((G g) * (B' d))        A' (m, n), G (n, 3), B' (n, n), * element by element
+    y = A' ((G g) * (B' d))        A' (m, n), G (n, 3), B' (n, n), * elementwise
 
-n products in the place of 3 m; nested over both axes n^2 in the place of 9 m^2: 16 of 36 for
-F(2x2), 36 of 144 for F(4x4). Summed over channels each of the n^2 is a matrix product. For F(2x2)
+with n products instead of 3 m, or nested over both axes n^2 instead of 9 m^2: 16 instead of 36 for
+F(2x2), 36 instead of 144 for F(4x4). Summed over channels, each of the n^2 is a matrix product.
+For F(2x2)
 
     m0 = (d0 - d2) g0                    y0 = m0 + m1 + m2
     m1 = (d1 + d2) (g0 + g1 + g2) / 2    y1 = m1 - m2 - m3
     m2 = (d2 - d1) (g0 - g1 + g2) / 2
     m3 = (d1 - d3) g2
 
-and F(4x4) has the same by interpolation at 0, a, -a, b, -b and infinity. With a = 3/4, b = 3/2 its
-rounding errors are half of those with the usual 1 and 2 (Alam, Anderson, Barabasz, Gregg, "Winograd
-Convolution for Deep Neural Networks: Efficient Point Selection", ACM TECS 2022). Dilation only
-means that "neighbouring" is `dilation` pixels apart.
+and F(4x4) follows likewise from interpolation at 0, a, -a, b, -b and infinity. With a = 3/4 and
+b = 3/2 its rounding errors are half of those with the usual 1 and 2 (Alam, Anderson, Barabasz,
+Gregg, "Winograd Convolution for Deep Neural Networks: Efficient Point Selection", ACM TECS 2022).
+With dilation, neighbours are `dilation` pixels apart.
 
-Gradients: that of the input is the convolution of the output's gradient e with the taps mirrored
-and the channels exchanged. That of the taps is, the map being linear in them,
+Gradients: the input's is the convolution of the output's gradient e with the taps mirrored and the
+channels exchanged. The taps' is, because the map is linear in them,
 
     G' ((A e) * (B' d)), summed over tiles and images,
 
-matrix products again, over tiles instead of channels.
+which are matrix products again, over tiles instead of channels.
 
-Rounding errors in float32 are twice those of the direct sum with F(2x2), six times with F(4x4).
+In float32, rounding errors are twice those of the direct sum with F(2x2), six times with F(4x4);
+in bfloat16 three times with F(2x2), which cannot be seen in a whole network's gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,17 +38,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-FEWEST_CHANNELS = 256
-"""With fewer, in or out, the sums before and after the products cost what these save."""
+FEWEST_CHANNELS, FEWEST_CHANNELS_BF16 = 256, 512
+"""With fewer input or output channels, the additional sums cost more than the products save."""
 LARGEST_SHARE = 0.7
-"""Of the direct sum's products; small maps fill their tiles too badly to be worth it."""
+"""Maximum share of the direct sum's products; small maps fill their tiles too badly."""
 STRIP_BYTES = 64 << 20
-"""Rows of tiles are computed together as long as their factors take no more than this."""
+"""Maximum size of the factors of the rows of tiles that are computed together."""
 
 
 @dataclass(frozen=True)
 class Filtering:
-    """One of Winograd's filterings, along one axis; `out` and `y` are written to.
+    """One of Winograd's filterings, along one axis; the functions write to `out` and `y`.
 
     Attributes:
         outputs: m.
@@ -64,7 +66,7 @@ class Filtering:
 
     @property
     def factors(self) -> int:
-        """n, of one axis."""
+        """n along one axis."""
         return self.outputs + 2
 
     def products(self, size: Sequence[int], dilation: int) -> int:
@@ -95,7 +97,7 @@ def _gradient_sums_of_two(e: Sequence[Tensor], out: Tensor) -> None:
 
 
 A, B = 3 / 4, 3 / 2
-"""The points of F(4x4)."""
+"""The interpolation points of F(4x4)."""
 
 
 def _input_sums_of_four(d: Sequence[Tensor], out: Tensor) -> None:
@@ -133,7 +135,7 @@ def _gradient_sums_of_four(e: Sequence[Tensor], out: Tensor) -> None:
 
 
 def _taps_of_four() -> Tensor:
-    """Rows (1, p, p^2) over the product of (p - q), q the other points; infinity's is (0, 0, 1)."""
+    """Rows (1, p, p^2) / prod(p - q) over the other points q; infinity's row is (0, 0, 1)."""
     near, far = 2 * A**2 * (A**2 - B**2), 2 * B**2 * (B**2 - A**2)
     points = {0.0: A**2 * B**2, A: near, -A: near, B: far, -B: far}
     rows = [[1 / scale, p / scale, p**2 / scale] for p, scale in points.items()]
@@ -157,7 +159,7 @@ FOUR = Filtering(
 
 
 class Tiling:
-    """How one size is cut into tiles: all tensors are (N, H, W, C) in memory.
+    """The tiling of one size; all tensors are (N, H, W, C) in memory.
 
     A tile has m x m outputs, `dilation` apart; `dilation`^2 interleaved tiles fill a square.
     """
@@ -192,7 +194,7 @@ class Tiling:
     def factors(self, x: Tensor, rows: slice, sums: Callable[..., None], count: int) -> Tensor:
         """Both axes' sums of a strip: padded (N, h, w, C) -> (n^2, tiles of the strip, C).
 
-        Of the n^2 the horizontal index is the slow one.
+        In the n^2, the horizontal index varies slowest.
 
         Args:
             sums, count: `input_sums` of n places, or `gradient_sums` of m.
@@ -208,7 +210,7 @@ class Tiling:
         return both.view(number**2, -1, x.shape[-1])
 
     def fill(self, result: Tensor, rows: slice, products: Tensor) -> None:
-        """Write a strip's outputs, of products (n^2, tiles of the strip, C).
+        """Write a strip's outputs from products (n^2, tiles of the strip, C).
 
         Args:
             result: (N, rows, m, dilation, columns, m, dilation, C).
@@ -223,25 +225,34 @@ class Tiling:
             self.filtering.output_sums(half, places)
 
 
-def transformed_taps(weight: Tensor, filtering: Filtering) -> Tensor:
-    """(O, C, 3, 3) -> (n^2, C, O), what the input's factors are multiplied by."""
-    outputs, channels = weight.shape[:2]
-    both_axes = torch.kron(filtering.taps, filtering.taps).to(weight)
-    products = both_axes @ weight.permute(3, 2, 1, 0).reshape(9, -1)
-    return products.view(-1, channels, outputs)
+def both_axes(filtering: Filtering, *, mirrored: bool = False) -> Tensor:
+    """(n^2, 9) float64, the sums of taps over both axes; horizontal index slowest among n^2."""
+    one = filtering.taps.flip(1) if mirrored else filtering.taps
+    return torch.kron(one, one).view(-1, 3, 3).transpose(1, 2).reshape(-1, 9)
+
+
+def transformed_taps(weight: Tensor, filtering: Filtering, *, mirrored: bool = False) -> Tensor:
+    """(O, C, 3, 3) -> (n^2, C, O), the matrices that multiply the input's factors.
+
+    With `mirrored`, (n^2, O, C): those that multiply the factors of the output's gradient, for the
+    gradient of the input.
+    """
+    sums = both_axes(filtering, mirrored=mirrored).to(weight)
+    taps = (sums @ weight.reshape(-1, 9).T).view(-1, *weight.shape[:2])
+    return taps if mirrored else taps.transpose(1, 2)
 
 
 def convolve(
     x: Tensor, taps: Tensor, bias: Tensor | None, dilation: int, filtering: Filtering
 ) -> Tensor:
-    """(N, C, H, W) -> (N, O, H, W) as `F.conv2d(x, weight, bias, 1, dilation, dilation)`.
+    """(N, C, H, W) -> (N, O, H, W), like `F.conv2d(x, weight, bias, 1, dilation, dilation)`.
 
     Args:
-        taps: (n^2, C, O), of `transformed_taps`.
+        taps: (n^2, C, O), from `transformed_taps`.
         bias: (O,).
 
     Returns:
-        Pixel by pixel (channels-last), with gaps where tiles stand out; fastest from such, too.
+        A channels-last tensor, with gaps where tiles exceed the map; fastest for such input, too.
     """
     tiling = Tiling(filtering, dilation, x.shape[2:])
     padded, outputs, side = tiling.padded(x, dilation), filtering.outputs, tiling.side
@@ -264,31 +275,39 @@ def convolve(
 
 
 def weight_gradient(x: Tensor, gradient: Tensor, dilation: int, filtering: Filtering) -> Tensor:
-    """(O, C, 3, 3): the gradient of the weight, from input and output's gradient."""
+    """The gradient of the weight, (O, C, 3, 3), from input and output's gradient; float32 or 64."""
     tiling = Tiling(filtering, dilation, x.shape[2:])
     padded, gradient = tiling.padded(x, dilation), tiling.padded(gradient, 0)
-    products = x.new_zeros(filtering.factors**2, padded.shape[-1], gradient.shape[-1])
+    shape = filtering.factors**2, gradient.shape[-1], padded.shape[-1]
+    reduced = x.dtype == torch.bfloat16
+    products = x.new_zeros(shape, dtype=torch.float32 if reduced else x.dtype)
     for rows in tiling.strips(padded):
         inputs = tiling.factors(padded, rows, filtering.input_sums, filtering.factors)
         outputs = tiling.factors(gradient, rows, filtering.gradient_sums, filtering.outputs)
-        products.baddbmm_(inputs.transpose(1, 2), outputs)
-    both_axes = torch.kron(filtering.taps, filtering.taps).to(x)
-    taps = both_axes.T @ products.flatten(1)
-    return taps.view(3, 3, *products.shape[1:]).permute(3, 2, 1, 0)
+        if reduced:  # summed over strips in float32
+            products += torch.bmm(outputs.transpose(1, 2), inputs)
+        else:
+            products.baddbmm_(outputs.transpose(1, 2), inputs)
+    sums = both_axes(filtering).to(products)
+    return (products.flatten(1).T @ sums).view(*shape[1:], 3, 3)
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
-    """Whether x lies in memory pixel by pixel or plane by plane."""
+    """The memory format of x: channels-last or contiguous."""
     pixels = x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if pixels and not x.is_contiguous() else torch.contiguous_format
 
 
 class _Convolution(torch.autograd.Function):
+    """x and what comes out may be bfloat16, the weight not: its taps are rounded once."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int, filtering: Filtering) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.dilation, ctx.filtering = dilation, filtering
-        result = convolve(x, transformed_taps(weight, filtering), None, dilation, filtering)
+        with torch.autocast("cpu", enabled=False):
+            taps = transformed_taps(weight, filtering).to(x.dtype)
+            result = convolve(x, taps, None, dilation, filtering)
         return result.contiguous(memory_format=layout_of(x))
 
     @staticmethod
@@ -298,40 +317,43 @@ class _Convolution(torch.autograd.Function):
         how = ctx.dilation, ctx.filtering
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            mirrored = transformed_taps(weight.flip(2, 3).transpose(0, 1), ctx.filtering)
-            grad_x = convolve(gradient, mirrored, None, *how)
+            taps = transformed_taps(weight, ctx.filtering, mirrored=True).to(x.dtype)
+            grad_x = convolve(gradient, taps, None, *how)
             grad_x = grad_x.contiguous(memory_format=layout_of(x))
         if ctx.needs_input_grad[1]:
-            grad_weight = weight_gradient(x, gradient, *how).contiguous()
+            grad_weight = weight_gradient(x, gradient, *how)
         return grad_x, grad_weight, None, None
 
 
-def best_filtering(size: Sequence[int], dilation: int) -> Filtering | None:
-    """The one with the fewest products for an (H, W) output; None if the direct sum is as good."""
-    best = min((TWO, FOUR), key=lambda filtering: filtering.products(size, dilation))
+def best_filtering(
+    size: Sequence[int], dilation: int, filterings: Sequence[Filtering] = (TWO, FOUR)
+) -> Filtering | None:
+    """The filtering with the fewest products for an (H, W) output; None for the direct sum."""
+    best = min(filterings, key=lambda filtering: filtering.products(size, dilation))
     direct = 9 * size[0] * size[1]
     return best if best.products(size, dilation) <= LARGEST_SHARE * direct else None
 
 
-def _is_direct(x: Tensor, weight: Tensor) -> bool:
-    """Whether the library's own convolution is the better one, or the only one."""
-    return (
-        x.device.type != "cpu"
-        or x.dtype not in (torch.float32, torch.float64)
-        or min(weight.shape[:2]) < FEWEST_CHANNELS
-        or torch.is_autocast_enabled("cpu")
-        or torch.compiler.is_compiling()  # the export of a network is that, too
-    )
+def _filtering_for(x: Tensor, weight: Tensor, dilation: int) -> Filtering | None:
+    """None where the library's own convolution is faster or the only option."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # as when a network is exported
+        return None
+    size, channels = x.shape[2:], min(weight.shape[:2])
+    if x.dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu"):
+        reduced = channels >= FEWEST_CHANNELS_BF16
+        return best_filtering(size, dilation, (TWO,)) if reduced else None
+    single = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    return best_filtering(size, dilation) if single and channels >= FEWEST_CHANNELS else None
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
     """`F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)`, with gradients.
 
-    (N, C, H, W) and (O, C, 3, 3) -> (N, O, H, W). Broad layers in float32 on a CPU without a bias
-    go Winograd's way, in the layout of x; all others the library's.
+    (N, C, H, W) and (O, C, 3, 3) -> (N, O, H, W). Layers with many channels and no bias on a CPU
+    use Winograd's filtering in the layout of x: in float32, or by F(2x2) in bfloat16 under
+    autocast. All others use the library.
     """
-    direct = bias is not None or _is_direct(x, weight)
-    filtering = None if direct else best_filtering(x.shape[2:], dilation)
+    filtering = None if bias is not None else _filtering_for(x, weight, dilation)
     if filtering is None:
         return nn.functional.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
     return _Convolution.apply(x, weight, dilation, filtering)
@@ -340,7 +362,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution that keeps the size at stride 1, by `conv3x3`.
 
-    It has no bias, until that of a norm is folded into it. `plain=True` always takes the library's.
+    It has no bias until a norm is folded into it. `plain=True` always uses the library.
     """
 
     def __init__(

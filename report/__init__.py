@@ -1,1 +1,1 @@
-"""What people look at: TensorBoard, pictures, tables, results.json and the terminal."""
+"""Output for people: TensorBoard, pictures, tables, results.json and the terminal."""

@@ -1,4 +1,4 @@
-"""The table of a grid of runs, as Markdown and CSV, and its bars."""
+"""The table of a grid of runs as Markdown and CSV, and its bar chart."""
 
 import csv
 import io
@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from metrics.protocols import mean, standard_deviation
 from utils.files import replacing, write_text
 
-FIGURES = {"AUPR": 1.0, "AUROC": 1.0, "FPR95": 1.0, "Mean IoU": 100.0}
-"""Columns, and the factors that make percent of what results.json holds."""
+METRICS = {"AUPR": 1.0, "AUROC": 1.0, "FPR95": 1.0, "Mean IoU": 100.0}
+"""Columns, and the factors from results.json's values to percent."""
 
 _LOWER_IS_BETTER = {"FPR95"}
 
@@ -23,22 +23,22 @@ class Row:
     """One line of the table.
 
     Args:
-        values: the axes' values, as words.
-        origin: measured, published (and where) or left out.
-        runs: how many runs of how many are done.
-        figures: by name, those of all runs, in percent.
-        note: a name, or why something is missing.
+        values: the axes' values as text.
+        origin: measured, published (with the source) or left out.
+        runs: the number of completed runs and of all runs.
+        metrics: values of all runs by name, in percent.
+        note: a name, or the reason why something is missing.
     """
 
     values: Mapping[str, str]
     origin: str
     runs: str
-    figures: Mapping[str, Sequence[float]]
+    metrics: Mapping[str, Sequence[float]]
     note: str
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1); NaN where there are too few values."""
+    """Mean and sample standard deviation (n - 1); NaN if there are too few values."""
     centre, deviation = mean(values), standard_deviation(values)
     return (
         math.nan if centre is None else centre,
@@ -47,19 +47,19 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 
 
 def write_tables(folder: Path, rows: Sequence[Row]) -> None:
-    """Write ablation.md and ablation.csv; either is whole at any time."""
+    """Write ablation.md and ablation.csv, each atomically."""
     write_text(folder / "ablation.md", _markdown(rows))
     write_text(folder / "ablation.csv", _csv(rows))
 
 
 def _markdown(rows: Sequence[Row]) -> str:
     axes = list(rows[0].values)
-    names = [*axes, "origin", "runs", *(f"{figure} %" for figure in FIGURES), "note"]
-    aligned = ["---"] * (len(axes) + 2) + ["---:"] * len(FIGURES) + ["---"]
+    names = [*axes, "origin", "runs", *(f"{metric} %" for metric in METRICS), "note"]
+    aligned = ["---"] * (len(axes) + 2) + ["---:"] * len(METRICS) + ["---"]
     lines = [names, aligned]
     for row in rows:
-        figures = (_spread(row.figures.get(figure, ())) for figure in FIGURES)
-        lines.append([*row.values.values(), row.origin, row.runs, *figures, row.note])
+        metrics = (_spread(row.metrics.get(metric, ())) for metric in METRICS)
+        lines.append([*row.values.values(), row.origin, row.runs, *metrics, row.note])
     table = [
         f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
     ]
@@ -80,25 +80,25 @@ def _spread(values: Sequence[float]) -> str:
 def _csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    columns = [f"{figure} {part}" for figure in FIGURES for part in ("mean", "standard deviation")]
+    columns = [f"{metric} {part}" for metric in METRICS for part in ("mean", "standard deviation")]
     writer.writerow([*rows[0].values, "origin", "runs", *columns, "note"])
     for row in rows:
-        spreads = [mean_and_deviation(row.figures.get(figure, ())) for figure in FIGURES]
+        spreads = [mean_and_deviation(row.metrics.get(metric, ())) for metric in METRICS]
         numbers = ["" if math.isnan(value) else value for pair in spreads for value in pair]
         writer.writerow([*row.values.values(), row.origin, row.runs, *numbers, row.note])
     return text.getvalue()
 
 
 def draw_plot(folder: Path, rows: Sequence[Row]) -> None:
-    """Write ablation.png: a panel a figure, a bar a row, published ones hatched."""
-    shown = [row for row in rows if any(row.figures.values())]
+    """Write ablation.png: one panel per metric, one bar per row; published ones are hatched."""
+    shown = [row for row in rows if any(row.metrics.values())]
     if not shown:
         return
     figure = Figure(figsize=(16, 1.6 + 0.45 * len(shown)), layout="constrained")
-    panels = figure.subplots(1, len(FIGURES), sharey=True)
+    panels = figure.subplots(1, len(METRICS), sharey=True)
     positions = range(len(shown))
-    for panel, name in zip(panels, FIGURES, strict=True):
-        spreads = [mean_and_deviation(row.figures.get(name, ())) for row in shown]
+    for panel, name in zip(panels, METRICS, strict=True):
+        spreads = [mean_and_deviation(row.metrics.get(name, ())) for row in shown]
         means, deviations = zip(*spreads, strict=True)
         bars = panel.barh(positions, means, xerr=deviations, color="#4878a8", capsize=3)
         for bar, row in zip(bars, shown, strict=True):

@@ -1,4 +1,4 @@
-"""What a test found about one anomaly score, as TensorBoard shows it: figures, curves, scores."""
+"""The results of one anomaly score in TensorBoard: metrics, curves and histograms."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,19 +16,19 @@ from metrics.report import markdown_table
 from report.visualize import class_matrix_figure
 from utils.logger import Logger
 
-_PR_PLUGIN_POINTS = 127  # the most that the plugin's own summaries have
+_PR_PLUGIN_POINTS = 127  # the maximum of the plugin's own summaries
 _FONT_SIZE = 15
 _NORMAL, _ANOMALOUS = "tab:blue", "tab:red"
 
 
-def log_anomaly_figures(
+def log_anomaly_metrics(
     logger: Logger, tag: str, results: Mapping[str, Any], pooled: BinnedScores, step: int
 ) -> None:
-    """The table of every protocol's metrics, and the curves and scores of all pixels.
+    """Log the table of every protocol's metrics, and curves and histograms of all pixels.
 
     Args:
-        tag: prefix of all tags, such as "test", or "test msp" where several scores are logged.
-        results: as `AnomalyEvaluation.results` returns them.
+        tag: prefix of all tags, such as "test", or "test msp" if several scores are logged.
+        results: as returned by `AnomalyEvaluation.results`.
         pooled: the counts of all processes.
     """
     logger.text(f"{tag}/table", markdown_table(results), step)
@@ -37,8 +37,8 @@ def log_anomaly_figures(
     if metrics is None or curve is None or histogram is None or points is None:
         return
     logger.pr_curve(f"{tag}/pooled", points.true_positives, points.false_positives, step)
-    logger.histogram(f"{tag} scores/normal", histogram.edges, histogram.normal, step)
-    logger.histogram(f"{tag} scores/anomalous", histogram.edges, histogram.anomalous, step)
+    logger.histogram(f"{tag}/scores_normal", histogram.edges, histogram.normal, step)
+    logger.histogram(f"{tag}/scores_anomalous", histogram.edges, histogram.anomalous, step)
     logger.figure(f"{tag}/precision_recall", precision_recall_figure(curve, metrics), step)
     logger.figure(f"{tag}/roc", roc_figure(curve, metrics), step)
     logger.figure(f"{tag}/scores", score_histogram_figure(histogram), step)
@@ -47,13 +47,13 @@ def log_anomaly_figures(
 def log_prototypes(
     logger: Logger, tag: str, prototypes: Tensor, names: Sequence[str], step: int
 ) -> None:
-    """The cosines between the prototypes (C, channels, 1, 1) of the cosine classifier."""
+    """Log the cosines between the prototypes (C, channels, 1, 1) of the cosine classifier."""
     cosines = prototype_cosines(prototypes).cpu().numpy()
     logger.figure(f"{tag}/cosines", prototypes_figure(cosines, names), step)
 
 
 def precision_recall_figure(curve: ThresholdCurve, metrics: PooledMetrics) -> Figure:
-    """Precision over recall of all pixels as one set, beside chance."""
+    """Plot precision over recall of all pixels as one set, and chance."""
     base_rate = float(curve.precision[-1])
     recall, precision = np.append(0, curve.recall), np.append(curve.precision[0], curve.precision)
     figure, axes = _unit_square("recall", "precision")
@@ -65,7 +65,7 @@ def precision_recall_figure(curve: ThresholdCurve, metrics: PooledMetrics) -> Fi
 
 
 def roc_figure(curve: ThresholdCurve, metrics: PooledMetrics) -> Figure:
-    """Recall over the false positive rate of all pixels as one set, with the point of FPR95."""
+    """Plot recall over the false positive rate of all pixels as one set, with FPR95 marked."""
     rates = np.append(0, curve.false_positive_rate), np.append(0, curve.recall)
     label = f"FPR95 {100 * metrics.fpr95:.2f} %"
     figure, axes = _unit_square("false positive rate", "recall")
@@ -78,7 +78,7 @@ def roc_figure(curve: ThresholdCurve, metrics: PooledMetrics) -> Figure:
 
 
 def score_histogram_figure(histogram: ScoreHistogram) -> Figure:
-    """How the scores of normal and of anomalous pixels are spread, each in percent of its kind."""
+    """Plot histograms of the scores of normal and of anomalous pixels, each in percent."""
     figure, axes = _axes("anomaly score (beyond: in the outer buckets)", "share of pixels, %")
     kinds = {"normal": (histogram.normal, _NORMAL), "anomalous": (histogram.anomalous, _ANOMALOUS)}
     for name, (pixels, colour) in kinds.items():
@@ -94,13 +94,13 @@ def score_histogram_figure(histogram: ScoreHistogram) -> Figure:
 
 
 def prototype_cosines(prototypes: Tensor) -> Tensor:
-    """(C, channels, 1, 1) -> (C, C) cosines of each pair, in [-1, 1]."""
+    """Cosines in [-1, 1] of each pair of prototypes: (C, channels, 1, 1) -> (C, C)."""
     directions = F.normalize(prototypes.detach().flatten(1).double(), dim=1)
     return (directions @ directions.T).to(torch.float32)
 
 
 def prototypes_figure(cosines: np.ndarray, names: Sequence[str]) -> Figure:
-    """The (C, C) cosines between prototypes, red where alike and blue where opposite."""
+    """Plot the (C, C) cosines between prototypes, red for similar and blue for opposite ones."""
     return class_matrix_figure(
         cosines,
         names,
@@ -119,7 +119,7 @@ def _unit_square(x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    """An empty diagram, with letters that can be read in a card of half its size."""
+    """Empty axes, with text that is readable in a card of half the size."""
     figure = Figure((7, 5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x_label, fontsize=_FONT_SIZE)

@@ -1,6 +1,5 @@
-"""Where and with what a test was run, for results.json."""
+"""The environment of a test, for results.json."""
 
-import hashlib
 import platform
 import socket
 import subprocess
@@ -14,7 +13,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def environment(device: torch.device, precision: str, processes: int) -> dict[str, Any]:
-    """Versions, commit and device; the date and the host are those of the call."""
+    """Versions, commit and device, and the date and host of the call."""
     on_gpu = device.type == "cuda"
     return {
         "python": platform.python_version(),
@@ -29,7 +28,7 @@ def environment(device: torch.device, precision: str, processes: int) -> dict[st
 
 
 def commit() -> str | None:
-    """The repository's commit, "-dirty" behind it where files differ; None outside a checkout."""
+    """The repository's commit, with "-dirty" if files differ; None outside a checkout."""
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
@@ -38,14 +37,8 @@ def commit() -> str | None:
     return done.stdout.strip()
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _processor() -> str:
-    """The CPU's name as Linux tells it, else its architecture."""
+    """The CPU's name on Linux, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dataset import EvaluationSample
-from metrics import AnomalyMetrics
+from metrics.anomaly import PER_IMAGE, AnomalyMetrics
 from utils.distributed import gather_objects
 from utils.figures import Picture, render
 from utils.logger import Logger
@@ -25,7 +25,7 @@ _HEADING_HEIGHT_INCHES = 0.3
 
 @dataclass(frozen=True)
 class _Maps:
-    """What a panel is drawn from: (H, W, 3) and three (H, W)."""
+    """The inputs of a panel: one map (H, W, 3) and three (H, W)."""
 
     heading: str
     picture: Picture
@@ -37,13 +37,13 @@ class _Maps:
 class Extremes:
     """Panels of the images with the lowest and the highest AUROC and AUPR.
 
-    A process keeps the maps of `shown` images for either end of either metric, whatever the size
-    of the test set: 8.3 MB an image of 720x1280. Panels are drawn at the end, and only of the
-    images that are the extremes of all processes.
+    A process keeps the maps of `shown` images for each end of each metric, for any size of the
+    test set: 8.3 MB per image of 720x1280. Panels are drawn at the end, only for the extremes over
+    all processes.
 
     Args:
-        shown: how many images for either end of either metric.
-        draw: (image, label, prediction, score) -> panel, as `sample_panel`.
+        shown: number of images for each end of each metric.
+        draw: (image, label, prediction, score) -> panel, such as `sample_panel`.
     """
 
     def __init__(self, shown: int, draw: Draw) -> None:
@@ -60,26 +60,26 @@ class Extremes:
         score: Tensor,
         metrics: AnomalyMetrics | None,
     ) -> None:
-        """Keep one image if it is among the extremes so far; without metrics it is not ranked."""
+        """Keep an image if it is among the extremes so far; one without metrics is not ranked."""
         if metrics is None:
             return
         for (end, metric), ranking in self._rankings.items():
-            insort(ranking, (_SIGNS[end] * getattr(metrics, metric.lower()), sample.index))
+            insort(ranking, (_SIGNS[end] * getattr(metrics, PER_IMAGE[metric]), sample.index))
             del ranking[self._shown :]
         kept = {index for ranking in self._rankings.values() for _, index in ranking}
         self._maps = {index: maps for index, maps in self._maps.items() if index in kept}
         if sample.index in kept:
             self._maps[sample.index] = _Maps(
                 _heading(sample.name, metrics),
-                # Copies: the sample's own may be in shared memory, of which there is little.
+                # Copies, because the sample's arrays may be in shared memory, which is scarce.
                 sample.picture.numpy().copy(),
                 sample.label.numpy().copy(),
                 prediction.cpu().numpy().astype(np.uint8),
                 score.float().cpu().numpy(),
             )
 
-    def log(self, logger: Logger, tag: str, step: int) -> None:
-        """Bring the extremes of all processes into TensorBoard. Every process calls it, once."""
+    def log(self, logger: Logger, step: int) -> None:
+        """Log the extremes over all processes; to be called once by every process."""
         parts = gather_objects(self._rankings)
         rankings = {
             key: sorted(chain.from_iterable(part[key] for part in parts))[: self._shown]
@@ -90,7 +90,7 @@ class Extremes:
         panels = {index: panel for part in gather_objects(own) for index, panel in part.items()}
         for (end, metric), ranking in rankings.items():
             for place, (_, index) in enumerate(ranking, start=1):
-                logger.image(f"{tag} {end} {metric}/{place}", panels[index], step)
+                logger.image(f"worst and best/{end} {metric} {place}", panels[index], step)
 
     def _panel(self, maps: _Maps) -> Picture:
         panel = self._draw(maps.picture, maps.label, maps.prediction, maps.score)
@@ -98,10 +98,8 @@ class Extremes:
 
 
 def _heading(name: str, metrics: AnomalyMetrics) -> str:
-    return (
-        f"{name}: AUROC {100 * metrics.auroc:.2f} %, AUPR {100 * metrics.aupr:.2f} %, "
-        f"FPR95 {100 * metrics.fpr95:.2f} %"
-    )
+    found = (f"{key} {100 * getattr(metrics, own):.2f} %" for key, own in PER_IMAGE.items())
+    return f"{name}: {', '.join(found)}"
 
 
 def _heading_strip(text: str, width: int) -> Picture:

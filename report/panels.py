@@ -1,4 +1,4 @@
-"""Which images are shown, and where their pictures go: TensorBoard, and files if asked."""
+"""Panels of selected images, in TensorBoard and optionally as files."""
 
 from itertools import chain
 from pathlib import Path
@@ -17,10 +17,10 @@ class Panels:
     """Panels of image, ground truth, prediction and anomaly score of some images of a split.
 
     Args:
-        images: how many the split has.
-        shown: how many of them, evenly spaced, go to TensorBoard.
-        info: gives the classes their names and colours.
-        folder: where a PNG file of every image goes; None writes none.
+        images: number of images in the split.
+        shown: number of images, evenly spaced, in TensorBoard.
+        info: class names and colours.
+        folder: folder for a PNG file per image; None writes none.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Panels:
             folder.mkdir(parents=True, exist_ok=True)
 
     def wants(self, index: int) -> bool:
-        """Whether image `index` of the split gets a panel at all."""
+        """Whether image `index` of the split gets a panel."""
         return self._folder is not None or index in self._shown
 
     def add(self, sample: EvaluationSample, prediction: Tensor, score: Tensor) -> None:
@@ -53,7 +53,7 @@ class Panels:
             self._panels.append((sample.index, panel))
 
     def log(self, logger: Logger, tag: str, step: int) -> None:
-        """Bring the shown panels of all processes to the main one, and into TensorBoard."""
+        """Gather the shown panels of all processes and log them to TensorBoard."""
         panels = chain.from_iterable(gather_objects(self._panels))
         for index, panel in sorted(panels, key=lambda pair: pair[0]):
             logger.image(f"{tag}/image_{index}", panel, step)

@@ -30,15 +30,11 @@ from utils.errors import PansError
 from utils.files import replacing
 from utils.reading import is_hidden
 
-_PICTURES_A_SHEET = 16
+_PICTURES_PER_SHEET = 16
 _KINDS = ("classes", "heat", "overlay", "score", "mask", "panel")
 _SUMMARY, _SHEET = "predictions.json", "contact_sheet_"
 _JOURNAL = ".predictions_"
 """Start of the name of a process's list of what it has done, while predictions.json is away."""
-
-
-class NotWritten(PansError):
-    """The folder of the results cannot be written to, or holds files of the user's own."""
 
 
 class PredictionFolder:
@@ -67,14 +63,14 @@ class PredictionFolder:
         """Whether the results of `sources` would cost the user a file; changes nothing.
 
         Raises:
-            NotWritten: a result would take the place of a picture or video that is to be read;
+            PansError: a result would take the place of a picture or video that is to be read;
                 or, without `overwrite`, the folder holds other things than earlier results.
         """
         inputs = {source.path.resolve() for source in sources}
         for source in sources:
             for place in self._places(source):
                 if place in inputs or (source.is_video and _inside(place, inputs)):
-                    raise NotWritten(
+                    raise PansError(
                         f"--out {self.folder}: the results of {source.path} would overwrite "
                         f"{place}, which is to be read; name another folder"
                     )
@@ -83,10 +79,12 @@ class PredictionFolder:
         names = {path.name for path in self.folder.iterdir() if not is_hidden(Path(path.name))}
         earlier = self._earlier_summary()
         is_ours = earlier or self._journals()
-        known = {*_KINDS, _SUMMARY, *self._sheets(earlier)} if is_ours else set()
+        known = (
+            {*_KINDS, _SUMMARY, *(self._sheets(earlier) if earlier else ())} if is_ours else set()
+        )
         foreign = {name for name in names - known if not is_ours or name.startswith(_SHEET)}
         if foreign:
-            raise NotWritten(
+            raise PansError(
                 f"--out {self.folder} holds {min(foreign)}, which is no earlier result of "
                 "--predict; name an empty folder, or allow it with --overwrite"
             )
@@ -95,7 +93,7 @@ class PredictionFolder:
         """Forget what earlier runs have noted; the main process calls it before all others write.
 
         Raises:
-            NotWritten: as `write`.
+            PansError: as `write`.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +120,7 @@ class PredictionFolder:
             yield
         except BaseException:
             if not self._outdated:
-                with suppress(OSError, NotWritten):
+                with suppress(OSError, PansError):
                     self._tell_of_the_done(heading)
             raise
 
@@ -136,7 +134,7 @@ class PredictionFolder:
         """Note a picture whose results are written, or what is wrong with one.
 
         Raises:
-            NotWritten: as `write`.
+            PansError: as `write`.
         """
         try:
             with self._journal(self.rank).open("a", encoding="utf-8") as file:
@@ -194,7 +192,7 @@ class PredictionFolder:
     @staticmethod
     def _sheets(summary: Mapping[str, Any]) -> list[str]:
         """The names of the contact sheets of a summary's pictures."""
-        count = -(-len(summary["pictures"]) // _PICTURES_A_SHEET)
+        count = -(-len(summary["pictures"]) // _PICTURES_PER_SHEET)
         return [f"{_SHEET}{number:03d}.png" for number in range(1, count + 1)]
 
     def write(
@@ -217,7 +215,7 @@ class PredictionFolder:
             The scores of the heat map's first and last colour.
 
         Raises:
-            NotWritten: the folder cannot be written to, or the disk is full.
+            PansError: the folder cannot be written to, or the disk is full.
         """
         limits = scale.limits(score)
         heat, overlaid = heat_map(score, limits), overlay(picture, score, limits, mask)
@@ -280,7 +278,7 @@ class PredictionFolder:
             unreadable: a line for each file that could not be read.
 
         Raises:
-            NotWritten: as `write`.
+            PansError: as `write`.
         """
         summary = _summary(heading, pictures, unreadable, complete=True)
         try:
@@ -289,7 +287,7 @@ class PredictionFolder:
             for journal in self._journals().values():
                 journal.unlink()
             for number, sheet in enumerate(self._sheets(summary)):
-                page = summary["pictures"][number * _PICTURES_A_SHEET :][:_PICTURES_A_SHEET]
+                page = summary["pictures"][number * _PICTURES_PER_SHEET :][:_PICTURES_PER_SHEET]
                 entries = [self._sheet_entry(one["name"], one["heat_limits"]) for one in page]
                 drawn = contact_sheet(entries, self.info, summary["threshold"])
                 self._save(self.folder / sheet, Image.fromarray(drawn))
@@ -307,7 +305,7 @@ class PredictionFolder:
         """predictions.json.
 
         Raises:
-            NotWritten: as `write`.
+            PansError: as `write`.
         """
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
         try:
@@ -349,7 +347,7 @@ def _inside(folder: Path, paths: set[Path]) -> set[Path]:
     return {path for path in paths if path.is_relative_to(folder)}
 
 
-def _not_written(folder: Path, error: OSError) -> NotWritten:
-    return NotWritten(
+def _not_written(folder: Path, error: OSError) -> PansError:
+    return PansError(
         f"{folder} could not be written to ({error}); name a folder with space by --out"
     )

@@ -1,4 +1,4 @@
-"""What a validation or a test found: to TensorBoard, results.json and the terminal."""
+"""Report the results of a validation or a test: TensorBoard, results.json and terminal."""
 
 import csv
 import io
@@ -32,19 +32,19 @@ CHARTS = {
         ],
     },
 }
-"""TensorBoard's charts that show several tags together."""
+"""TensorBoard charts with several tags."""
 
 COMPARED_OPTIONS = (
     *("dataset", "backbone", "classifier", "norm_act", "output_stride", "epochs", "batch_size"),
     *("crop_size", "lr", "random_seed", "precision", "multi_scala"),
 )
-"""Those that the HPARAMS tab shows; all of them are in the table of options."""
+"""The options in the HPARAMS tab; the table of options has all of them."""
 
 _FRACTIONS = ("Mean IoU", "Overall Acc", "Mean Acc", "FreqW Acc")
 
 
 def log_start(logger: Logger, options: Mapping[str, Any]) -> None:
-    """The run's options and charts, once a run."""
+    """Log the run's options and charts; to be called once per run."""
     logger.table("options", options)
     logger.layout(CHARTS)
 
@@ -57,9 +57,9 @@ def log_segmentation(
     info: DatasetInfo,
     step: int,
 ) -> None:
-    """Segmentation scores, IoU of every class and the confusion matrix, to TensorBoard.
+    """Log segmentation scores, IoU per class and the confusion matrix.
 
-    Of labels that tell no class there is nothing to log.
+    For labels without classes there is nothing to log.
     """
     if not matrix.any():
         return
@@ -87,10 +87,10 @@ def report_results(
     """Write FOLDER/results.json and per_image.csv, print a summary, and log it with the options.
 
     Args:
-        records: {score: its images}.
+        records: image records by score.
         matrix: (C, C) confusion matrix.
     """
-    # First of all what a full disk cannot take away.
+    # Print first: a full disk cannot prevent that.
     for line in summary(results, info.name, folder):
         print(line)
     for warning in warnings(results):

@@ -1,4 +1,4 @@
-"""A test's results on the terminal: fifteen lines at most."""
+"""A test's results on the terminal, in at most fifteen lines."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,13 +6,15 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+from metrics.anomaly import PER_IMAGE
+
 SHOWN_SCORES = 9
 PERCENT = ("AUPR", "AUROC", "FPR95")
 FRACTIONS = ("Mean IoU", "Overall Acc", "Mean Acc")
 
 
 def summary(results: Mapping[str, Any], dataset: str, folder: Path) -> list[str]:
-    """The lines at the end of a test; percent throughout.
+    """The lines at the end of a test, in percent.
 
     Args:
         results: as in results.json.
@@ -32,28 +34,28 @@ def summary(results: Mapping[str, Any], dataset: str, folder: Path) -> list[str]
 
 
 def warnings(results: Mapping[str, Any]) -> list[str]:
-    """What makes the metrics of a test worth nothing, a sentence each."""
+    """One sentence per reason why the metrics of a test are meaningless."""
     found = []
     constant = results["constant_score_maps"]
     if constant:
         found.append(
             f"the anomaly score is constant over {len(constant)} of {results['images']} images, "
-            f"such as {constant[0]}: their AUROC is 50 by definition, the score says nothing"
+            f"such as {constant[0]}: their AUROC is 50 by definition, and the score is useless"
         )
     if not results["images_scored"]:
-        found.append("no image holds both normal and anomalous pixels: no anomaly metrics")
+        found.append("no image has both normal and anomalous pixels: no anomaly metrics")
     return found
 
 
 def is_known(value: float | None) -> bool:
-    """Whether a metric could be measured."""
+    """Whether a metric has a value."""
     return value is not None and not math.isnan(value)
 
 
 def _segmentation(results: Mapping[str, Any]) -> str:
     known = [name for name in FRACTIONS if is_known(results[name])]
     if not known:
-        return "no IoU and no accuracy: the labels hold none of the classes that are trained"
+        return "no IoU and no accuracy: the labels contain none of the trained classes"
     return "   ".join(f"{name} {100 * results[name]:.2f} %" for name in known)
 
 
@@ -78,17 +80,17 @@ def _row(width: int, name: str, *cells: str) -> str:
 
 
 def per_image_rows(records: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:
-    """The rows of per_image.csv, its header first: an image and a score each, percent.
+    """The rows of per_image.csv after its header: one per image and score, in percent.
 
     Args:
-        records: {score: its `ImageRecord`s}; metrics of images with one kind of pixel stay empty.
+        records: `ImageRecord`s by score; metrics of images with only one kind of pixel stay empty.
     """
     rows: list[tuple[Any, ...]] = [
-        ("index", "image", "score", "anomalous_percent", "auroc", "aupr", "fpr95")
+        ("index", "image", "score", "anomalous_percent", *PER_IMAGE.values())
     ]
     for score, images in records.items():
         for one in sorted(images, key=lambda record: record.index):
             found = one.metrics
-            metrics = [100 * value for value in astuple(found)] if found else [""] * 3
+            metrics = [100 * value for value in astuple(found)] if found else [""] * len(PER_IMAGE)
             rows.append((one.index, one.name, score, 100 * one.base_rate, *metrics))
     return rows

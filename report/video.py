@@ -1,4 +1,4 @@
-"""Pictures of one size, one after the other, as an MP4 file."""
+"""Write pictures of one size as an MP4 file."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -23,23 +23,23 @@ class NoVideo(PansError):
 
 
 def write_video(path: Path, frames: Sequence[Path], rate: Fraction) -> None:
-    """Write pictures as an MP4 file, H.264 where PyAV brings it and MPEG-4 part 2 elsewhere.
+    """Write pictures as an MP4 file: H.264 if PyAV includes it, else MPEG-4 part 2.
 
-    The file takes the place of `path`, a link too, once it is whole. An odd width or height gets
-    one more column or row, equal to the last; pictures of another size than the first are resized.
+    The file atomically replaces `path`, a link too. An odd width or height is padded by one
+    column or row, a copy of the last; pictures of another size than the first are resized to it.
 
     Args:
-        frames: picture files in their order, at least one.
-        rate: frames a second.
+        frames: picture files in order, at least one.
+        rate: frames per second.
 
     Raises:
-        NoVideo: PyAV has no encoder, the pictures' size is none for it, or the disk is full.
+        NoVideo: PyAV has no encoder, the encoder refuses the size, or the disk is full.
     """
     import av  # optional, the extra `video`
 
     encoder = next((name for name in _ENCODERS if name in av.codecs_available), None)
     if encoder is None:
-        raise NoVideo(f"{path} is not written: this PyAV has neither of {', '.join(_ENCODERS)}")
+        raise NoVideo(f"{path} is not written: this PyAV has none of {', '.join(_ENCODERS)}")
     try:
         with (
             replacing(path, follow_link=False) as file,
@@ -56,7 +56,7 @@ def _encode(container: Any, encoder: str, frames: Sequence[Path], rate: Fraction
     stream = container.add_stream(encoder, rate=_plain(rate))
     first = _even(frames[0], None)
     stream.height, stream.width = first.shape[:2]
-    stream.pix_fmt = "yuv420p"  # the only one that every player shows
+    stream.pix_fmt = "yuv420p"  # the only format that every player supports
     if encoder == "mpeg4":
         stream.bit_rate = 8_000_000
     context = stream.codec_context
@@ -70,7 +70,7 @@ def _encode(container: Any, encoder: str, frames: Sequence[Path], rate: Fraction
 
 
 def _even(path: Path, size: tuple[int, ...] | None) -> NDArray[np.uint8]:
-    """(H, W, 3), both even, of a picture file."""
+    """Read a picture file as (H, W, 3), padded to even sides."""
     picture = np.asarray(Image.open(path).convert("RGB"))
     height, width = picture.shape[:2]
     even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -80,7 +80,7 @@ def _even(path: Path, size: tuple[int, ...] | None) -> NDArray[np.uint8]:
 
 
 def _plain(rate: Fraction) -> Fraction:
-    """A rate that is none of a broken header, in numbers that the encoders take."""
+    """The frame rate, limited to values that the encoders accept."""
     rate = rate.limit_denominator(1001)
     if rate <= 0 or rate.numerator > _LARGEST_RATE_TERM:
         return Fraction(max(1, min(round(rate), 1000)))

@@ -22,20 +22,21 @@ from utils.files import replacing
 
 _NOT_A_NUMBER_COLOUR = (0, 255, 255)
 _PICTURE_WIDTH_INCHES = 4.8
-_ASPECTS = (1 / 16, 3 / 2)  # height by width of a picture's place; others leave some of it empty
-_WIDE = 1 / 3  # below that height by width pictures stand below each other
+_ASPECTS = (1 / 16, 3 / 2)  # height / width of a picture's cell; other shapes do not fill it
+_WIDE = 1 / 3  # below this height / width, pictures are stacked vertically
 _THINNEST_INCHES = 0.03
 _LEGEND_HEIGHT_INCHES = 0.45
 _LEGEND_LINE_INCHES = 0.25
 _LEGEND_FONT_SIZE = 11
+_CARD_FONT_SIZE = 14
 _TITLE_HEIGHT_INCHES = 0.35
 _INCHES_A_POINT = 1 / 72
 
 LEAST_SHARE = 0.2
-"""Of a score's range, that a heat map without a threshold spans at least."""
+"""Share of a score's range that a heat map without a threshold spans at least."""
 
-_STRONGEST = 0.8  # share of the heat map in the overlay where the score is highest
-_SHORT_SIDE_A_LINE = 360  # pixels of a picture's shorter side for each of an outline's width
+_STRONGEST = 0.8  # opacity of the heat map in the overlay where the score is highest
+_SHORT_SIDE_A_LINE = 360  # pixels of a picture's shorter side per pixel of the outline's width
 
 _SHEET_CELL_INCHES = (3.2, 2.0)
 _SHEET_LINE_INCHES = 0.35
@@ -43,7 +44,7 @@ _SHEET_TITLES = ("overlay", "prediction", "anomaly score")
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a PNG file, whole at any time; folders that are missing are made."""
+    """Write a PNG file atomically; missing folders are created."""
     with replacing(path) as file:
         image.save(file, format="PNG")
 
@@ -54,7 +55,7 @@ def colorize(label: NDArray[np.integer], info: DatasetInfo) -> Picture:
 
 
 def score_limits(score: NDArray[np.floating]) -> tuple[float, float]:
-    """The 1st and 99th percentile of the finite scores, (0, 0) where there are none."""
+    """The 1st and 99th percentile of the finite scores, (0, 0) if there are none."""
     finite = score[np.isfinite(score)]
     if not finite.size:
         return 0.0, 0.0
@@ -67,8 +68,8 @@ def heat_map(score: NDArray[np.floating], limits: tuple[float, float] | None = N
 
     Args:
         score: any range; the map is matplotlib's inferno, whose lightness rises evenly.
-        limits: the scores that get the first and the last colour, `score_limits` by default. A
-            map that is constant comes out black, and NaN as cyan, which inferno does not contain.
+        limits: the scores of the first and the last colour, `score_limits` by default. A constant
+            map is black. NaN is cyan, which inferno does not contain.
     """
     relative = _relative(score, score_limits(score) if limits is None else limits)
     colours: Picture = matplotlib.colormaps["inferno"](np.nan_to_num(relative), bytes=True)[..., :3]
@@ -77,7 +78,7 @@ def heat_map(score: NDArray[np.floating], limits: tuple[float, float] | None = N
 
 
 def _relative(score: NDArray[np.floating], limits: tuple[float, float]) -> NDArray[np.floating]:
-    """Place between the limits, in [0, 1]; all 0 where they are one. NaN stays."""
+    """Position between the limits, clipped to [0, 1]; 0 if they are equal. NaN stays."""
     low, high = limits
     if not high > low:
         return np.where(np.isnan(score), score, np.zeros_like(score))
@@ -87,23 +88,23 @@ def _relative(score: NDArray[np.floating], limits: tuple[float, float]) -> NDArr
 
 @dataclass(frozen=True)
 class HeatScale:
-    """Which scores get the first and the last colour of a heat map.
+    """The scores of the first and the last colour of a heat map.
 
-    With a threshold they are the same in every picture, and the threshold is in their middle: they
-    reach to the nearer end of the score's range, or without a range from 0 to twice the threshold.
+    With a threshold they are the same in every picture and centred on the threshold: they extend
+    to the nearer end of the score's range, or from 0 to twice the threshold if it has none.
     Without a threshold they are the picture's own `score_limits`, at least `LEAST_SHARE` of the
-    score's range apart, so that small differences in a harmless picture stay dark.
+    score's range apart, so that small differences in a normal picture stay dark.
 
     Attributes:
-        bounds: lowest and highest value the score can have; None if there are none.
-        threshold: scores from here on are anomalies; None if there is none.
+        bounds: lowest and highest possible score; None if it is unbounded.
+        threshold: scores >= threshold are anomalies; None if there is none.
     """
 
     bounds: tuple[float, float] | None = None
     threshold: float | None = None
 
     def limits(self, score: NDArray[np.floating]) -> tuple[float, float]:
-        """Those of a picture with this score (H, W)."""
+        """The limits for a picture with this score (H, W)."""
         if self.threshold is not None:
             return self._around(self.threshold)
         low, high = score_limits(score)
@@ -131,14 +132,14 @@ def overlay(
     limits: tuple[float, float],
     mask: NDArray[np.bool_] | None = None,
 ) -> Picture:
-    """A picture (H, W, 3) under its heat map, which is the more opaque the higher the score is.
+    """Blend a heat map over a picture (H, W, 3), more opaque where the score is higher.
 
-    Its opacity is 0.8 r**2 where the score is at r of the way between the limits, so that normal
-    regions keep the picture's brightness; at NaN it is 0.8.
+    The opacity is 0.8 r**2, where r in [0, 1] is the score's position between the limits, so that
+    normal regions keep the picture's brightness; at NaN it is 0.8.
 
     Args:
         score: (H, W).
-        limits: as of `heat_map`.
+        limits: see `heat_map`.
         mask: (H, W); its outline is drawn, white inside and black outside of its edge.
     """
     opacity = _STRONGEST * np.nan_to_num(_relative(score, limits), nan=1.0)[..., None] ** 2
@@ -152,7 +153,7 @@ def overlay(
 
 
 def _grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
-    """A mask (H, W) and all within so many steps up, down, left or right of it."""
+    """Dilate a mask (H, W) by this many steps up, down, left or right."""
     for _ in range(pixels):
         grown = mask.copy()
         grown[1:] |= mask[:-1]
@@ -174,20 +175,20 @@ def sample_panel(
     legend: bool = True,
     text_scale: float = 1.0,
 ) -> Picture:
-    """One sample: image, ground truth, prediction and anomaly score, with its colour bar.
+    """Draw one sample: image, ground truth, prediction, and anomaly score with its colour bar.
 
     Args:
         image: (H, W, 3) RGB, 0..255.
         label: (H, W) class indices, with anomalies and ignored pixels.
         prediction: (H, W) class indices.
         score: (H, W) anomaly score, higher is more anomalous.
-        info: gives the classes their names and colours.
-        columns: 1, 2 or 4 pictures a row.
-        legend: name the classes below.
-        text_scale: size of all text; 1 is for pictures that are shown at their own size.
+        info: class names and colours.
+        columns: pictures per row: 1, 2 or 4.
+        legend: whether to add a legend of the classes.
+        text_scale: relative text size; 1 suits pictures that are shown at their own size.
 
     Returns:
-        RGB, 480 pixels a column; the height follows from the image's shape.
+        RGB, 480 pixels per column; the height follows from the image's shape.
     """
     limits = score_limits(score)
     pictures = {
@@ -209,17 +210,17 @@ def prediction_panel(
     info: DatasetInfo,
     threshold: float | None = None,
 ) -> Picture:
-    """One picture without a ground truth: image, prediction, overlay and anomaly score.
+    """Draw one picture without a ground truth: image, prediction, overlay and anomaly score.
 
     Args:
         image: (H, W, 3) RGB, 0..255.
         prediction: (H, W) class indices.
-        overlaid, heat: (H, W, 3), by `overlay` and `heat_map` between `limits`.
-        info: gives the classes their names and colours.
-        threshold: of the outline in the overlay, which the legend names.
+        overlaid, heat: (H, W, 3), from `overlay` and `heat_map` with `limits`.
+        info: class names and colours.
+        threshold: the threshold of the overlay's outline, for the legend.
 
     Returns:
-        RGB, 960 pixels wide: 2x2 pictures, or four below each other if they are wide.
+        RGB, 960 pixels wide: 2x2 pictures, or four stacked vertically if they are wide.
     """
     pictures = {
         "image": image,
@@ -241,10 +242,10 @@ def _panel(
     text_scale: float = 1.0,
     widths: int | None = None,
 ) -> Picture:
-    """Titled pictures of one shape over a legend of the patches, if there are any.
+    """Draw titled pictures of one shape above a legend of the patches, if there are any.
 
-    The last picture's title has the colour bar of its `limits` beside it. The panel is `widths`
-    times 480 pixels wide, as many as its columns by default.
+    The colour bar of `limits` is beside the last picture's title. The panel is `widths` times 480
+    pixels wide, by default one per column.
     """
     width = _PICTURE_WIDTH_INCHES * (widths or columns)
     legend_columns, legend_height = _legend_size(patches, width, text_scale)
@@ -270,7 +271,7 @@ def _panel(
 
 
 class SheetEntry(NamedTuple):
-    """A picture in a contact sheet: (h, w, 3) pictures of any one size, and the score's limits."""
+    """A picture in a contact sheet: (h, w, 3) pictures of one size, and the score's limits."""
 
     name: str
     overlay: Picture
@@ -282,9 +283,9 @@ class SheetEntry(NamedTuple):
 def contact_sheet(
     entries: Sequence[SheetEntry], info: DatasetInfo, threshold: float | None = None
 ) -> Picture:
-    """Overlay, prediction and anomaly score of many pictures, two a row, over one legend.
+    """Draw overlay, prediction and anomaly score of many pictures, two per row, and one legend.
 
-    Above each are its name, cut from the left if it is long, and the colour bar of its limits.
+    Above each are its name, shortened on the left, and the colour bar of its limits.
 
     Returns:
         RGB, 960 pixels wide for one picture and 1920 for more.
@@ -318,7 +319,7 @@ def contact_sheet(
 
 
 def _within(picture: Picture, width: int, height: int) -> Picture:
-    """A picture no larger than that: the figure's own reduction of large pictures is slow."""
+    """Shrink a picture to this size if it is larger; matplotlib's own reduction is slow."""
     share = min(width / picture.shape[1], height / picture.shape[0])
     if share >= 1:
         return picture
@@ -329,9 +330,9 @@ def _within(picture: Picture, width: int, height: int) -> Picture:
 def _add_picture(
     figure: Figure, picture: Picture, place: tuple[float, float, float, float]
 ) -> Axes:
-    """A picture in a place (left, bottom, width, height in inches), as large as its shape allows.
+    """Fit a picture into a box (left, bottom, width, height in inches).
 
-    A rim of half a percent of the width is left at both sides.
+    A margin of half a percent of the width is left at both sides.
     """
     left, bottom, width, height = place
     shape = (picture.shape[0] / picture.shape[1]) / (height / width)
@@ -352,7 +353,7 @@ def _add_axes(figure: Figure, place: tuple[float, float, float, float]) -> Axes:
 def _write(
     figure: Figure, text: str, place: tuple[float, float], size: float, weight: str = "normal"
 ) -> None:
-    """Text, whatever is in it, from (left, baseline) in inches on."""
+    """Write literal text, starting at (left, baseline) in inches."""
     width, height = figure.get_size_inches()
     x, y = place[0] / width, place[1] / height
     figure.text(x, y, _printable(text), fontsize=size, weight=weight, parse_math=False)
@@ -363,13 +364,13 @@ def _font() -> FT2Font:
 
 
 def _printable(text: str) -> str:
-    """With a question mark for each character that the font does not have."""
+    """Replace each character that the font does not have by a question mark."""
     font = _font()
     return "".join(letter if font.get_char_index(ord(letter)) else "?" for letter in text)
 
 
 def _text_width(text: str, size: float) -> float:
-    """In inches, of a font size in points."""
+    """Width in inches at a font size in points."""
     font = _font()
     font.set_size(size, 72)
     font.set_text(_printable(text))
@@ -377,7 +378,7 @@ def _text_width(text: str, size: float) -> float:
 
 
 def _fitted(text: str, width: float, size: float) -> str:
-    """Text of a width in inches at most, bold or not: without its beginning where it is longer."""
+    """Shorten text on the left to a width in inches."""
     bold = 1.15
     shown = text
     while len(text) > 1 and _text_width(shown, size) * bold > width:
@@ -392,9 +393,9 @@ def _add_colour_bar(
     limits: tuple[float, float],
     font_size: float,
 ) -> None:
-    """The colours of `heat_map` from left to right, between the numbers of its limits.
+    """Draw the colours of `heat_map` from left to right, between the numbers of its limits.
 
-    The place is (left, bottom, width, height) in inches.
+    The box is (left, bottom, width, height) in inches.
     """
     axes = _add_axes(figure, place)
     axes.imshow(heat_map(np.linspace(0, 1, 256)[None], (0.0, 1.0)), aspect="auto")
@@ -412,7 +413,7 @@ def _add_colour_bar(
 
 
 def _legend_entries(info: DatasetInfo) -> dict[int, str]:
-    """Index to name of all that a label map or a prediction can show, but for ignored pixels."""
+    """Name by index of everything in a label map or a prediction except ignored pixels."""
     entries = dict(enumerate(info.class_names))
     if info.anomaly_index > info.num_classes:
         entries[info.num_classes] = "normal"
@@ -420,7 +421,7 @@ def _legend_entries(info: DatasetInfo) -> dict[int, str]:
 
 
 def _class_patches(entries: Mapping[int, str], info: DatasetInfo) -> list[Patch]:
-    """A patch a class, labelled by its name."""
+    """One patch per class, labelled by its name."""
     return [
         Patch(facecolor=info.palette[index] / 255, edgecolor="grey", label=_printable(name))
         for index, name in entries.items()
@@ -428,7 +429,7 @@ def _class_patches(entries: Mapping[int, str], info: DatasetInfo) -> list[Patch]
 
 
 def _prediction_patches(info: DatasetInfo, threshold: float | None) -> list[Patch]:
-    """Of all classes that can be predicted, and of the outline in the overlay."""
+    """Patches of all classes that can be predicted, and of the overlay's outline."""
     patches = _class_patches(dict(enumerate(info.class_names)), info)
     if threshold is not None:
         words = f"outline: anomaly, score of {threshold:.3g} or more"
@@ -437,7 +438,7 @@ def _prediction_patches(info: DatasetInfo, threshold: float | None) -> list[Patc
 
 
 def _legend_size(patches: Sequence[Patch], width: float, text_scale: float) -> tuple[int, float]:
-    """Columns and height in inches of a legend that is no wider than `width` inches."""
+    """Number of columns and height in inches of a legend at most `width` inches wide."""
     if not patches:
         return 1, 0.0
     size = _LEGEND_FONT_SIZE * text_scale
@@ -455,13 +456,13 @@ def _legend_size(patches: Sequence[Patch], width: float, text_scale: float) -> t
 
 
 def _columns_width(widths: Sequence[float], lines: int) -> float:
-    """Of entries in columns of so many lines at most, split as the legend splits them."""
+    """Width of the entries in columns of at most `lines`, split as the legend does."""
     columns = np.array_split(np.array(widths), math.ceil(len(widths) / lines))
     return float(sum(column.max() for column in columns))
 
 
 def _add_legend(figure: Figure, patches: Sequence[Patch], columns: int, text_scale: float) -> None:
-    """The patches and their labels at the bottom, if there are any."""
+    """Add the patches and their labels at the bottom, if there are any."""
     if not patches:
         return
     legend = figure.legend(
@@ -479,7 +480,7 @@ def _add_legend(figure: Figure, patches: Sequence[Patch], columns: int, text_sca
 
 
 def confusion_matrix_figure(matrix: NDArray[np.integer], names: Sequence[str]) -> Figure:
-    """Pixel counts (C, C), rows truth and columns prediction -> shares of each row in percent.
+    """Plot pixel counts (C, C), rows truth and columns prediction, as percent of each row.
 
     The row of a class without any pixel stays empty.
     """
@@ -498,6 +499,11 @@ def confusion_matrix_figure(matrix: NDArray[np.integer], names: Sequence[str]) -
     return figure
 
 
+def _label_size(names: Sequence[str]) -> float:
+    """Font size of the classes' names, to be read in a card of half the figure's size."""
+    return min(12, 156 / len(names))
+
+
 def class_matrix_figure(
     values: NDArray[np.floating],
     names: Sequence[str],
@@ -507,11 +513,12 @@ def class_matrix_figure(
     number: str,
     title: str,
 ) -> Figure:
-    """Numbers (C, C) of pairs of classes, as colours between the limits and written out.
+    """Plot numbers (C, C) of pairs of classes, as colours between the limits and as text.
 
-    NaN stays empty. `colours` is one of matplotlib's maps, `number` a format of each value.
+    NaN stays empty. `colours` is a matplotlib colour map, `number` the format of the values.
     """
-    figure = Figure((10, 9), dpi=100, layout="constrained")
+    figure = Figure((7, 6.3), dpi=100, layout="constrained")
+    size = _label_size(names)
     axes = figure.add_subplot()
     shown = axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1])
     for (row, column), value in np.ndenumerate(values):
@@ -524,19 +531,21 @@ def class_matrix_figure(
                 ha="center",
                 va="center",
                 color="white" if lightness < 0.5 else "black",
-                fontsize=9,
+                fontsize=size * 0.66,
             )
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_title(title)
+    axes.set_xticks(
+        range(len(names)), names, fontsize=size, rotation=45, ha="right", rotation_mode="anchor"
+    )
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.set_title(title, fontsize=_CARD_FONT_SIZE)
     figure.colorbar(shown, shrink=0.8)
     return figure
 
 
 def class_iou_figure(class_iou: Mapping[int, float], info: DatasetInfo) -> Figure:
-    """Bars of the IoU of every class, in [0, 1]; a class without a value is marked as absent."""
-    figure = Figure((8, 6), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
+    """Plot the IoU of every class, in [0, 1]; a class without a value is marked as absent."""
+    figure = Figure((7, 5.3), dpi=100, layout="constrained")
+    axes, size = figure.add_subplot(), _label_size(info.class_names)
     for index in range(info.num_classes):
         value = class_iou.get(index, float("nan"))
         present = np.isfinite(value)
@@ -546,12 +555,14 @@ def class_iou_figure(class_iou: Mapping[int, float], info: DatasetInfo) -> Figur
             index,
             f"{value:.3f}" if present else "absent",
             va="center",
+            fontsize=size,
         )
-    axes.set_yticks(range(info.num_classes), info.class_names)
+    axes.set_yticks(range(info.num_classes), info.class_names, fontsize=size)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.08)
-    axes.set_xlabel("IoU")
+    axes.set_xlim(0, 1.15)
+    axes.set_xlabel("IoU", fontsize=size)
     present_values = [value for value in class_iou.values() if np.isfinite(value)]
     if present_values:
-        axes.set_title(f"IoU of every class, mean {np.mean(present_values):.3f}")
+        title = f"IoU of every class, mean {np.mean(present_values):.3f}"
+        axes.set_title(title, fontsize=_CARD_FONT_SIZE)
     return figure

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import run as program
-from ablate import GridError, expand, find_results, is_trained, read_grid, words_of
+from ablate import command_of, expand, find_results, is_trained, read_grid
 from argparser import as_words, parse_options
 from dataset.demo.writer import write_demo
 from report.ablation_table import Row, draw_plot, mean_and_deviation, write_tables
+from utils.errors import PansError
 
 REPOSITORY = Path(__file__).parents[1]
 PAPER = REPOSITORY / "docs/ablation.toml"
@@ -71,10 +72,10 @@ def test_a_grid_with_a_byte_order_mark_is_read(tmp_path):
     assert read_grid(tmp_path / "grid.toml").seeds == (7,)
 
 
-def test_more_runs_than_anyone_can_want_are_refused(tmp_path):
+def test_too_many_runs_are_refused(tmp_path):
     axes = [f"{name} = {list(range(1, 30))}" for name in ("epochs", "batch_size", "crop_size")]
     (tmp_path / "grid.toml").write_text("\n".join(["[grid]", *axes]))
-    with pytest.raises(GridError, match="that makes 24389 runs, more than 10000; shorten"):
+    with pytest.raises(PansError, match="that makes 24389 runs, more than 10000; shorten"):
         read_grid(tmp_path / "grid.toml")
 
 
@@ -88,15 +89,15 @@ def test_runs_that_differ_in_their_test_alone_share_a_training(paper):
     }
 
 
-def test_a_training_comes_first_and_serves_the_other_tests(paper):
+def test_one_training_is_shared_by_several_tests(paper):
     one, other = [cell.runs[0] for cell in paper if cell.values["classifier"] == "cosine"][:2]
-    trained = parse_options(words_of(one))
+    trained = parse_options(command_of(one))
     assert (trained.name, trained.test, trained.ckpt_test) == (one.training_name, False, None)
     leave_training(one)
     assert find_results(one) is not None
     assert find_results(other) is None
     assert is_trained(other)
-    tested = parse_options(words_of(other))
+    tested = parse_options(command_of(other))
     assert (tested.name, tested.test) == (other.test_name, True)
     assert tested.ckpt_test == str(one.options.checkpoint_path)  # the last weights, as published
     leave_results(other, other.test_name)
@@ -104,7 +105,7 @@ def test_a_training_comes_first_and_serves_the_other_tests(paper):
 
 
 @pytest.mark.parametrize("flag", ["--epochs=7", "--data_root=elsewhere", "--lr=0.5"])
-def test_results_of_other_flags_are_not_taken(paper, flag):
+def test_results_of_other_flags_are_not_reused(paper, flag):
     run = paper[0].runs[0]
     leave_training(run)
     leave_results(run, run.training_name, [flag])
@@ -112,7 +113,7 @@ def test_results_of_other_flags_are_not_taken(paper, flag):
 
 
 @pytest.mark.parametrize("flag", ["--num_workers=1", "--print_interval=7", "--sample_num=0"])
-def test_flags_that_bear_on_no_figure_may_differ(paper, flag):
+def test_flags_that_affect_no_metric_may_differ(paper, flag):
     run = paper[0].runs[0]
     leave_results(run, run.training_name, [flag])
     assert find_results(run) is not None
@@ -128,7 +129,7 @@ def test_a_score_is_the_same_under_either_of_its_flags(paper):
     assert find_results(run) is not None
 
 
-def test_damaged_results_are_not_taken(paper):
+def test_damaged_results_are_not_reused(paper):
     run = paper[0].runs[0]
     leave_training(run)
     for text in ("", "[]", '{"protocols": {}}', '{"protocols": {}, "options": {"epochs": "x"}}'):
@@ -137,14 +138,14 @@ def test_damaged_results_are_not_taken(paper):
         assert not is_trained(run)
 
 
-def test_words_of_a_command_line():
+def test_arguments_of_a_command_line():
     flags = {"default": True, "multi_scala": False, "no_pretrained": False, "score": ["msp", "all"]}
     words = ["--default", "--no_multi_scala", "--score=msp,all"]
     assert as_words(flags) == words
     assert as_words({"lr": 0.5, "ckpt": None, "name": "-x"}) == ["--lr=0.5", "--name=-x"]
 
 
-def test_values_that_are_no_file_names_get_names_of_their_own(tmp_path):
+def test_values_that_are_not_file_names_get_unique_names(tmp_path):
     grid = grid_of(tmp_path, "[grid]\ndata_root = ['/a/b', '/a_b', 'c']\nepochs = [1, 2]\n")
     runs = [run for cell in expand(grid, {"ablate": "x"}) for run in cell.runs]
     names = {run.training_name for run in runs}
@@ -161,32 +162,32 @@ def test_values_that_are_no_file_names_get_names_of_their_own(tmp_path):
         ("[grid]\nname = ['a']", "'name' has no place here"),
         ("[flags]\ntest = true", "'test' has no place here"),
         ("[grid]\nepochs = 3", "epochs should be a list of values, got 3"),
-        ("seeds = 3", "seeds should be a list of whole numbers"),
+        ("seeds = 3", "seeds should be a list of integers"),
         ("[flags]\nepochs = 2\n[grid]\nepochs = [3]", "epochs is in both flags and grid"),
-        ("[[published]]\nname = 'a'", "needs name and source, which are words, and figures"),
+        ("[[published]]\nname = 'a'", "needs name and source, which are strings, and figures"),
         ("[[published]]\nname='a'\nsource='b'\nfigures=3", "figures, a table of numbers"),
-        ("[[published]]\nname=2021\nsource='b'\nfigures={AUPR=1}", "which are words"),
+        ("[[published]]\nname=2021\nsource='b'\nfigures={AUPR=1}", "which are strings"),
         ("[[published]]\nname='a'\nsource='b'\nfigures={AUPR='1'}", "a table of numbers"),
         ("[[published]]\nname='a'\nsource='b'\nfigures={AUC=1}", "'AUC' has no place here"),
-        ("[grid]\nepochs = [1, 0]", "no run takes epochs = 0: argument --epochs: must be 1 or"),
-        ("seeds = [-1]", "no run can be made: argument --random_seed: must be 0 or more"),
+        ("[grid]\nepochs = [1, 0]", "no run accepts epochs = 0: argument --epochs: must be 1 or"),
+        ("seeds = [-1]", "no combination is valid: argument --random_seed: must be 0 or more"),
     ],
 )
 def test_bad_grids_are_one_line(tmp_path, text, message):
-    with pytest.raises(GridError) as raised:
+    with pytest.raises(PansError) as raised:
         expand(grid_of(tmp_path, text), {"ablate": "x"})
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["epochs", "test", "random_seed", "ckpt_test"])
-def test_typed_flags_that_contradict_the_grid_are_refused(tmp_path, name):
+def test_passed_flags_that_contradict_the_grid_are_refused(tmp_path, name):
     grid = grid_of(tmp_path, "[grid]\nepochs = [1]\n")
-    with pytest.raises(GridError, match=f"argument --{name}: does not go with --ablate"):
+    with pytest.raises(PansError, match=f"argument --{name}: cannot be combined with --ablate"):
         expand(grid, {"ablate": "x", name: "1"})
 
 
-def test_typed_flags_win_over_the_file_s(tmp_path):
+def test_passed_flags_override_the_flags_of_the_file(tmp_path):
     grid = grid_of(tmp_path, "[flags]\nlr = 0.1\nbatch_size = 3\n")
     (cell,) = expand(grid, {"ablate": "x", "lr": 0.2})
     (run,) = cell.runs
@@ -222,7 +223,7 @@ def test_the_table_by_hand(tmp_path):
     assert (tmp_path / "ablation.png").stat().st_size > 10_000
 
 
-def test_a_plot_needs_figures(tmp_path):
+def test_a_plot_needs_metrics(tmp_path):
     draw_plot(tmp_path, [Row({"lr": "1"}, "measured", "0 of 1", {}, "seed 42 failed: x")])
     assert not (tmp_path / "ablation.png").exists()
 
@@ -247,7 +248,9 @@ figures = {{ AUPR = 8.8 }}
 """
 
 
-def test_a_grid_outlives_a_failure_and_is_mended_by_a_second_call(tmp_path, capsys, monkeypatch):
+def test_a_grid_continues_after_a_failure_and_a_second_call_completes_it(
+    tmp_path, capsys, monkeypatch
+):
     """With the tiny network in every run; one of the two data sets comes late."""
     good, late = tmp_path / "good", tmp_path / "late"
     write_demo(good, train=4, validation=1, test=2, size=(96, 64), seed=1)
@@ -272,7 +275,7 @@ def test_a_grid_outlives_a_failure_and_is_mended_by_a_second_call(tmp_path, caps
     assert exit_code == 2
     (line,) = said.err.splitlines()
     assert line.startswith("error: 2 of 4 runs failed, such as tiny_data_root-")
-    assert line.endswith("; the same command tries them again")
+    assert line.endswith("; the same command retries them")
     assert [row["runs"] for row in rows] == ["1 of 1", "1 of 1", "0 of 1", "0 of 1", ""]
     for row in rows[2:4]:
         assert row["note"].startswith("seed 42 failed: ")
@@ -317,10 +320,10 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_the_run_at_hand_save_and_ends_the_grid(
+def test_a_signal_makes_the_current_run_save_and_ends_the_grid(
     tmp_path, capsys, monkeypatch, number
 ):
-    """A program that saves when it is told to end, in the place of run.py."""
+    """A program that saves when it is told to end, instead of run.py."""
     monkeypatch.chdir(tmp_path)
     Path("program.py").write_text(SLOW_PROGRAM.format(number=int(number)))
     Path("grid.toml").write_text("seeds = [1, 2]")
@@ -336,11 +339,11 @@ def test_a_signal_lets_the_run_at_hand_save_and_ends_the_grid(
     assert program.main(["--ablate", "grid.toml"]) == 128 + number
     thread.join()
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"error: stopped by {number.name}: the same command goes on with the grid"
+    assert line == f"error: stopped by {number.name}: the same command resumes the grid"
     logs = list(Path("logs/streethazards/ablation").glob("*.txt"))
     assert [log.read_text() for log in logs] == ["saved\n"]  # and the second seed was not begun
 
 
 def test_a_launcher_is_refused():
-    with pytest.raises(GridError, match="--ablate launches every run itself"):
+    with pytest.raises(PansError, match="--ablate launches every run itself"):
         program.work(parse_options(["--ablate", "grid.toml"]))

@@ -1,4 +1,4 @@
-"""The floors of docs/architecture.md: a room imports only from the floors below it."""
+"""The layers of docs/architecture.md: a package imports only from the layers below it."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENT = (REPOSITORY / "docs/architecture.md").read_text()
-# From the ground up; three rooms of the first floor know nothing of each other.
+# From the lowest up; three of them are independent of each other.
 ROOMS = ["utils", "metrics", "modules", "dataset", "report", "argparser", "places", "resume"]
 ROOMS += ["build", "evaluate", "train", "predict", "hubconf", "ablate", "run"]
 STRANGERS = {"metrics", "modules", "dataset"}
@@ -19,7 +19,7 @@ def files_of(room):
 
 
 def imported_rooms(path):
-    """The rooms that a file imports from, wherever in it."""
+    """The rooms that a file imports from, anywhere in it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -38,7 +38,7 @@ def test_rooms_import_from_below_alone(room):
         assert imported_rooms(path) <= below | {room}, path
 
 
-def test_the_list_of_rooms_is_whole():
+def test_the_list_of_rooms_is_complete():
     top = {path.stem for path in REPOSITORY.glob("*.py")}
     packages = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")}
     assert top | packages == {*ROOMS, "benchmarks"}

@@ -22,7 +22,6 @@ from argparser import (
 from dataset.registry import DATASETS
 from modules.scores import SCORES
 from utils.errors import PansError
-from utils.flag_files import FlagFileError
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -173,7 +172,7 @@ def test_published_defaults_hold_without_any_flag() -> None:
         ("--dataset road_anomaly_21 --test --trained_on bdd_anomaly", 17, 254),
     ],
 )
-def test_numbers_of_classes_are_the_data_sets_own(
+def test_the_number_of_classes_is_that_of_the_data_set(
     flags: str, num_classes: int, unk_class: int
 ) -> None:
     options = parse_options(flags.split())
@@ -244,7 +243,7 @@ def test_default_sets_the_published_recipe() -> None:
         (["--backbone", "resnet101"], "backbone", "resnet101"),
     ],
 )
-def test_typed_flag_wins_over_default_in_any_order(
+def test_passed_flag_overrides_default_in_any_order(
     typed: list[str], name: str, value: object
 ) -> None:
     assert getattr(parse_options(["--default", *typed]), name) == value
@@ -299,7 +298,7 @@ def test_score_takes_a_list(typed: str, scores: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("crf", [True, False])
 @pytest.mark.parametrize("classifier", ["cosine", "standard"])
-def test_all_is_every_score_that_can_be_had(
+def test_all_is_every_available_score(
     classifier: str, crf: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modules.scores.dense_crf.is_installed", lambda: crf)
@@ -389,7 +388,7 @@ def test_a_single_scale_test_of_streethazards_is_measured_at_the_input_size(
 @pytest.mark.parametrize(
     ("typed", "file"), [([], "x.pth"), (["--test_weights", "best"], "x_best.pth")]
 )
-def test_the_last_weights_are_tested_unless_the_best_are_asked_for(
+def test_the_last_weights_are_tested_unless_the_best_are_requested(
     typed: list[str], file: str
 ) -> None:
     options = parse_options(["--name", "x", *typed])
@@ -410,14 +409,14 @@ def test_the_last_weights_are_tested_unless_the_best_are_asked_for(
             "argument --opt_level: O0 contradicts --precision bf16",
         ),
         ("--precision fp16", "argument --precision: must be one of fp32, bf16, got 'fp16'"),
-        ("--plain --precision bf16", "argument --plain: is the published order of work in fp32"),
+        ("--plain --precision bf16", "argument --plain: is the reference implementation in fp32"),
         ("--compile", "argument --compile: the compiler breaks the sums of --norm_act iabn_sync"),
         ("--compile --norm_act iabn --plain", "argument --compile: does not go with --plain"),
         (
             "--compile --norm_act std --checkpoint_activations",
             "argument --compile: does not go with --checkpoint_activations",
         ),
-        ("--plain --opt_level O1", "argument --plain: is the published order of work in fp32"),
+        ("--plain --opt_level O1", "argument --plain: is the reference implementation in fp32"),
         ("--pooling 16", "argument --pooling: 16 has no effect"),
         ("--num_classes 12", "argument --num_classes: streethazards has 13 classes to train"),
         ("--unk_class 12", "argument --unk_class: must lie from 13"),
@@ -453,8 +452,8 @@ def test_the_last_weights_are_tested_unless_the_best_are_asked_for(
         ("--export tflite", "argument --export: must be one of onnx, got 'tflite'"),
         ("--predict", "argument --predict: expected at least one argument"),
         ("--predict=", "argument --predict: must be paths, got ('',)"),
-        ("--test --predict a", "argument --predict: is a job of its own; give it without --test"),
-        ("--predict a --export onnx", "argument --export: is a job of its own; give it without"),
+        ("--test --predict a", "argument --predict: is a job of its own; pass it without --test"),
+        ("--predict a --export onnx", "argument --export: is a job of its own; pass it without"),
         ("--out d", "argument --out: belongs to --predict or --export"),
         ("--threshold 1", "argument --threshold: belongs to --predict"),
         ("--calibrate_fpr 0.1 --test", "argument --calibrate_fpr: belongs to --predict"),
@@ -505,7 +504,7 @@ def test_the_last_weights_are_tested_unless_the_best_are_asked_for(
         ("--batch-sise=4", "argument --batch_sise: no such flag, did you mean --batch_size?"),
         ("--quux 1", "argument --quux: no such flag"),
         ("-x", "argument -x: no such flag"),
-        ("--test best.pth", "'best.pth' belongs to no flag"),
+        ("--test best.pth", "'best.pth' belongs to no flag; --ckpt_test FILE names a checkpoint"),
     ],
 )
 def test_refusals(typed: str, message: str) -> None:
@@ -517,7 +516,7 @@ def test_ignored_classes_are_split_at_commas() -> None:
     assert options.ignore_classes == ("road line", "car")
 
 
-def test_a_class_to_ignore_that_there_is_not_is_refused_at_once() -> None:
+def test_an_unknown_class_to_ignore_is_refused_at_once() -> None:
     message = "argument --ignore_classes: there is no class 'traffic sgn'; the classes: unlabeled"
     assert refusal("--ignore_classes", "traffic sgn").startswith(message)
 
@@ -545,7 +544,7 @@ def test_pictures_are_a_list_of_paths() -> None:
     assert options.to_dict()["predict"] == ["a,b.png", "c"]
 
 
-def test_stored_values_win_over_default_and_typed_flags_over_both() -> None:
+def test_stored_values_override_default_and_passed_flags_override_both() -> None:
     stored = {"classifier": "standard", "output_stride": 16, "cosine_scores": True}
     options = parse_options(["--default", "--output_stride", "8"], stored)
     assert (options.classifier, options.output_stride, options.scores) == ("standard", 8, ("msp",))
@@ -558,7 +557,7 @@ def test_values_are_checked_without_a_command_line(values: dict[str, Any]) -> No
         Options(**values)
 
 
-def test_help_tells_every_flag_and_its_default_in_one_line(
+def test_help_shows_every_flag_and_its_default_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -576,13 +575,13 @@ def test_help_tells_every_flag_and_its_default_in_one_line(
     assert max(map(len, text.splitlines())) <= 110
 
 
-def test_help_tells_what_default_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_explains_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_options(["--help_all"])
     text = " ".join(capsys.readouterr().out.split())
     for name, value in RECIPE.items():
         assert (f"--{name}" if value is True else f"--{name} {value}") in text
-    assert "A flag typed beside --default wins over it" in text
+    assert "A flag passed beside --default overrides it" in text
     assert "the published code silently overrides such a flag" in text
 
 
@@ -603,7 +602,7 @@ def test_the_short_help_fits_on_a_screen(typed: str, capsys: pytest.CaptureFixtu
         assert {"train": "default"}.get(job, job) in typed_flags(words.split())
 
 
-def test_old_flags_stand_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_flags_are_listed_separately(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_options(["--help_all"])
     text = capsys.readouterr().out
@@ -616,18 +615,27 @@ def test_old_flags_stand_apart(capsys: pytest.CaptureFixture[str]) -> None:
     ["", "--nproc 2", "--num_workers 0 --logdir l", "--data_root data", "--print_interval 5"],
 )
 def test_flags_without_a_purpose_start_no_training(typed: str) -> None:
-    with pytest.raises(OptionError, match=r"not PAnS, .*: add --name NAME --default; see --help"):
+    with pytest.raises(OptionError, match=r"the baseline, not PAnS: add --name NAME --default, or"):
         require_purpose(typed_flags(typed.split()))
+    with pytest.raises(OptionError, match=r"not PAnS: add --default, or --classifier standard if"):
+        require_purpose(typed_flags([*typed.split(), "--name", "x"]))
 
 
 @pytest.mark.parametrize(
     "typed",
     [
-        *("--name x", "--default", "--epochs 1", "--no_pretrained", "--score msp", "--lr 0.1"),
+        *(
+            "--name x --classifier standard",
+            "--default",
+            "--epochs 1",
+            "--no_pretrained",
+            "--score msp",
+            "--lr 0.1",
+        ),
         *("--dataset bdd_anomaly", "--test", "--predict a", "--export onnx", "--ablate a.toml"),
     ],
 )
-def test_a_name_a_training_flag_or_a_job_is_a_purpose(typed: str) -> None:
+def test_a_training_flag_or_a_job_is_a_purpose(typed: str) -> None:
     require_purpose(typed_flags(typed.split()))
 
 
@@ -668,7 +676,7 @@ def test_a_training_of_the_baseline_says_so(typed: str, says: str | None) -> Non
         ("--cfg a.yaml", "type --config FILE"),
     ],
 )
-def test_habits_of_other_programs_are_told_what_to_type(typed: str, says: str) -> None:
+def test_flags_of_other_programs_are_answered_with_ours(typed: str, says: str) -> None:
     message = refusal(*typed.split())
     shown = typed.split()[0].partition("=")[0].replace("-", "_").replace("__", "--", 1)
     assert message.startswith(f"argument {'-b' if typed[1] == 'b' else shown}: no such flag; ")
@@ -684,8 +692,24 @@ def test_a_habit_s_flags_and_what_it_names_do_and_do_not_exist() -> None:
     assert len(every) == len(set(every))
 
 
+@pytest.mark.parametrize(
+    ("typed", "cure"),
+    [
+        ("--multi_scala False", "--multi_scala takes no value, --no_multi_scala is its opposite"),
+        ("--multi-scale=0", "--multi_scala takes no value, --no_multi_scala is its opposite"),
+        ("--no_test 1", "--no_test takes no value, --test is its opposite"),
+        ("--lr 0,01", "invalid float value: '0,01', write a decimal point: 0.01"),
+        ("--epochs 1e2", "invalid int value: '1e2', pass an integer"),
+        ("--classifier", "expected one argument: one of standard, cosine"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_what_to_type(typed: str, cure: str) -> None:
+    assert cure in refusal(*typed.split())
+
+
 @pytest.mark.parametrize("word", ["test", "predict", "help"])
 def test_a_job_without_dashes_is_told_its_flag(word: str) -> None:
+    assert refusal("train") == "'train' belongs to no flag; to train, type --name pans --default"
     assert refusal(word) == f"'{word}' belongs to no flag, did you mean --{word}?"
 
 
@@ -695,7 +719,7 @@ TOKENS = [*(f"--{flag.name}" for flag in fields(Options)), "0", "1", "-1", "O1",
 def outcome(argv: list[str]) -> Options | PansError | SystemExit:
     try:
         return parse_options(argv)
-    except (OptionError, FlagFileError, SystemExit) as end:
+    except (PansError, SystemExit) as end:
         return end
 
 
@@ -719,7 +743,7 @@ def test_any_command_line_ends_in_options_or_one_line(argv: list[str]) -> None:
         (["--default", "--score", "mps"], 2, "argument --score"),
     ],
 )
-def test_words_are_checked_before_torch_is_loaded(words, code, said):
+def test_the_command_line_is_checked_before_torch_is_imported(words, code, said):
     program = (
         "import sys, runpy, atexit; sys.argv = ['run.py', *sys.argv[1:]]\n"
         "atexit.register(lambda: print({'torch', 'torchvision'} & sys.modules.keys() or 'none'))\n"

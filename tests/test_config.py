@@ -16,7 +16,7 @@ def write(folder: Path, text: str, name: str = "run.toml") -> str:
 
 
 @pytest.mark.parametrize("table", ["", "[flags]\n"])
-def test_a_table_of_flags_is_as_if_typed(tmp_path: Path, table: str) -> None:
+def test_a_table_of_flags_equals_the_command_line(tmp_path: Path, table: str) -> None:
     path = write(
         tmp_path,
         table
@@ -36,7 +36,7 @@ ignore_classes = "road line"
     assert isinstance(found.lr, float)
 
 
-def test_typed_flags_override_the_file_s(tmp_path: Path) -> None:
+def test_passed_flags_override_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, 'default = true\nepochs = 3\nscore = "entropy"\nprecision = "bf16"\n')
     options = parse_options(["--epochs", "5", "--config", path, "--msp", "--opt_level", "O0"])
     assert (options.epochs, options.scores, options.precision) == (5, ("msp",), "fp32")
@@ -85,7 +85,7 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
         "--no_pretrained --norm_act std --clip_grad_norm 2",
     ],
 )
-def test_a_results_json_gives_its_run_again(tmp_path: Path, words: str) -> None:
+def test_a_results_json_repeats_its_run(tmp_path: Path, words: str) -> None:
     options = parse_options(words.split())
     path = write(tmp_path, json.dumps({"options": options.to_dict()}), "results.json")
     once = {"config": path, "restart": False, "local_rank": None}
@@ -111,7 +111,7 @@ def test_a_json_without_options_is_one_line(tmp_path: Path, content: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_typed_flag_replaces() -> None:
+def test_what_a_passed_flag_replaces() -> None:
     stored = {"score": ("mc_dropout",), "mc_dropout": 4, "cosine_scores": False, "msp": False}
     assert beneath(stored, {}) == stored
     assert beneath(stored, {"mc_dropout": 8}) == {

@@ -18,12 +18,11 @@ def test_a_command_without_an_error_ends_with_0() -> None:
         (PansError("x.pth is missing; fetch it"), "error: x.pth is missing; fetch it\n"),
         (
             PermissionError(13, "Permission denied", "a.tar"),
-            "error: [Errno 13] Permission denied: 'a.tar'; mend it and run the same command "
-            "again\n",
+            "error: [Errno 13] Permission denied: 'a.tar'; fix it and run the same command again\n",
         ),
     ],
 )
-def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
+def test_user_errors_are_one_line_and_exit_code_2(
     error: Exception, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(lambda: fail(error)) == 2
@@ -39,7 +38,7 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
         ("für 東京", "für 東京"),
     ],
 )
-def test_what_an_error_quotes_breaks_no_line(text: str, shown: str) -> None:
+def test_an_error_stays_one_line_whatever_it_quotes(text: str, shown: str) -> None:
     assert str(PansError(text)) == shown
 
 

@@ -1,16 +1,15 @@
-"""Work for the CPU beside the program: the next image runs while this one is measured."""
+"""Background work on the CPU: the metrics of an image are computed while the next one runs."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 import torch
 
 
 class Background:
-    """Runs calls in a thread, in their order, one at a time and one behind at most.
+    """Runs calls in a thread, in order, with at most one pending.
 
-    What a call raises is raised by the next `run`, or when the `with` is left.
+    An exception of a call is raised by the next `run`, or at the end of the `with` block.
     """
 
     def __init__(self) -> None:
@@ -18,7 +17,7 @@ class Background:
         self._running: Future[None] | None = None
 
     def run(self, call: Callable[[], None]) -> None:
-        """Wait for the call before, then begin this one."""
+        """Wait for the previous call, then start this one."""
         self._wait()
         self._running = self._thread.submit(torch.inference_mode()(call))
 
@@ -30,14 +29,9 @@ class Background:
     def __enter__(self) -> "Background":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
-            # An error of the program's is later than what the call before it may have raised.
+            # An error of the pending call came before the program's own.
             if kind is None or issubclass(kind, Exception):
                 self._wait()
         finally:
@@ -45,7 +39,7 @@ class Background:
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in the CPU's memory; from a GPU that is one copy, which is waited for."""
+    """Copy a tensor to the CPU; waits for a GPU."""
     if tensor.device.type == "cpu":
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)

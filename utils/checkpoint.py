@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole or not at all, sealed with their checksum."""
+"""Checkpoints on disk: written atomically, with a checksum."""
 
 import shutil
 import tempfile
@@ -14,6 +14,7 @@ from utils.seal import seal
 from utils.weight_files import (
     CheckpointError,
     DamagedCheckpoint,
+    MissingCheckpoint,
     load_checkpoint,
     model_state,
     peek,
@@ -23,6 +24,7 @@ from utils.weight_files import (
 __all__ = [
     "CheckpointError",
     "DamagedCheckpoint",
+    "MissingCheckpoint",
     "checkpoint_places",
     "find_checkpoint",
     "link_checkpoint",
@@ -38,17 +40,17 @@ __all__ = [
 
 _COUNTER = ".num_batches_tracked"
 DEEP_SUPERVISION = "deepsup"
-"""In the names of the weights that training alone needs."""
+"""Part of the names of weights that are only needed in training."""
 _SHOWN = 3
 
 
 def previous_path(path: Path) -> Path:
-    """Where the checkpoint before `path` is kept: NAME_previous.pth for NAME.pth."""
+    """Path of the checkpoint before `path`: NAME_previous.pth for NAME.pth."""
     return path.with_stem(f"{path.stem}_previous")
 
 
 def checkpoint_places(given: str, folder: Path) -> list[Path]:
-    """What a flag may mean by `given`: a path, else a name in `folder`, with or without .pth."""
+    """Candidates for `given`: a path, or a name in `folder`, with or without .pth."""
     path, named = Path(given), folder / given
     if path.is_file() or path.is_absolute():
         return [path]
@@ -56,17 +58,17 @@ def checkpoint_places(given: str, folder: Path) -> list[Path]:
 
 
 def find_checkpoint(given: str, folder: Path) -> Path:
-    """The first of `checkpoint_places` that has a file, or has the one before it.
+    """The first of `checkpoint_places` that exists, or whose previous checkpoint exists.
 
     Raises:
-        DamagedCheckpoint: none has.
+        MissingCheckpoint: none exists.
     """
     places = checkpoint_places(given, folder)
     for place in places:
         if place.is_file() or previous_path(place).is_file():
             return place
     others = ", ".join(map(str, places[1:]))
-    raise DamagedCheckpoint(
+    raise MissingCheckpoint(
         f"there is no checkpoint {places[0]}{f' (also looked for {others})' * bool(others)}; "
         "check its name, or train first"
     )
@@ -75,12 +77,10 @@ def find_checkpoint(given: str, folder: Path) -> Path:
 def save_checkpoint(
     path: Path | str, state: Mapping[str, Any], *, keep_previous: bool = False
 ) -> None:
-    """Write `state` with its checksum to `path`, as `utils.files.replacing`.
-
-    Whatever happens meanwhile, `path` holds the old or the new state.
+    """Write `state` with its checksum to `path`, atomically by `utils.files.replacing`.
 
     Args:
-        keep_previous: leave what `path` held as `previous_path(path)`.
+        keep_previous: keep the old file as `previous_path(path)`.
 
     Raises:
         CheckpointError: the folder cannot be written to, or the disk is full.
@@ -93,7 +93,7 @@ def save_checkpoint(
             if keep_previous and path.exists():
                 same_file(path, previous_path(path))
     except (OSError, RuntimeError) as error:
-        # torch's writer covers a full disk with a RuntimeError about file positions.
+        # torch's writer hides a full disk behind a RuntimeError about file positions.
         fault = error if isinstance(error, OSError) else error.__context__
         if not isinstance(fault, OSError):
             raise
@@ -101,10 +101,10 @@ def save_checkpoint(
 
 
 def link_checkpoint(source: Path, path: Path, *, keep_previous: bool = False) -> None:
-    """Have `path` hold the checkpoint `source` too, taking no room where the disk can do that.
+    """Make `path` the checkpoint `source` too, as a hard link if the disk supports it.
 
     Args, Raises:
-        As `save_checkpoint`.
+        See `save_checkpoint`.
     """
     try:
         if keep_previous and path.exists():
@@ -115,14 +115,14 @@ def link_checkpoint(source: Path, path: Path, *, keep_previous: bool = False) ->
 
 
 def require_room(paths: Sequence[Path], size: int) -> str:
-    """Whether the disk has room for checkpoints and for a temporary one while one is written.
+    """Check that checkpoints and a temporary one fit on the disk.
 
     Args:
-        paths: of checkpoints in one folder, which may exist already.
-        size: bytes of one of them.
+        paths: paths of checkpoints in one folder, which may exist already.
+        size: size of each in bytes.
 
     Returns:
-        What they will take, in words.
+        A sentence about the space they need.
 
     Raises:
         CheckpointError: they do not fit, or the folder cannot be written to.
@@ -136,10 +136,12 @@ def require_room(paths: Sequence[Path], size: int) -> str:
         found = [path.stat() for path in paths if path.exists()]
     except OSError as error:
         raise _not_written(paths[0], error) from error
-    there = {(one.st_dev, one.st_ino): one.st_size for one in found}  # some are links to others
+    there = {
+        (one.st_dev, one.st_ino): one.st_size for one in found
+    }  # some are hard links to others
     needed, kept = (len(paths) + 1) * size, sum(there.values())
     words = f"checkpoints: {_gigabytes(needed)} in {folder}"
-    if disk.total and disk.free + kept < needed:  # some network disks tell no sizes
+    if disk.total and disk.free + kept < needed:  # some network disks report no sizes
         raise CheckpointError(
             f"{words}, {len(paths)} of {_gigabytes(size)} and one while it is written, do not fit: "
             f"{_gigabytes(disk.free)} are free and {_gigabytes(kept)} are theirs already; make "
@@ -164,15 +166,14 @@ def load_model_state(
 ) -> None:
     """Copy a state dict into the network; names and shapes must be the network's own.
 
-    Norms count batches only in some of their kinds, so that `num_batches_tracked` may differ.
+    Only some norms have `num_batches_tracked`, which may therefore differ.
 
     Args:
-        source: where the state comes from, for the error.
-        may_lack: weights whose names hold this are left as they are where `state` has none.
+        source: the file, for the error message.
+        may_lack: weights whose names contain this are not changed if `state` lacks them.
 
     Raises:
-        CheckpointError: names or shapes differ, or not all values are finite; nothing was copied
-            then.
+        CheckpointError: names or shapes differ, or not all values are finite; nothing is copied.
     """
     own = {name: value.shape for name, value in model.state_dict().items()}
     given = {name: value.shape for name, value in state.items()}
@@ -223,7 +224,8 @@ def _likely_cause(missing: set[str], unexpected: set[str], other_shape: set[str]
             and not any_starts(missing, "body.mod4.block7.")
         ),
         "it was trained with --backbone resnet50": any_starts(missing, "body.mod4.block7."),
-        "it was trained with another number of classes": "cls.cls.weight" in other_shape,
+        "it was trained with another number of classes, so name the --dataset that it was trained "
+        "on": "cls.cls.weight" in other_shape,
     }
     found = [cause for cause, holds in causes.items() if holds]
     return f"; {found[0]}" if found else ""

@@ -10,20 +10,16 @@ from torch import nn
 from utils.errors import PansError
 
 
-class NoCompiler(PansError):
-    """torch.compile writes C++ that nothing here can translate."""
-
-
 def compiled(network: nn.Module) -> nn.Module:
-    """The same network, translated while its first batch is computed, which takes minutes.
+    """The same network, compiled during its first batch, which takes minutes.
 
     Raises:
-        NoCompiler: there is no C++ compiler.
+        PansError: there is no C++ compiler.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        raise NoCompiler(
+        raise PansError(
             f"--compile needs a C++ compiler, and {compiler} was not found; "
-            "install it, name another one in CXX, or leave --compile out"
+            "install it, set CXX to another one, or remove --compile"
         )
     return cast(nn.Module, torch.compile(network))

@@ -1,4 +1,4 @@
-"""The same numbers from the same seed: algorithms whose result depends on no race."""
+"""Deterministic algorithms: the same numbers from the same seed."""
 
 import os
 
@@ -6,10 +6,10 @@ import torch
 
 
 def make_deterministic() -> None:
-    """Have torch choose deterministic algorithms; call it before the first use of a GPU.
+    """Make torch choose deterministic algorithms; to be called before the first use of a GPU.
 
-    The network and its loss use none of which torch has no such form. If one comes in, torch warns,
-    naming the operation, instead of ending the run.
+    All operations of the network and its loss have a deterministic form. For any other operation
+    torch prints a warning instead of ending the run.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,7 +1,6 @@
-"""Processes: starting several under torch's own launcher, joining them, and adding up over them.
+"""Start processes under torch's own launcher, join them, and reduce over them.
 
-Every function also works in a single process without a process group, where the sum over all
-processes is the value itself.
+Every function also works in a single process without a process group.
 """
 
 import logging
@@ -47,21 +46,17 @@ from utils.parent import as_parent, children, end_with_starter
 from utils.progress import end_line_of_bars
 
 DEFAULT_TIMEOUT = 600.0
-"""Seconds that processes wait for each other."""
+"""Default time-out of collectives, in seconds."""
 
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 _host_group: Any = None
-"""Joins the CPUs of all processes, for objects that no GPU should wait for; see `start_process`."""
+"""The gloo group of all processes, for small CPU messages; see `start_process`."""
 
 _CLAIM = "reported-"
-"""Start of the name of the file by which a process claims to be the first to report."""
+"""Prefix of the file by which a process claims to be the first to report."""
 
 T = TypeVar("T")
-
-
-class LaunchError(PansError):
-    """The launcher's environment, the machine's GPUs and the number of processes do not fit."""
 
 
 class FailedElsewhere(PansError):
@@ -70,10 +65,10 @@ class FailedElsewhere(PansError):
 
 @dataclass(frozen=True)
 class Process:
-    """This process among all: `rank` in [0, world_size), `local_rank` counts on this machine.
+    """This process among all: `rank` in [0, world_size), `local_rank` on this machine.
 
-    `host_group` joins the CPUs of all processes, for words that no GPU should wait for; a single
-    process has none.
+    `host_group` is the gloo group of all processes, for small CPU messages; None for a single
+    process.
     """
 
     rank: int
@@ -84,7 +79,7 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one process that writes files and reports."""
+        """Whether this is the process that writes files and reports."""
         return self.rank == 0
 
 
@@ -97,7 +92,7 @@ def default_nproc() -> int:
     """One process per visible GPU, one on a machine without.
 
     Raises:
-        UnusableGpu: torch cannot compute on the GPUs that are here.
+        PansError: torch cannot use this machine's GPUs.
     """
     return usable_gpus() or 1
 
@@ -105,7 +100,7 @@ def default_nproc() -> int:
 def _read_number(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "")
     if not text.isdecimal():
-        raise LaunchError(
+        raise PansError(
             f"the environment variable {name} should be a whole number, got {text!r}; "
             "start with torchrun, or unset " + ", ".join(_LAUNCHER_VARIABLES)
         )
@@ -113,20 +108,20 @@ def _read_number(environment: Mapping[str, str], name: str) -> int:
 
 
 def _read_ranks(environment: Mapping[str, str], local_rank: int | None) -> tuple[int, int, int]:
-    """(rank, local_rank, world_size) from a launcher's environment; LOCAL_RANK wins."""
+    """(rank, local_rank, world_size) from a launcher's environment; LOCAL_RANK overrides."""
     missing = [name for name in _LAUNCHER_VARIABLES if not environment.get(name)]
     if missing:
-        raise LaunchError(
+        raise PansError(
             f"the launcher's environment lacks {', '.join(missing)}; "
             "start with torchrun, or unset " + ", ".join(_LAUNCHER_VARIABLES)
         )
     rank, world_size = _read_number(environment, "RANK"), _read_number(environment, "WORLD_SIZE")
     if rank >= world_size:
-        raise LaunchError(f"RANK {rank} should be below WORLD_SIZE {world_size}; use torchrun")
+        raise PansError(f"RANK {rank} should be below WORLD_SIZE {world_size}; use torchrun")
     if "LOCAL_RANK" in environment:
         local_rank = _read_number(environment, "LOCAL_RANK")
     if local_rank is None:
-        raise LaunchError(
+        raise PansError(
             "neither LOCAL_RANK nor --local_rank tells this process its GPU; use torchrun"
         )
     return rank, local_rank, world_size
@@ -135,7 +130,7 @@ def _read_ranks(environment: Mapping[str, str], local_rank: int | None) -> tuple
 def _refuse_missing_gpu(needed: int) -> None:
     gpus = torch.cuda.device_count()
     if needed > gpus:
-        raise LaunchError(
+        raise PansError(
             f"{needed} processes on this machine want a GPU each and {gpus} can be seen; "
             f"start at most {gpus}, or hide the GPUs with CUDA_VISIBLE_DEVICES= to run on CPUs"
         )
@@ -147,12 +142,12 @@ def start_process(
     """Join the other processes, if there are any: NCCL on GPUs, gloo on CPUs.
 
     Args:
-        local_rank: what the launcher passed as --local_rank; the variable LOCAL_RANK wins over it.
+        local_rank: the launcher's --local_rank; the variable LOCAL_RANK overrides it.
         timeout_seconds: how long a process waits for the others before it ends with an error.
 
     Raises:
-        LaunchError: the environment is incomplete, or there are fewer GPUs than processes.
-        UnusableGpu: torch cannot compute on this process's GPU.
+        PansError: the environment is incomplete, there are fewer GPUs than processes, or torch
+            cannot compute on this process's GPU.
     """
     if launched():
         rank, local_rank, world_size = _read_ranks(os.environ, local_rank)
@@ -168,14 +163,14 @@ def start_process(
     global _host_group
     if world_size > 1:
         for number in heeded_signals():
-            # Or one that waits for a peer, deep inside gloo, would not end.
+            # Otherwise a process that waits for a peer inside gloo would not end.
             signal.signal(number, signal.SIG_DFL)
         _host_group = _join(rank, world_size, device, timedelta(seconds=timeout_seconds))
     return Process(rank, local_rank, world_size, device, _host_group)
 
 
 def _join(rank: int, world_size: int, device: torch.device, timeout: timedelta) -> Any:
-    """Make the group of all processes; returns the one of their CPUs."""
+    """Create the process groups; returns the one for CPU messages."""
     on_gpu = device.type == "cuda"
     try:
         store = _fresh_store(rank, world_size, timeout)
@@ -183,7 +178,7 @@ def _join(rank: int, world_size: int, device: torch.device, timeout: timedelta) 
         reason = _why_not_met(str(error))
         if reason is None:
             raise
-        raise LaunchError(reason) from error
+        raise PansError(reason) from error
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=store,
@@ -196,7 +191,7 @@ def _join(rank: int, world_size: int, device: torch.device, timeout: timedelta) 
 
 
 def _why_not_met(message: str) -> str | None:
-    """What torch's message comes to, where the processes have not found each other."""
+    """Explain torch's message if the processes have not found each other."""
     host, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     if "EADDRINUSE" in message:
         return (
@@ -211,11 +206,11 @@ def _why_not_met(message: str) -> str | None:
 
 
 def _refuse_stale_addresses(environment: Mapping[str, str]) -> None:
-    """Several nodes that torchrun may restart need a store of their own for each start."""
+    """With several nodes that torchrun may restart, each start needs a fresh store."""
     several_nodes = environment.get("GROUP_WORLD_SIZE", "1") != "1"
     restarts = environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     if several_nodes and restarts and environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        raise LaunchError(
+        raise PansError(
             "with --max-restarts on several nodes torchrun would hand new processes the addresses "
             "of old ones; start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every node, or "
             "with --max-restarts=0"
@@ -223,10 +218,10 @@ def _refuse_stale_addresses(environment: Mapping[str, str]) -> None:
 
 
 def _fresh_store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
-    """Where the processes find each other, free of what those before a restart have left there.
+    """The rendezvous store, without entries from before a restart.
 
-    torchrun keeps one store over its restarts, in which the new processes would find the addresses
-    of the old ones. Only the agent of a single node counts restarts as all of its processes do.
+    torchrun keeps one store over its restarts, in which new processes would find the addresses of
+    the old ones. Restart counts agree between processes only on a single node.
     """
     store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
     if os.environ.get("GROUP_WORLD_SIZE") != "1":
@@ -235,24 +230,32 @@ def _fresh_store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
 
 
 def end_process() -> None:
-    """Leave the other processes; call it only where all of them do."""
+    """Destroy the process groups; to be called by all processes."""
     global _host_group
     _host_group = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
+def reduce_over_processes(tensor: Tensor, operation: str = "SUM") -> Tensor:
+    """`tensor` reduced in place over all processes ("SUM", "MAX", ...).
+
+    CPU tensors are reduced over the gloo group, because NCCL only supports CUDA tensors.
+    """
+    if dist.is_initialized():
+        group = None if tensor.is_cuda else _host_group
+        dist.all_reduce(tensor, getattr(dist.ReduceOp, operation), group)
+    return tensor
+
+
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of every process's tensor, of any shape; a new tensor, the same on all of them."""
-    total = tensor.clone()
-    if dist.is_initialized():
-        dist.all_reduce(total)
-    return total
+    return reduce_over_processes(tensor.clone())
 
 
 @contextmanager
 def first_on_each_machine(process: Process) -> Iterator[None]:
-    """Run the body on each machine's first process, then on all others; all of them enter."""
+    """Run the body on each machine's first process, then on the others; all processes enter."""
     is_first = process.local_rank == 0
     if dist.is_initialized() and not is_first:
         dist.barrier()
@@ -270,16 +273,16 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-def host_group() -> Any:
-    """The group of all processes' CPUs, beside that of their GPUs; None if that is the only one."""
-    return _host_group
+def gather_lists(values: list[T]) -> list[T]:
+    """The concatenated lists of all processes, on all of them."""
+    return [value for part in gather_objects(values) for value in part]
 
 
 def from_main(process: Process, compute: Callable[[], T]) -> T:
-    """What `compute` returns on the main process, on all of them; only the main one calls it.
+    """Call `compute` on the main process and return its result on all of them.
 
     Raises:
-        PansError: the main process's; the others raise `FailedElsewhere` in its place.
+        PansError: from the main process; the others raise `FailedElsewhere`.
     """
     if not dist.is_initialized():
         return compute()
@@ -299,16 +302,16 @@ def from_main(process: Process, compute: Callable[[], T]) -> T:
 
 
 def wait_for_all(process: Process) -> None:
-    """Return once every process has come here."""
+    """Barrier over all processes."""
     if dist.is_initialized():
         dist.barrier(group=process.host_group)
 
 
 def _is_first_to_fail() -> bool:
-    """Whether no other process of this launch and machine has claimed the report before.
+    """Whether this is the first process of this launch and machine to report a failure.
 
-    A fault that all processes share would otherwise be told once a process, and a process that
-    merely lost its connection to the failed one would bury the cause under its own traceback.
+    Otherwise a common fault would be reported once per process, and a process that merely lost its
+    connection to the failed one would bury the cause under its own traceback.
     """
     reply_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not reply_file:
@@ -327,14 +330,13 @@ def _is_first_to_fail() -> bool:
 def run_reporting(work: Callable[[], int | None]) -> int:
     """Run this process's work and return its exit code.
 
-    It is what `work` returns, 0 for None; or 1 for a bug or a fault of the machine, 2 for a user's
-    error, 128 + n after signal n.
-    Of several processes that fail, the first one prints: a `PansError` or a known fault as one
-    line, anything else as its traceback. A process that fails among others leaves at once instead
-    of returning.
+    The exit code is the return value of `work` (0 for None), 1 for a bug or a fault of the machine,
+    2 for a user error, 128 + n after signal n. If several processes fail, only the first one
+    prints: a `PansError` or a known fault as one line, anything else as its traceback. With several
+    processes, a failed one exits at once instead of returning.
     """
     end_with_starter()
-    # Whoever asks for a checkpoint where there is none to be written shall not end the process.
+    # A request for a checkpoint must not end a process that does not write any.
     signal.signal(SAVING_SIGNAL, signal.SIG_IGN)
     try:
         with stop_at_once():
@@ -343,7 +345,7 @@ def run_reporting(work: Callable[[], int | None]) -> int:
         stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
         return _fail(stop.exit_code, f"error: {stop}")
     except FailedElsewhere as error:
-        # Under torchrun whoever is first tells it; under srun nobody knows who is.
+        # Under torchrun the first process reports; under srun the first one is unknown.
         is_told = "TORCHELASTIC_ERROR_FILE" not in os.environ
         return _fail(USER_ERROR, "" if is_told else f"error: {error}")
     except PansError as error:
@@ -360,9 +362,9 @@ def run_reporting(work: Callable[[], int | None]) -> int:
 
 
 def _kill_loader_processes() -> None:
-    """End those that are left, also stopped ones, for which Python would wait for ever."""
+    """Kill remaining loader processes, also stopped ones, for which Python would wait forever."""
     children = multiprocessing.active_children()
-    # A handler of torch's would raise that they were killed.
+    # torch's handler would raise an error about killed workers.
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in children:
         child.kill()
@@ -385,7 +387,7 @@ def _fail(exit_code: int, report: str) -> int:
 
 
 def _outcome(error: ChildFailedError) -> tuple[int, str | None]:
-    """Exit code of a failed launch, and what is left to say after the processes' own reports."""
+    """Exit code of a failed launch, and a line for failures that no process has reported."""
     exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
     if USER_ERROR in exit_codes.values():
         return USER_ERROR, None
@@ -402,12 +404,11 @@ def _outcome(error: ChildFailedError) -> tuple[int, str | None]:
 def launch(command: Sequence[str], nproc: int) -> int:
     """Run `python COMMAND...` in `nproc` processes on this machine; returns the exit code.
 
-    The work is torch's own launcher's: once a process fails, the others are ended. Each process
-    is expected to end through `run_reporting`.
+    Uses torch's own launcher, which ends all processes once one fails. Each process is expected to
+    end through `run_reporting`.
 
     Raises:
-        LaunchError: there are GPUs, but fewer than processes.
-        UnusableGpu: torch cannot compute on the GPUs that are here.
+        PansError: there are GPUs, but fewer than processes, or torch cannot use them.
     """
     if usable_gpus():
         _refuse_missing_gpu(nproc)
@@ -437,7 +438,7 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
 
 
 def _run_to_end(config: LaunchConfig, command: Sequence[str], folder: Path) -> int:
-    # The launcher's own log would wrap one line about a missing file into a page about ranks.
+    # The launcher's log would wrap one line about a missing file into a page about ranks.
     logging.disable(logging.CRITICAL)
     try:
         with handling({SAVING_SIGNAL: _pass_on}):
@@ -445,7 +446,7 @@ def _run_to_end(config: LaunchConfig, command: Sequence[str], folder: Path) -> i
     except ChildFailedError as error:
         exit_code, report = _outcome(error)
         if report is not None:
-            # The line may be a progress bar's, of a process that has ended without a word.
+            # The current line may be the progress bar of a process that ended without output.
             print(f"\n{report}", file=sys.stderr)
         return exit_code
     except SignalException as caught:

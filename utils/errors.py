@@ -1,4 +1,4 @@
-"""The base of every error that a user can cause and mend, and how a command ends on one."""
+"""The base class of user errors, and how a command ends on one."""
 
 import sys
 from collections.abc import Callable
@@ -8,24 +8,24 @@ USER_ERROR = 2
 
 
 class PansError(Exception):
-    """One line: what was looked for, where, and what to do. `run.py` prints it and exits with 2.
+    """A user error of one line: what is wrong, where, and what to do. `run.py` exits with 2.
 
-    It stays one line whatever it quotes, such as a file's name with a newline in it.
+    It stays one line even if it quotes a file name with a newline.
     """
 
     def __str__(self) -> str:
         return one_line(self._as_raised(super().__str__()))
 
     def _as_raised(self, message: str) -> str:
-        """The message itself, where a loader process has sent it inside its traceback."""
+        """Extract the message from the traceback of a loader process."""
         own = f"{type(self).__module__}.{type(self).__qualname__}: "
         return message.rstrip("\n").rpartition(f"\n{own}")[2]
 
 
 def one_line(text: str) -> str:
-    """`text` with everything that a terminal would not print as it is written as an escape.
+    """Escape all characters of `text` that a terminal may not print as they are.
 
-    So no name of a file breaks the line, moves the cursor, or cannot be encoded.
+    So no file name breaks the line, moves the cursor, or cannot be encoded.
     """
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
@@ -36,7 +36,7 @@ def exit_code(command: Callable[[], None]) -> int:
     """Run a command.
 
     Returns:
-        0, or `USER_ERROR` after printing a `PansError`, or what the disk refused, as one line.
+        0, or `USER_ERROR` after printing a `PansError` or a disk error as one line.
     """
     try:
         command()
@@ -45,7 +45,7 @@ def exit_code(command: Callable[[], None]) -> int:
         return USER_ERROR
     except OSError as error:
         print(
-            f"error: {one_line(str(error))}; mend it and run the same command again",
+            f"error: {one_line(str(error))}; fix it and run the same command again",
             file=sys.stderr,
         )
         return USER_ERROR

@@ -1,4 +1,4 @@
-"""Known ways in which machine and processes fail, each in one line with its remedy."""
+"""Known faults of the machine and of processes, each with a message of one line and a remedy."""
 
 import errno
 import os
@@ -12,10 +12,10 @@ import torch.distributed as dist
 from utils.errors import one_line
 
 _SMALLER = "lower --batch_size or --crop_size"
-# How torch's allocator for CPUs says it, in a RuntimeError.
+# The message of torch's CPU allocator, in a RuntimeError.
 _CPU_WITHOUT_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 _MEMORY = (
-    "most likely for want of memory, of /dev/shm or of open files (ulimit -n); lower "
+    "most likely out of memory, /dev/shm or open files (ulimit -n); lower "
     "--num_workers or --batch_size"
 )
 _LOADER_FAULTS = {
@@ -26,11 +26,11 @@ _LOADER_FAULTS = {
         "loader process {0} has ended, " + _MEMORY
     ),
     r"DataLoader timed out after ([\d.]+) seconds": (
-        "the loader has given no batch for {0} seconds: its disk or network hangs; look at "
+        "the loader has delivered no batch for {0} seconds: its disk or network hangs; check "
         "--data_root, or raise --timeout"
     ),
     r"unable to allocate shared memory": (
-        "/dev/shm is full, through which loader processes hand over their samples; lower "
+        "/dev/shm is full, in which loader processes pass their samples; lower "
         "--num_workers, or give it more room (docker run --shm-size=1g)"
     ),
     r"Too many open files|received \d+ items of ancdata": (
@@ -39,7 +39,7 @@ _LOADER_FAULTS = {
     ),
 }
 _WAITED = (
-    "a process has waited in vain for another one, which hangs or is far slower; look at the "
+    "a process has waited in vain for another one, which hangs or is far slower; check the "
     "machines and their network, or raise --timeout"
 )
 _PROCESS_FAULTS = {
@@ -53,7 +53,7 @@ _PROCESS_FAULTS = {
 _FILES_TRIED = 4
 """A library that needs several files at once may fail where one could still be opened."""
 
-_AGAIN = "mend it and run the same command again, without --restart"
+_AGAIN = "fix it and run the same command again, without --restart"
 _SHORTAGES = {
     errno.EMFILE: "this process may not open more files; raise the limit (ulimit -n 4096)",
     errno.ENFILE: "this machine may not open more files; end some programs",
@@ -85,9 +85,9 @@ def known_fault(error: BaseException) -> str | None:
 
 
 def _shortage(error: BaseException) -> str | None:
-    """What the process has none left of, if that is what `error` comes from.
+    """The exhausted resource, if that is the cause of `error`.
 
-    Libraries tell that in many words, or in none: what the system says now is the answer.
+    Library messages vary or say nothing, so the system is asked directly.
     """
     if isinstance(error, OSError) and error.errno in _SHORTAGES:
         return _SHORTAGES[error.errno]
@@ -111,10 +111,10 @@ def _shortage(error: BaseException) -> str | None:
 
 
 def signal_and_cause(number: int) -> str:
-    """A signal's name, with what it most likely means."""
+    """A signal's name with its most likely cause."""
     name = signal.Signals(number).name
-    if number == signal.SIGKILL:  # the kernel's way of ending the process that takes most memory
-        return f"{name}, most likely for want of memory"
-    if number == signal.SIGABRT:  # NCCL's way of ending one that has waited beyond --timeout
+    if number == signal.SIGKILL:  # the kernel's out-of-memory killer
+        return f"{name}, most likely out of memory"
+    if number == signal.SIGABRT:  # NCCL's watchdog after --timeout
         return f"{name}; on GPUs that most likely means: {_WAITED}"
     return name

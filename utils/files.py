@@ -1,7 +1,8 @@
-"""Files that are whole at any time: written beside their place, synced, and renamed into it."""
+"""Atomic writes: files are written to a temporary name, synced, and renamed."""
 
 import contextlib
 import glob
+import hashlib
 import os
 import secrets
 import shutil
@@ -17,13 +18,13 @@ _TEMPORARY = ".tmp"
 def replacing(
     path: Path | str, *, follow_link: bool = True, synced: bool = True
 ) -> Iterator[BufferedRandom]:
-    """A file to write to, which takes the place of `path` once the body is through.
+    """A temporary file to write to, which replaces `path` at the end of the body.
 
-    If the body raises, `path` stays as it was. Folders that are missing are made.
+    If the body raises, `path` is unchanged. Missing folders are created.
 
     Args:
-        follow_link: of a link, what it leads to is replaced, and else the link itself.
-        synced: wait until the disk has it, so that it outlasts the machine's crash.
+        follow_link: replace the target of a link instead of the link itself.
+        synced: wait until the file is on the disk, so that it survives a crash of the machine.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
@@ -31,7 +32,7 @@ def replacing(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     target = Path(os.path.realpath(path)) if follow_link else path
-    # No two writers share it, nor does one meet what another has left there.
+    # Unique, so that concurrent or killed writers do not interfere.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         with temporary.open("x+b") as file:
@@ -48,39 +49,45 @@ def replacing(
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Replace `path` by UTF-8 text, as `replacing`."""
+    """Replace `path` by UTF-8 text, atomically."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def same_file(source: Path, path: Path) -> None:
-    """Have `path` hold what `source` holds, as a second name of it or else as a copy.
+    """Make `path` a hard link to `source`, or a copy if the disk does not support links.
 
-    Either may be overwritten by `replacing` afterwards without the other changing.
+    `replacing` one of them later does not change the other.
 
     Raises:
-        OSError: as `replacing`.
+        OSError: see `replacing`.
     """
     source, target = Path(os.path.realpath(source)), Path(os.path.realpath(path))
     link = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         os.link(source, link)
-    except OSError:  # another disk, or one that knows no second names
+    except OSError:  # another disk, or one without hard links
         with replacing(target) as copy, source.open("rb") as original:
             shutil.copyfileobj(original, copy, 1 << 20)
         return
     try:
-        link.replace(target)  # does nothing where both are one file already
+        link.replace(target)  # does nothing if both are one file already
         _sync_folder(target.parent)
     finally:
         with contextlib.suppress(OSError):
             link.unlink()
 
 
-def remove_leftovers(path: Path) -> None:
-    """Delete what writers of `path` that were killed have left beside it.
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    Only for who knows that nobody else writes `path` now.
+
+def remove_leftovers(path: Path) -> None:
+    """Delete temporary files of killed writers of `path`.
+
+    Only if no other process is writing `path`.
     """
     target = Path(os.path.realpath(path))
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.*{_TEMPORARY}"):

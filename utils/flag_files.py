@@ -10,36 +10,32 @@ from typing import Any
 from utils.errors import PansError
 from utils.reading import Unreadable, read_text
 
-# What one start of a run was told, and the next is not meant to be.
+# Flags that apply to one start of a run only.
 _OF_ONE_START = {"config", "ablate", "local_rank", "restart", "accept_changes"}
 
 _MOST_LISTED = 12
-
-
-class FlagFileError(PansError):
-    """A file of flags that cannot be read, or names what is no flag."""
 
 
 def read_toml(path: Path, flag: str, page: str) -> dict[str, Any]:
     """The content of a TOML file.
 
     Args:
-        flag, page: which flag names the file, and the page of docs/ about it, for the error.
+        flag, page: the flag that names the file and its page in docs/, for the error message.
 
     Raises:
-        FlagFileError: it is missing or no TOML.
+        PansError: it is missing or no TOML.
     """
     try:
         return tomllib.loads(read_text(path, "TOML"))
     except (Unreadable, ValueError, RecursionError) as error:
-        raise FlagFileError(f"--{flag} {path} cannot be read: {error}; see {page}") from error
+        raise PansError(f"--{flag} {path} cannot be read: {error}; see {page}") from error
 
 
 def refuse_unknown(path: Path, names: Collection[str], known: Collection[str]) -> None:
     """Raise at the first of `names` that is not known.
 
     Raises:
-        FlagFileError: it names the nearest known ones.
+        PansError: it names the nearest known ones.
     """
     for name in names:
         if name not in known:
@@ -48,19 +44,19 @@ def refuse_unknown(path: Path, names: Collection[str], known: Collection[str]) -
             listed = f"take {', '.join(sorted(known))}"
             if len(known) > _MOST_LISTED:
                 listed = "python run.py --help_all lists the flags"
-            raise FlagFileError(f"{path}: {name!r} has no place here; {listed}{hint}")
+            raise PansError(f"{path}: {name!r} has no place here; {listed}{hint}")
 
 
 def read_config(path: Path, known: Collection[str]) -> dict[str, Any]:
-    """The flags of --config, by name, their values as the file has them.
+    """Read the flags of --config by name, with the file's values.
 
     Args:
-        path: TOML, the flags themselves or a table `flags` of them; or a results.json, whose
-            options are taken.
+        path: TOML with flags at the top level or in a table `flags`; or a results.json with
+            options.
         known: the names of all flags.
 
     Raises:
-        FlagFileError: the file cannot be read, or names what is no flag.
+        PansError: the file cannot be read, or has an unknown flag.
     """
     if path.suffix == ".json":
         flags = _options_in(path)
@@ -71,7 +67,7 @@ def read_config(path: Path, known: Collection[str]) -> dict[str, Any]:
             refuse_unknown(path, content, {"flags"})
             flags = content["flags"]
     if not isinstance(flags, Mapping):
-        raise FlagFileError(f"{path}: flags should be a table; see docs/training.md")
+        raise PansError(f"{path}: flags should be a table; see docs/training.md")
     flags = {name.replace("-", "_"): value for name, value in flags.items()}
     refuse_unknown(path, flags, known)
     return flags
@@ -81,12 +77,10 @@ def _options_in(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path, "JSON"))
     except (Unreadable, ValueError, RecursionError) as error:
-        raise FlagFileError(
-            f"--config {path} cannot be read: {error}; see docs/training.md"
-        ) from error
+        raise PansError(f"--config {path} cannot be read: {error}; see docs/training.md") from error
     options = content.get("options") if isinstance(content, dict) else None
     if not isinstance(options, dict):
-        raise FlagFileError(
+        raise PansError(
             f"--config {path} holds no options of a run; name the results.json of a training or "
             "a test, or a TOML file of flags"
         )

@@ -1,4 +1,4 @@
-"""What this machine's GPUs can do here, and torch's settings for them."""
+"""Checks of this machine's GPUs, and torch's settings for them."""
 
 import ctypes
 import re
@@ -13,24 +13,20 @@ from utils.errors import PansError
 _HIDE = "hide the GPUs with CUDA_VISIBLE_DEVICES= to run on CPUs"
 
 
-class UnusableGpu(PansError):
-    """There are GPUs, but this build of torch cannot compute on them."""
-
-
 def usable_gpus() -> int:
-    """How many GPUs torch computes on; 0 on a machine without.
+    """The number of GPUs that torch can use; 0 on a machine without GPUs.
 
     Raises:
-        UnusableGpu: GPUs are there, and torch cannot use them, most likely for an old driver.
+        PansError: there are GPUs but torch cannot use them, most likely because of an old driver.
     """
     gpus = torch.cuda.device_count()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the same words as below, over three lines
+        warnings.simplefilter("ignore")  # the message below, over three lines
         starts = torch.cuda.is_available()
     if gpus and not starts:
         found = f"{gpus} GPUs are here with driver {_driver_version()}, but {_refusal()}"
         built = f"PyTorch {torch.__version__} needs CUDA {torch.version.cuda}"
-        raise UnusableGpu(
+        raise PansError(
             f"{found}; {built}: update the driver, install a PyTorch built for the driver's CUDA "
             f"(https://pytorch.org/get-started), or {_HIDE}"
         )
@@ -38,7 +34,7 @@ def usable_gpus() -> int:
 
 
 def _refusal() -> str:
-    """Why CUDA does not start, in short."""
+    """The reason why CUDA does not start, shortened."""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
@@ -52,7 +48,7 @@ def _refusal() -> str:
 
 
 def _driver_version() -> str:
-    """As nvidia-smi prints it."""
+    """The driver version from nvidia-smi."""
     text = ctypes.create_string_buffer(80)
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
@@ -67,13 +63,13 @@ def refuse_old_gpu(device: torch.device) -> None:
     """Check that this build of torch has kernels for the GPU.
 
     Raises:
-        UnusableGpu: the GPU is older than the oldest one that torch was built for.
+        PansError: the GPU is older than the oldest one that torch was built for.
     """
     major, minor = torch.cuda.get_device_capability(device)
     built = [int(name[3:]) for name in torch.cuda.get_arch_list() if name[3:].isdecimal()]
     if built and major * 10 + minor < min(built):
         oldest = divmod(min(built), 10)
-        raise UnusableGpu(
+        raise PansError(
             f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, and "
             f"PyTorch {torch.__version__} (CUDA {torch.version.cuda}) was built for {oldest[0]}."
             f"{oldest[1]} and newer: install an older PyTorch built for this GPU "
@@ -82,7 +78,7 @@ def refuse_old_gpu(device: torch.device) -> None:
 
 
 def tf32_in(precision: str, device: torch.device) -> str:
-    """Words for what rounds float32 to TF32's 10 bits of mantissa; none on a CPU or in bf16."""
+    """Describe where float32 is rounded to TF32; empty on a CPU or in bf16."""
     if device.type != "cuda" or precision != "fp32":
         return ""
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
@@ -97,9 +93,9 @@ def describe_device(device: torch.device) -> str:
 
 @contextmanager
 def timed_convolutions(device: torch.device) -> Iterator[None]:
-    """Within it cuDNN tries its algorithms on each new size and keeps the fastest.
+    """A context in which cuDNN benchmarks its algorithms for each new size.
 
-    For training, whose crops are all of one size. Without it cuDNN goes by a rule of thumb.
+    For training, where all crops have the same size. Elsewhere cuDNN uses a heuristic.
     """
     before = torch.backends.cudnn.benchmark
     if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():

@@ -1,9 +1,9 @@
-"""Stopping in good order: signals and the clock are answered between two steps.
+"""Graceful interruption: signals and the checkpoint timer are handled between two steps.
 
-A process that is told to end finishes its step, saves and leaves; one that is only warned, by
-SIGUSR1, saves and goes on. Saving takes all processes, so that they must answer at the same step:
-they agree by an all-reduce of three numbers between CPUs, about once a second. Neither the device
-nor the steps in between wait for it.
+A process that is asked to end finishes its step, saves and exits; after SIGUSR1 it saves and
+continues. Saving involves all processes, which must therefore act at the same step: they agree by
+an all-reduce of three numbers between CPUs about once a second. Neither the device nor the other
+steps wait for it.
 """
 
 import os
@@ -13,17 +13,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
 COMMAND_VARIABLE = "PANS_COMMAND"
-"""Where `utils.distributed.launch` leaves the command that its user typed."""
+"""The environment variable in which `utils.distributed.launch` stores the user's command."""
 
 SIGNAL_BASE = 128
-"""Shells report a process that a signal ended as this number plus the signal's."""
+"""A shell's exit code for a process ended by signal n is this plus n."""
 
 ENDING_SIGNALS = (
     signal.SIGTERM,
@@ -33,10 +33,10 @@ ENDING_SIGNALS = (
     signal.SIGXCPU,
     signal.SIGUSR2,
 )
-"""Those after which a run saves and leaves."""
+"""Signals after which a run saves and exits."""
 
 SAVING_SIGNAL = signal.SIGUSR1
-"""That after which it saves and goes on."""
+"""The signal after which a run saves and continues."""
 
 STDERR = 2
 _SECONDS_BETWEEN_CHECKS = 1.0
@@ -44,9 +44,9 @@ _MOST_STEPS_BETWEEN_CHECKS = 100
 
 
 class Interrupted(BaseException):
-    """A signal has asked this run to end; `report` tells what was saved and how to go on.
+    """A signal has stopped this run; `report` says what was saved and how to resume.
 
-    It may come anywhere, and must pass where any `Exception` means that a file is damaged.
+    Not an `Exception`, because it may be raised where any `Exception` means a damaged file.
     """
 
     def __init__(self, signal_number: int, report: str = "") -> None:
@@ -55,21 +55,21 @@ class Interrupted(BaseException):
         self.exit_code = SIGNAL_BASE + signal_number
 
 
-class WaitBrokenOff(BaseException):
-    """A signal has come while the next item of `Interruption.breaking_off` was waited for."""
+class WaitInterrupted(BaseException):
+    """A signal arrived during the wait for the next item of `Interruption.interruptible`."""
 
 
 @contextmanager
-def answering_broken_waits(answer: Callable[[], None]) -> Iterator[None]:
-    """Call `answer`, which saves and leaves, where a signal breaks off a wait in the body."""
+def handling_interrupted_waits(answer: Callable[[], None]) -> Iterator[None]:
+    """Call `answer`, which saves and exits, if a signal interrupts a wait in the body."""
     try:
         yield
-    except WaitBrokenOff:
+    except WaitInterrupted:
         answer()
 
 
-class Demand(NamedTuple):
-    """What the processes have agreed to do now; `stop` is the number of a signal, or 0."""
+class Request(NamedTuple):
+    """What all processes agreed to do now; `stop` is the number of a signal, or 0."""
 
     save: bool
     stop: int
@@ -77,18 +77,18 @@ class Demand(NamedTuple):
 
 T = TypeVar("T")
 
-_NOTHING = Demand(save=False, stop=0)
+_NOTHING = Request(save=False, stop=0)
 
 
 def heeded_signals() -> list[signal.Signals]:
-    """`ENDING_SIGNALS`, but for the SIGHUP that nohup has turned off."""
+    """`ENDING_SIGNALS`, without SIGHUP if nohup has disabled it."""
     is_off = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [one for one in ENDING_SIGNALS if one != signal.SIGHUP or not is_off]
 
 
 @contextmanager
 def handling(handlers: Mapping[int, Any]) -> Iterator[None]:
-    """Handle signals by these handlers inside the body alone."""
+    """Install these signal handlers inside the body."""
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
@@ -98,7 +98,7 @@ def handling(handlers: Mapping[int, Any]) -> Iterator[None]:
 
 
 def stop_at_once() -> AbstractContextManager[None]:
-    """Let the ending signals raise `Interrupted` wherever the program is, as SIGINT does."""
+    """Make the ending signals raise `Interrupted` at once, as SIGINT does."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
@@ -108,11 +108,11 @@ def stop_at_once() -> AbstractContextManager[None]:
 
 
 class Interruption:
-    """Holds signals back inside a `with`, and tells at every step what is to be done.
+    """Defers signals inside a `with` block, and decides at every step what to do.
 
     Args:
-        checkpoint_minutes: how long after the last checkpoint another one is due.
-        group: the processes, on a backend for CPUs; None for a single one.
+        checkpoint_minutes: time between checkpoints inside an epoch.
+        group: the gloo group of all processes; None for a single one.
     """
 
     def __init__(self, checkpoint_minutes: float, group: dist.ProcessGroup | None) -> None:
@@ -132,37 +132,32 @@ class Interruption:
         self._handling.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._handling.__exit__(kind, error, trace)
-        if error is None and self._signal:
+    def __exit__(self, *error: Any) -> None:
+        self._handling.__exit__(*error)
+        if error[0] is None and self._signal:
             raise Interrupted(self._signal)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self._signal and number == signal.SIGINT:
-            signal.default_int_handler(number, frame)  # whoever asks twice does not want to wait
+            signal.default_int_handler(number, frame)  # a second Ctrl-C does not wait
         if number == SAVING_SIGNAL:
             self._save_is_asked = True
         else:
             self._signal = self._signal or number
         name = signal.Signals(number).name
-        with suppress(OSError):  # the terminal may be gone, of which SIGHUP tells
-            # Not print: the signal may have come in the middle of one.
+        with suppress(OSError):  # after SIGHUP the terminal may be gone
+            # Not print, which is not reentrant.
             os.write(STDERR, f"\n{name}: saving after this step\n".encode())
         if self._may_break_off and self._signal:
-            raise WaitBrokenOff
+            raise WaitInterrupted
 
-    def breaking_off(self, items: Iterable[T]) -> Iterator[T]:
-        """Gives the items; a signal need not wait for the next one, which may never come.
+    def interruptible(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items; a signal interrupts the wait for the next one, which may never come.
 
-        Among several processes it does: they must answer at the same step.
+        Not with several processes, which must act at the same step.
 
         Raises:
-            WaitBrokenOff: a signal has come meanwhile.
+            WaitInterrupted: a signal arrived during the wait.
         """
         iterator = iter(items)
         while True:
@@ -176,34 +171,34 @@ class Interruption:
             yield item
 
     def saved(self) -> None:
-        """A checkpoint was written just now."""
+        """Restart the checkpoint timer."""
         self._saved_at = time.monotonic()
         self._save_is_asked = False
 
-    def demand(self) -> Demand:
-        """What all processes shall do now; each of them calls this equally often."""
+    def poll(self) -> Request:
+        """What all processes do now; every process polls the same number of times."""
         due = time.monotonic() - self._saved_at >= self._seconds_between_saves
         due = due or self._save_is_asked
         if self._group is None:
-            return Demand(bool(due or self._signal), self._signal)
+            return Request(bool(due or self._signal), self._signal)
         self._steps_left -= 1
         return _NOTHING if self._steps_left else self._agree(due)
 
-    def _agree(self, due: bool) -> Demand:
+    def _agree(self, due: bool) -> Request:
         now = time.monotonic()
         seconds_per_step = (now - self._checked_at) / self._steps_between
         self._checked_at = now
         agreed = torch.tensor([due, self._signal, seconds_per_step], dtype=torch.float64)
         dist.all_reduce(agreed, dist.ReduceOp.MAX, group=self._group)
         save, stop, seconds_per_step = agreed.tolist()
-        # From numbers that all share, so that all of them come back at the same step.
+        # Computed from shared numbers, so that all processes agree at the same steps.
         steps = int(_SECONDS_BETWEEN_CHECKS / max(seconds_per_step, 1e-9))
         self._steps_left = self._steps_between = min(max(steps, 1), _MOST_STEPS_BETWEEN_CHECKS)
-        return Demand(bool(save or stop), int(stop))
+        return Request(bool(save or stop), int(stop))
 
 
 def command_to_continue() -> str:
-    """What to type to go on with this run."""
+    """The command that resumes this run."""
     command = os.environ.get(COMMAND_VARIABLE)
     if command is None and "TORCHELASTIC_RUN_ID" in os.environ:
         return "the same torchrun command"
@@ -211,5 +206,5 @@ def command_to_continue() -> str:
 
 
 def typed_command(argv: list[str]) -> str:
-    """The command line without --restart, which would begin anew."""
+    """The command line without --restart, which would start from scratch."""
     return shlex.join(["python", *(word for word in argv if word != "--restart")])

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first asked for."""
+"""Lazy imports of a package's names."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def imported_on_demand(package: str, **modules: tuple[str, ...]) -> Callable[[str], Any]:
-    """The `__getattr__` (PEP 562) of a package whose modules take long to import, as torch does.
+    """The `__getattr__` (PEP 562) of a package whose modules are slow to import, like torch.
 
     Args:
         modules: the names that each module of the package has.

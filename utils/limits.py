@@ -1,4 +1,4 @@
-"""What the shell allows this process, looked at before the work and not in the middle of it."""
+"""Check the shell's limits before the work starts."""
 
 import resource
 import threading
@@ -6,26 +6,22 @@ import threading
 from utils.errors import PansError
 
 _LEAST_FILES = 128
-"""A process with a few loader processes has so many files open."""
-
-
-class TooTight(PansError):
-    """A limit of the shell's under which nothing would run to its end."""
+"""Open files of a process with a few loader processes."""
 
 
 def require_limits() -> None:
-    """Allow as many open files as the shell lets this process have.
+    """Raise the limit of open files as far as the shell allows.
 
     Raises:
-        TooTight: that is too few, or no thread can be started.
+        PansError: the limit is too low, or no thread can be started.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or soft < hard:
-        # torch hands over every tensor of a loader process by an open file.
+        # torch passes every tensor of a loader process by a file descriptor.
         soft = max(soft, 65536) if hard == resource.RLIM_INFINITY else hard
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft < _LEAST_FILES:
-        raise TooTight(
+        raise PansError(
             f"this shell allows {soft} open files, and a run needs {_LEAST_FILES} or more; raise "
             "the limit (ulimit -n 4096)"
         )
@@ -34,7 +30,7 @@ def require_limits() -> None:
         thread.start()
         thread.join()
     except RuntimeError as error:
-        raise TooTight(
+        raise PansError(
             "this shell allows no more processes and threads; end some, or raise the limit "
             "(ulimit -u)"
         ) from error

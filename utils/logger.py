@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,26 +18,26 @@ from torch.utils.tensorboard.summary import hparams
 from utils.figures import Picture, render
 
 _EVENTS = "events.out.tfevents."
-"""Start of the name of an event file; the second in which it was begun follows."""
+"""Prefix of event files; the time of creation in seconds follows."""
 
 _TEST_FILE = ".test"
-"""End of the name of the event file that holds the points of a test."""
+"""Suffix of the event file of a test."""
 
 
 class _Writer(SummaryWriter):
     def add_summary(self, summary: Any) -> None:
-        """`add_hparams` would put its summaries into a run of their own beside this one."""
+        """Unlike `add_hparams`, write the summaries into this run."""
         self._get_file_writer().add_summary(summary)
 
 
 class Logger:
-    """Writes a run's TensorBoard events, into a file that is made for the first of them.
+    """Writes a run's TensorBoard events to a file that is created with the first one.
 
-    A disk that takes no more ends the log, with one warning, and nothing else.
+    If the disk is full, the log ends with one warning, and the run continues.
 
     Args:
-        folder: the run's log folder; without one, as on all processes but the main one, every
-            call does nothing.
+        folder: the run's log folder; None on all processes but the main one, where every call does
+            nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -48,18 +47,18 @@ class Logger:
         self._suffix = ""
 
     def start_at(self, step: int) -> None:
-        """Hide what earlier runs of this name logged from `step` on, so that no point is doubled.
+        """Hide points of earlier runs of this name from `step` on, so that none is doubled.
 
-        `step` is where training begins: 0, or the step of the checkpoint that it goes on from.
+        `step` is where training starts: 0, or the step of the checkpoint from which it resumes.
         """
         self._close_file()
         self._purge_step = step
 
     @contextmanager
     def replacing_test(self) -> Iterator[None]:
-        """Write what the body logs to a file of its own, which takes an earlier test's place.
+        """Log the body to a separate file, which replaces that of an earlier test.
 
-        That one goes once the body is through; if it raises, its own file goes.
+        The earlier file is deleted at the end of the body; if the body raises, the new one is.
         """
         self._close_file()
         folder = self._folder
@@ -84,16 +83,11 @@ class Logger:
     def __enter__(self) -> "Logger":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _write(self, method: str, *values: Any, **named: Any) -> None:
-        """Call a method of the writer's, which is made for the first call."""
+        """Call a method of the writer, which is created at the first call."""
         if self._folder is None:
             return
         try:
@@ -106,8 +100,8 @@ class Logger:
 
     def _end(self, error: OSError) -> None:
         print(
-            f"WARNING: {self._folder} takes no more ({error.strerror or error}): nothing else is "
-            "logged for TensorBoard, and the run goes on",
+            f"WARNING: {self._folder} cannot be written to ({error.strerror or error}): nothing "
+            "further is logged for TensorBoard, the run continues",
             file=sys.stderr,
         )
         self._folder = self._writer = None
@@ -118,7 +112,7 @@ class Logger:
         return self._folder is not None
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """One point for each tag, such as "train/loss"."""
+        """Log one point per tag, such as "train/loss"."""
         for tag, value in values.items():
             self._write("add_scalar", tag, value, step)
 
@@ -141,14 +135,14 @@ class Logger:
     ) -> None:
         """Precision over recall, for the PR CURVES tab.
 
-        The tab shows a point's place in the curve, from 0 to 1, where it says "threshold".
+        What the tab calls "threshold" is the position on the curve, from 0 to 1.
 
         Args:
-            true_positives, false_positives: (T,) counts at thresholds from the highest to the
-                lowest, at which all are positive.
+            true_positives, false_positives: (T,) counts at descending thresholds; at the last one
+                all are positive.
         """
         if self._folder is not None:
-            # The tab wants the lowest threshold first.
+            # The tab expects the lowest threshold first.
             true, false = true_positives[::-1], false_positives[::-1]
             self._write(
                 "add_pr_curve_raw",
@@ -212,7 +206,7 @@ class Logger:
             self.scalars(metrics, step)
 
     def layout(self, categories: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-        """Charts that show several tags together: {category: {title of the chart: tags}}.
+        """Define charts with several tags: {category: {chart title: tags}}.
 
         A tag is a regular expression.
         """
@@ -226,12 +220,12 @@ class Logger:
             )
 
     def flush(self) -> None:
-        """Put everything logged so far on the disk."""
+        """Write everything logged so far to the disk."""
         if self._writer is not None:
             self._write("flush")
 
     def close(self) -> None:
-        """Flush, and end the file; calls after this one do nothing."""
+        """Flush and close the file; later calls do nothing."""
         self._close_file()
         self._folder = None
 
@@ -255,9 +249,9 @@ def _new_writer(folder: Path, purge_step: int | None, suffix: str) -> _Writer:
 
 
 def _put_before_now(folder: Path) -> None:
-    """Rename event files that would come after a new one: TensorBoard reads them by their names.
+    """Rename event files that would sort after a new one, because TensorBoard reads them by name.
 
-    They carry the second in which they were begun, and the clock may have been set back since.
+    Their names contain the time of creation, and the clock may have been set back since.
     """
     files = sorted(folder.glob(f"{_EVENTS}*"))
     times = [file.name.removeprefix(_EVENTS).partition(".")[0] for file in files]
@@ -271,7 +265,7 @@ def _put_before_now(folder: Path) -> None:
 
 
 def _silence_writing_threads() -> None:
-    """A writer's error comes up in the next call for it too, where it is told as one line."""
+    """Silence errors of the writer's thread; the next call raises them too."""
     hook = threading.excepthook
     if hook is not _without_writers:
         global _other_threads

@@ -11,9 +11,9 @@ def learning_rate(
     decay_step: int,
     decay_factor: float,
 ) -> float:
-    """The rate of the step that follows `iteration` steps; it depends on nothing else.
+    """The learning rate after `iteration` steps, as a function of the iteration alone.
 
-    "poly": lr * (1 - iteration / total_iterations) ** power, and 0 once they are all done.
+    "poly": lr * (1 - iteration / total_iterations) ** power, and 0 from total_iterations on.
     "step": lr * decay_factor ** (iteration // decay_step).
 
     >>> from functools import partial

@@ -1,4 +1,4 @@
-"""The allocator's habits on a CPU."""
+"""glibc allocator settings."""
 
 import contextlib
 import ctypes
@@ -8,10 +8,10 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory of freed tensors for the next ones; elsewhere do nothing.
+    """Make glibc keep the memory of freed tensors for the next ones; elsewhere do nothing.
 
-    By default it gives large blocks back at once, and every page of the next tensor costs a fault:
-    a tenth of a training step.
+    By default it returns large blocks to the system at once, and every page of the next tensor
+    costs a page fault: a tenth of a training step.
     """
     with contextlib.suppress(OSError, AttributeError):  # another system or C library
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -1,4 +1,4 @@
-"""Output that may fail: a reader that has left or a full disk ends no training."""
+"""Robust output: a closed pipe or a full disk does not end a training."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 
 class _LastingStream:
-    """A text stream whose first failure is told on another one, and that is silent from then on."""
+    """A text stream that reports its first failure on another one and is silent from then on."""
 
     def __init__(self, name: str, stream: TextIO, other: TextIO | None) -> None:
         self._name, self._stream, self._other = name, stream, other
@@ -29,7 +29,7 @@ class _LastingStream:
 
     def _end(self, error: OSError) -> None:
         with contextlib.suppress(OSError):
-            # What waits in the buffer would fail again, at the latest when Python ends.
+            # The buffer would fail again, at the latest when Python exits.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
@@ -38,8 +38,8 @@ class _LastingStream:
         if other is not None:
             with contextlib.suppress(OSError):
                 other.write(
-                    f"\nWARNING: {self._name} takes no more ({error.strerror}): nothing else is "
-                    "said there, and the run goes on\n"
+                    f"\nWARNING: {self._name} cannot be written to ({error.strerror}): no further "
+                    "output there, the run continues\n"
                 )
                 other.flush()
 
@@ -49,10 +49,10 @@ class _LastingStream:
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Have stdout and stderr survive a reader that leaves, a full disk, and any letter."""
+    """Make stdout and stderr survive closed pipes, full disks and characters they cannot encode."""
     before = sys.stdout, sys.stderr
     streams = [("the output", sys.stdout, sys.stderr), ("stderr", sys.stderr, sys.stdout)]
-    # A stream that was closed before the start is None, and print says nothing there.
+    # A stream that was closed before the start is None, and print does nothing.
     out, err = (stream and _LastingStream(name, stream, other) for name, stream, other in streams)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, however that ends."""
+"""Processes that end with their parent, however it ends."""
 
 import contextlib
 import ctypes
@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PARENT_VARIABLE = "PANS_PARENT"
-"""Where a process leaves its number to those that shall not outlive it."""
+"""The environment variable in which a process passes its pid to those that must not outlive it."""
 
 _PR_SET_PDEATHSIG = 1
 _WATCHED_SECONDS = 1.0
 
 
 def children() -> list[int]:
-    """The processes that this one has started; none where the system does not tell."""
+    """The child processes; none if the system does not report them."""
     found: list[int] = []
     for listing in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):  # of a thread that ends meanwhile
@@ -29,7 +29,7 @@ def children() -> list[int]:
 
 @contextmanager
 def as_parent() -> Iterator[None]:
-    """What is started in the body and calls `end_with_starter` ends with this process."""
+    """Processes started in the body that call `end_with_starter` end with this process."""
     before = os.environ.get(PARENT_VARIABLE)
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     try:
@@ -41,22 +41,21 @@ def as_parent() -> Iterator[None]:
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """Have this process killed when its parent ends, also by SIGKILL, and also while stopped.
+    """Make this process end when its parent ends, even by SIGKILL, and even while stopped.
 
     Args:
-        parent: the number of the process that started this one, if known; once it is gone, this
-            one ends at once.
+        parent: the parent's pid, if known; if it has ended already, this process ends at once.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
-    if parent is not None and os.getppid() != parent:  # it ended before the lines above
+    if parent is not None and os.getppid() != parent:  # it ended before prctl
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def end_with_starter() -> None:
-    """The same for a process that PAnS or torchrun has started; nothing for one by hand."""
+    """`end_with_parent` for processes started by PAnS or torchrun; nothing if started by hand."""
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is not None:
         end_with_parent(int(parent))

@@ -1,7 +1,7 @@
-"""Files of pixels, read strictly: the one reader of pictures and of label maps.
+"""The strict reader of pictures and label maps.
 
-A file is given as it stands there, or refused by one line that says what it is, what is expected
-and how to convert it. Nothing is stretched, inverted, narrowed or left on its side in silence.
+A file is read exactly, or refused in one line that says what it is, what is expected and how to
+convert it. Nothing is silently stretched, inverted, narrowed or left rotated.
 """
 
 import struct
@@ -18,10 +18,10 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
 
 from utils.reading import Unreadable, require_file, what_is
 
-# Pillow hands some other formats to outside programs.
+# Pillow passes some other formats to external programs.
 PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
-# Pictures that need a conversion: found, so that they are refused and not overlooked.
+# Formats that need a conversion: found, so that they are refused instead of overlooked.
 FOREIGN_SUFFIXES = (
     ".heic",
     ".heif",
@@ -40,11 +40,11 @@ FOREIGN_SUFFIXES = (
 )
 SMALLEST_SIDE = 8
 
-# Remarks about files that are read nevertheless.
+# Warnings about files that are read nevertheless.
 warnings.filterwarnings("ignore", module="PIL")
 
 _COLOUR_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
-# EXIF's word for how the camera was held -> what turns the picture upright.
+# Transposition that turns the picture upright, by EXIF orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -63,12 +63,12 @@ def read_picture(
     """Decode a picture as RGB, alpha dropped, turned upright as its EXIF data says.
 
     Args:
-        formats: Pillow's names of those that are taken, such as "PNG".
-        remedy: what to do where the file is missing.
+        formats: Pillow's names of the accepted formats, such as "PNG".
+        remedy: what to do if the file is missing.
 
     Raises:
-        Unreadable: missing, damaged, of several frames, of more than 8 bits a channel, of other
-            colours than RGB and grey.
+        Unreadable: missing, damaged, with several frames, with more than 8 bits per channel, or
+            neither RGB nor grey.
     """
     picture, mode = decode(path, formats, remedy)
     if not is_colour_of_8_bits(picture, mode):
@@ -81,28 +81,25 @@ def read_picture(
 
 
 def require_size(path: Path, picture: Image.Image) -> None:
-    """Whether a picture is large enough for the network at its smallest scale.
-
-    Raises:
-        Unreadable: a side is shorter than SMALLEST_SIDE.
-    """
+    """Raise Unreadable if a side is shorter than SMALLEST_SIDE, too small for the network."""
     if min(picture.size) < SMALLEST_SIDE:
         raise Unreadable(
-            f"{path} is {picture.width}x{picture.height}; expected {SMALLEST_SIDE} pixels a side"
+            f"{path} is {picture.width}x{picture.height}; expected at least {SMALLEST_SIDE} pixels "
+            "per side"
         )
 
 
 def read_label(
     path: Path, modes: Sequence[str] = ("L",), remedy: str = "check its name"
 ) -> Image.Image:
-    """Decode a PNG of one whole number a pixel, turned upright as its EXIF data says.
+    """Decode a PNG with one integer per pixel, turned upright as its EXIF data says.
 
     Args:
-        modes: those that are taken: "L", 8-bit grey; "I;16", 16-bit grey; "P", palette indices.
+        modes: accepted modes: "L", 8-bit grey; "I;16", 16-bit grey; "P", palette indices.
 
     Raises:
-        Unreadable: missing, damaged, of several frames or of another mode. Pillow stretches grey
-            of 1, 2 or 4 bits over 0..255, which would change the values.
+        Unreadable: missing, damaged, with several frames or of another mode. Pillow stretches grey
+            of 1, 2 or 4 bits to 0..255, which would change the values.
     """
     label, mode = decode(path, ("PNG",), remedy)
     if mode not in modes:
@@ -127,28 +124,29 @@ def _advice(mode: str) -> str:
 
 
 def decode(path: Path, formats: Sequence[str], remedy: str) -> tuple[Image.Image, str]:
-    """A picture, upright, and its mode as the file has it, such as "RGB;16B" or "L;4".
+    """Decode a picture, upright, with the file's mode, such as "RGB;16B" or "L;4".
 
     Raises:
-        Unreadable: missing, damaged, of another format or of several frames.
+        Unreadable: missing, damaged, of another format or with several frames.
     """
     require_file(path, remedy)
     try:
         with Image.open(path, formats=tuple(formats)) as picture:
             mode = mode_in_file(picture)
-            # A phone's JPEG may hold a second picture for its own use (MPO).
+            # A phone's JPEG may contain a second picture for its own use (MPO).
             frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
             picture.load()
-            upright = _upright(picture)
-    # Decoders meet damaged files with errors of many types; each means the same to the user.
+            turned = upright(picture)
+    # Decoders raise errors of many types on damaged files.
     except Exception as error:
         raise _undecodable(path, formats, error) from error
     if frames > 1:
         raise Unreadable(f"{path} holds {frames} frames; expected one, save the one that is meant")
-    return upright, mode
+    return turned, mode
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def upright(picture: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF data says."""
     try:
         orientation = picture.getexif().get(Base.Orientation)
     except Exception:  # EXIF data that cannot be read turns nothing, as in any viewer
@@ -157,13 +155,13 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def is_colour_of_8_bits(picture: Image.Image, file_mode: str) -> bool:
-    """Whether a picture is colour or grey of at most 8 bits a channel, by its `mode_in_file`."""
+    """Whether a picture is colour or grey with at most 8 bits per channel, by `mode_in_file`."""
     return picture.mode in _COLOUR_MODES and ";16" not in file_mode
 
 
 def mode_in_file(picture: Image.Image) -> str:
-    """The mode that the file of a picture has, such as "RGB;16B"; ask before it is decoded."""
-    # In these modes Pillow also gives pixels of other depths, stretched or cut to 8 bits.
+    """The mode of a picture's file, such as "RGB;16B"; to be called before decoding."""
+    # In these modes Pillow also returns other depths, stretched or cut to 8 bits.
     if picture.mode in ("L", "LA", "RGB", "RGBA"):
         if isinstance(picture, PngImageFile):
             return str(picture.tile[0].args)
@@ -178,7 +176,7 @@ def mode_in_file(picture: Image.Image) -> str:
     return picture.mode
 
 
-# What a file is that cannot be decoded
+# Files that cannot be decoded
 
 
 def _undecodable(path: Path, formats: Sequence[str], error: Exception) -> Unreadable:
@@ -187,7 +185,7 @@ def _undecodable(path: Path, formats: Sequence[str], error: Exception) -> Unread
     if any(kind.endswith(f" {form} picture") for form in formats):
         chunk, fault = _png_fault(path) if kind == "a PNG picture" else ("", "")
         reason = fault or _plain(error)
-        if chunk[:1].islower():  # a note beside the pixels
+        if chunk[:1].islower():  # metadata
             remedy = f"write it again, such as by 'magick {path.name} {path.stem}_new.png'"
     elif kind.endswith("picture"):
         remedy = f"convert it, such as by 'magick {path.name} {path.stem}_new.png'"
@@ -204,7 +202,7 @@ def _plain(error: Exception) -> str:
 
 
 def _png_fault(path: Path) -> tuple[str, str]:
-    """The first chunk of a PNG that is cut off or whose checksum is wrong, and what it has."""
+    """The first truncated or corrupt chunk of a PNG, and what is wrong with it."""
     with path.open("rb") as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, plain lines anywhere else, and the time that is left."""
+"""Progress: a bar on a terminal, plain lines elsewhere, and the time left."""
 
 import sys
 import time
@@ -8,17 +8,17 @@ from typing import Any
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 30.0
-"""Where there is no terminal: of a loop that reports nothing itself."""
+"""Seconds between lines without a terminal, for a loop that does not call `report`."""
 
 
 class ProgressBar(tqdm):
     """A loop's progress on stderr: a bar on a terminal, else a line every half minute.
 
-    One process shows it; those where it is not shown know that it is open there. A bar ends its
-    line by itself when an error leaves its loop.
+    One process shows it; the others know that it is open there. If an error leaves the loop, the
+    bar ends its line.
 
     Args:
-        reports: the loop calls `report`; without a terminal those are the only lines.
+        reports: whether the loop calls `report`; without a terminal these are the only lines.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ProgressBar(tqdm):
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
-        """Where there is no terminal, every status is a line of its own."""
+        """Without a terminal, print every status on its own line."""
         if file.isatty():
             return tqdm.status_printer(file)
         written = False
@@ -57,7 +57,7 @@ class ProgressBar(tqdm):
         return print_line
 
     def report(self, text: str) -> None:
-        """Put a text behind the bar; where there is no terminal, print it as a line."""
+        """Show a text after the bar; without a terminal, print it as a line."""
         if self.on_terminal:
             self.set_postfix_str(text)
         elif self.shown:
@@ -69,14 +69,14 @@ _shown_elsewhere: set[int] = set()
 
 
 def end_line_of_bars() -> None:
-    """Have what is printed to stderr next begin a line, where another process shows a bar."""
+    """Make the next output to stderr start on a new line if another process shows a bar."""
     if _shown_elsewhere and sys.stderr.isatty():
         print(file=sys.stderr)
     _shown_elsewhere.clear()
 
 
 class Countdown:
-    """The time that is left of a number of steps, by the mean time of those made so far.
+    """The time left for a number of steps, from the mean time of the steps so far.
 
     Args:
         done, total: steps at the start and at the end.
@@ -87,7 +87,7 @@ class Countdown:
         self._start = time.perf_counter()
 
     def left(self, done: int) -> str:
-        """Such as "1:02:03" or "02:03", with `done` of the steps made; "?" before the first."""
+        """The time left after `done` steps, such as "1:02:03" or "02:03"; "?" before the first."""
         if done <= self._first:
             return "?"
         seconds = (time.perf_counter() - self._start) / (done - self._first)

@@ -1,4 +1,4 @@
-"""Files of other people's: found, told apart, opened without waiting for anything."""
+"""Find, identify and open the user's files, without blocking on pipes."""
 
 import os
 import stat
@@ -42,11 +42,11 @@ _SIGNATURES = (
 
 
 class Unreadable(PansError):
-    """A file that cannot be used; the message names it, says why and what to do."""
+    """A file cannot be used; the message says which one, why, and what to do."""
 
 
 def is_hidden(path: PurePath) -> bool:
-    """Whether a path, relative to a folder of the user's, is some program's own and no datum.
+    """Whether a path, relative to a folder of the user's, is some program's file and not data.
 
     Hidden files and folders (a part that starts with ".", such as macOS's `._1.png`), `__MACOSX`,
     desktop.ini, Thumbs.db.
@@ -55,12 +55,12 @@ def is_hidden(path: PurePath) -> bool:
 
 
 def files_below(folder: Path, suffixes: Sequence[str] = ()) -> list[Path]:
-    """All files below a folder but hidden ones, in the order of their paths; none if it is missing.
+    """All files below a folder except hidden ones, sorted by path; none if it is missing.
 
-    Links to folders are followed, each folder once; its own place comes before links to it.
+    Links to folders are followed, each folder once; its own path is preferred to links.
 
     Args:
-        suffixes: lower-case; files of other suffixes are left out, in either case. None: all files.
+        suffixes: lower-case suffixes of the files to find, in any case; None for all files.
     """
     return sorted(
         path
@@ -75,7 +75,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     waiting = [str(folder)] if folder.is_dir() else []
     links: list[str] = []
     while waiting or links:
-        # Whatever can be reached without a link is found under its own name.
+        # Folders that can be reached without a link are found under their own names.
         parent = waiting.pop() if waiting else links.pop(0)
         if (place := os.path.realpath(parent)) in seen:
             continue
@@ -88,11 +88,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def require_file(path: Path, remedy: str = "check its name") -> None:
-    """Whether a path is a file that can be read without waiting for another program.
-
-    Raises:
-        Unreadable: it is missing, or a folder, a pipe, a socket or a device.
-    """
+    """Raise Unreadable if a path is missing, or a folder, a pipe, a socket or a device."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -105,7 +101,7 @@ def require_file(path: Path, remedy: str = "check its name") -> None:
 
 
 def _found_instead(path: Path) -> str:
-    """What lies where a missing file was looked for, under a name that is nearly its own."""
+    """A hint at a file with a similar name in place of a missing one."""
     if "\\" in str(path):
         return "its name holds backslashes, write / for them; or "
     if path.parent.is_dir():
@@ -123,7 +119,7 @@ def _found_instead(path: Path) -> str:
 
 
 def what_is(path: Path) -> str:
-    """What a file is by its first bytes, such as "a HEIC picture"; "" if they are not known."""
+    """Identify a file by its first bytes, such as "a HEIC picture"; "" if unknown."""
     try:
         with path.open("rb") as file:
             start = file.read(32)
@@ -138,13 +134,13 @@ def what_is(path: Path) -> str:
 
 
 def read_text(path: Path, kind: str = "text") -> str:
-    """The text of a file in UTF-8, without the byte order mark that some editors put in front.
+    """Read a UTF-8 file without its byte order mark.
 
     Args:
-        kind: what it is read as, for the error.
+        kind: expected kind of file, for the error message.
 
     Raises:
-        Unreadable: it is missing, no file, not in UTF-8, or may not be read.
+        Unreadable: it is missing, not a regular file, not UTF-8, or may not be read.
     """
     require_file(path)
     try:

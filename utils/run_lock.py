@@ -1,8 +1,7 @@
-"""One run a name: places that a run writes to are its own while it lasts, on shared disks too.
+"""One run per name: a run locks the folders it writes to, on shared disks too.
 
-A place is held by a lock of the kernel's on a file in it, which ends with the process, however that
-ends. Disks of which machines do not see each other's locks are covered by the file's time, which
-its holder renews.
+The lock is a kernel lock on a file, which ends with the process, however that ends. On disks where
+machines do not see each other's locks, the holder renews the file's modification time instead.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ from typing import Any
 from utils.errors import PansError
 
 HELD_VARIABLE = "PANS_HELD"
-"""Where a process leaves the places that it holds to those that it starts."""
+"""The environment variable in which a process passes its locks to its children."""
 
 _RENEWED_SECONDS = 10.0
 _STALE_SECONDS = 60.0
@@ -30,15 +29,11 @@ _SETTLED_SECONDS = 0.3
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 _descriptors: set[int] = set()
-"""Of the files that this process holds; a fork of it, such as a loader process, holds none."""
-
-
-class PlaceTaken(PansError):
-    """Another run writes to the same place."""
+"""The lock files of this process; a fork, such as a loader process, has none."""
 
 
 def lock_file(place: Path) -> Path:
-    """Where the lock of a file or folder that is written to lies: beside it, hidden."""
+    """Path of the lock of a file or folder: a hidden file beside it."""
     return place.with_name(f".{place.name}.lock")
 
 
@@ -51,8 +46,7 @@ def holding(lock_files: Iterable[Path], what: str) -> Iterator[None]:
         what: what is held, for the message, such as "run x".
 
     Raises:
-        PlaceTaken: another process holds one of them; told at once.
-        PansError: a place cannot be written to.
+        PansError: another process holds one of them; told at once; a place cannot be written to.
     """
     paths = list(dict.fromkeys(Path(os.path.realpath(path)) for path in lock_files))
     given = os.environ.get(HELD_VARIABLE, "").split(os.pathsep)
@@ -102,7 +96,7 @@ os.register_at_fork(after_in_child=_let_go_in_a_fork)
 
 
 def _taken(path: Path, what: str) -> int:
-    """Open and lock the file, and write down who holds it now."""
+    """Open and lock the file, and record the holder."""
     try:
         while True:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +116,7 @@ def _taken(path: Path, what: str) -> int:
                 raise
             os.close(descriptor)
     except _Held as held:
-        raise PlaceTaken(
+        raise PansError(
             f"{what} is running already: {held} ({path}); wait for its end, stop it, or give this "
             "one another --name (--out for --predict)"
         ) from None
@@ -134,11 +128,11 @@ def _taken(path: Path, what: str) -> int:
 
 
 class _Held(Exception):
-    """Who holds a place."""
+    """The holder of a lock."""
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether the kernel has given its lock; False where the disk knows none."""
+    """Whether the kernel granted the lock; False if the disk does not support locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -151,7 +145,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _sign(descriptor: int, kernel_locks: bool) -> None:
-    """Write down who holds the file now."""
+    """Record the holder in the file."""
     text = json.dumps(_owner()).encode()
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, text, 0)
@@ -162,7 +156,7 @@ def _sign(descriptor: int, kernel_locks: bool) -> None:
 
 
 def _refuse_living(descriptor: int, path: Path, kernel_locks: bool) -> None:
-    """Raise if another machine's process, or any where there are no locks, shows signs of life."""
+    """Raise if a holder on another machine, or any without kernel locks, shows signs of life."""
     owner = _read(descriptor)
     own = _owner()
     if not owner or (kernel_locks and owner.get("machine") == own["machine"]):
@@ -178,7 +172,7 @@ def _refuse_living(descriptor: int, path: Path, kernel_locks: bool) -> None:
 
 
 def _now_on_the_disk_of(path: Path) -> float:
-    """The time by the clock that gives the folder's files theirs."""
+    """The current time by the clock of the folder's disk."""
     probe = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
         with probe.open("x"):
@@ -194,7 +188,7 @@ def _renew(descriptor: int, done: threading.Event) -> None:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether `path` still leads to the open file."""
+    """Whether `path` is still the open file."""
     try:
         found = path.stat()
     except OSError:
@@ -214,7 +208,7 @@ def _owner() -> dict[str, Any]:
 
 
 def _job() -> str | None:
-    """What torchrun's starts of one run share, and all starts of a job that SLURM requeues."""
+    """An identifier shared by torchrun's restarts of a run, or a requeued SLURM job's starts."""
     run = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # "none" is torchrun's for any run
     if run != "none":
         return run
@@ -227,7 +221,7 @@ def _is_started_again() -> bool:
 
 
 def _machine() -> str:
-    """The same for all containers on one kernel, which share its locks."""
+    """An identifier of the kernel, whose locks all its containers share."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

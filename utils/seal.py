@@ -1,6 +1,6 @@
-"""A file of `torch.save` with its checksum: the SHA-256 is the zip archive's comment.
+"""Checksums of `torch.save` files: the SHA-256 is stored as the zip archive's comment.
 
-So the two can't part, and any torch still reads the file.
+So it stays with the file, and any torch can still read the file.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import struct
 from io import BufferedRandom
 from pathlib import Path
 
-# A zip archive ends with a record of 22 bytes, the last two of which are the comment's length.
+# A zip archive ends with a record of 22 bytes; the last two are the comment's length.
 _END_RECORD = b"PK\x05\x06"
 _END_RECORD_BYTES = 22
 _SEAL = b"PAnS SHA-256 "
@@ -17,7 +17,7 @@ _SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size
 
 
 def seal(file: BufferedRandom) -> None:
-    """Make the archive's SHA-256 its comment."""
+    """Store the archive's SHA-256 as its comment."""
     end = file.seek(-_END_RECORD_BYTES, os.SEEK_END)
     if file.read(len(_END_RECORD)) != _END_RECORD:
         raise RuntimeError("torch.save has not written a zip archive without a comment")
@@ -28,7 +28,7 @@ def seal(file: BufferedRandom) -> None:
 
 
 def seal_is_broken(path: Path) -> bool:
-    """Whether the file has a checksum that is not its own; files of other programs have none."""
+    """Whether the file's checksum is wrong; files of other programs have none."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         tail_start = file.seek(max(0, size - 2 * _SEAL_BYTES))

@@ -1,4 +1,4 @@
-"""Processes that SLURM's srun has started: `srun -n 8 python run.py` in the place of torchrun."""
+"""Processes started by SLURM's srun: `srun -n 8 python run.py` instead of torchrun."""
 
 import os
 import re
@@ -6,18 +6,14 @@ from collections.abc import Mapping
 
 from utils.errors import PansError
 
-_FIRST_PORT, _PORTS = 15000, 15000  # below those that systems hand out by themselves
-
-
-class NoStep(PansError):
-    """A job of several tasks whose processes nobody tells apart."""
+_FIRST_PORT, _PORTS = 15000, 15000  # below the ephemeral ports
 
 
 def ranks_of_step(environment: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun would set, from srun's variables; empty where srun started no more than one.
+    """The variables that torchrun would set, from srun's; empty if srun started only one task.
 
     Raises:
-        NoStep: the job has several tasks, but it is not srun that started this process.
+        PansError: the job has several tasks, but this process was not started by srun.
     """
     if "RANK" in environment or "WORLD_SIZE" in environment:
         return {}
@@ -28,7 +24,7 @@ def ranks_of_step(environment: Mapping[str, str]) -> dict[str, str]:
     needed = ("SLURM_PROCID", "SLURM_LOCALID")
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST")
     if not is_step or nodes is None or any(name not in environment for name in needed):
-        raise NoStep(
+        raise PansError(
             f"SLURM gives this job {tasks} tasks, and srun has not started this process as one of "
             "them: start with srun python run.py, with torchrun, with --nproc N, or unset "
             "SLURM_NTASKS"
@@ -50,7 +46,7 @@ def first_host(nodes: str) -> str:
 
 
 def _tasks_here(environment: Mapping[str, str], tasks: str) -> str:
-    """Of a list such as 4(x2),3, the entry of this node."""
+    """This node's entry of a list such as 4(x2),3."""
     text = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE")
     counts: list[str] = []
     for entry in (text or tasks).split(","):
@@ -62,7 +58,7 @@ def _tasks_here(environment: Mapping[str, str], tasks: str) -> str:
 
 
 def _port(environment: Mapping[str, str]) -> str:
-    """The same on all tasks of a step, and most likely no other step's."""
+    """A port that all tasks of a step agree on, and that other steps most likely do not use."""
     numbers = (environment.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     job, step = (int(number) if number.isdecimal() else 0 for number in numbers)
     return str(_FIRST_PORT + (31 * job + step) % _PORTS)
@@ -72,6 +68,6 @@ def join_step() -> None:
     """Set the variables of this process, if srun has started it among others.
 
     Raises:
-        NoStep: as `ranks_of_step`.
+        PansError: see `ranks_of_step`.
     """
     os.environ.update(ranks_of_step(os.environ))

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradients are not finite change nothing; they are counted on the device."""
+"""Skips steps with non-finite loss or gradients; they are counted on the device."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,21 +8,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from utils.distributed import sum_over_processes
+from utils.distributed import reduce_over_processes, sum_over_processes
 from utils.errors import PansError
 
 
-class TrainingFailed(PansError):
-    """Too many steps in a row had no finite loss or gradients."""
-
-
 class Tally(NamedTuple):
-    """What the steps since the last reading came to.
+    """Statistics of the steps since the last reading.
 
     Attributes:
-        loss: mean loss of all processes over the steps that were taken; NaN if none was.
-        skipped: steps left out in the whole run.
-        longest_row: the most steps in a row that were left out since the last reading.
+        loss: mean loss of all processes over the steps that were not skipped; NaN if none.
+        skipped: number of skipped steps in the whole run.
+        longest_row: largest number of consecutive skipped steps since the last reading.
     """
 
     loss: float
@@ -31,16 +27,16 @@ class Tally(NamedTuple):
 
 
 class StepGuard:
-    """Steps an SGD optimizer, unless the step would spoil the network.
+    """Steps an SGD optimizer, except for steps with non-finite values.
 
-    A step that is left out keeps weights, momentum and the norms' running statistics (through
-    which a NaN passes already in the forward pass) as they were, on all processes alike. Whether
-    a step is good stays on the device until `read` is called, so that no step waits for the host.
+    A skipped step leaves weights, momentum and the norms' running statistics (which a NaN reaches
+    in the forward pass already) unchanged on all processes. Whether a step was skipped stays on
+    the device until `read` is called, so that no step waits for the host.
 
     Args:
-        optimizer: `torch.optim.SGD(..., fused=True)`; the fused kernel can leave a step out.
+        optimizer: `torch.optim.SGD(..., fused=True)`; the fused kernel can skip a step.
         model: the network whose running statistics are guarded.
-        clip_norm: gradients of a larger total L2 norm are scaled down to it; None never does.
+        clip_norm: maximum total L2 norm of the gradients; None does not clip.
     """
 
     def __init__(
@@ -75,7 +71,7 @@ class StepGuard:
         self.longest_row.copy_(torch.maximum(self.longest_row, self.row))
 
     def keep_statistics_of_now(self) -> None:
-        """Take the norms' running statistics for good ones, as after loading them."""
+        """Accept the norms' current running statistics as good, as after loading them."""
         self.kept_statistics = torch.cat([buffer.flatten() for buffer in self.statistics])
 
     def _restore_statistics_unless(self, good: Tensor) -> None:
@@ -90,9 +86,9 @@ class StepGuard:
         )
 
     def read(self) -> Tally:
-        """Read and restart the mean loss and the longest row; every process calls it.
+        """Read and reset the statistics; to be called by every process.
 
-        It waits for the device, once.
+        Waits once for the device.
         """
         losses = sum_over_processes(self.loss_sum / self.taken)
         numbers = torch.stack([losses.double(), self.skipped.double(), self.longest_row.double()])
@@ -101,7 +97,7 @@ class StepGuard:
             loss /= dist.get_world_size()
         self.loss_sum.zero_()
         self.taken.zero_()
-        self.longest_row.copy_(self.row)  # a row goes on
+        self.longest_row.copy_(self.row)  # a series of skipped steps continues
         return Tally(loss, int(skipped), int(longest_row))
 
     def state_dict(self) -> dict[str, float]:
@@ -115,23 +111,23 @@ class StepGuard:
 
 
 def check_row(tally: Tally, limit: int, step: int, advice: str) -> None:
-    """Raise if `limit` steps in a row were left out.
+    """Raise if `limit` consecutive steps were skipped.
 
     Raises:
-        TrainingFailed: with `advice`, which names the last good checkpoint.
+        PansError: with `advice`, which names the last good checkpoint.
     """
     if tally.longest_row >= limit:
-        raise TrainingFailed(
+        raise PansError(
             f"{tally.longest_row} steps in a row up to step {step} had a loss or gradients that "
-            f"are not finite (--max_bad_steps {limit}); {advice}; look at --lr, at "
-            "--clip_grad_norm, at --precision fp32 and at the images of these steps"
+            f"are not finite (--max_bad_steps {limit}); {advice}; check --lr, "
+            "--clip_grad_norm, --precision fp32 and the images of these steps"
         )
 
 
 def start_momentum_at_zero(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter that has none yet its momentum."""
-    # The first step would take the gradient itself: 0.9 * 0 + gradient is the same number, and a
-    # first step that is left out does not leave the kernel's buffer unfilled.
+    """Initialise the momentum of every parameter that has none yet."""
+    # SGD's first step sets the buffer to the gradient: 0.9 * 0 + gradient is the same number, and
+    # a skipped first step does not leave the kernel's buffer uninitialised.
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
             state = optimizer.state[parameter]
@@ -139,9 +135,7 @@ def start_momentum_at_zero(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _on_all_processes(good: Tensor) -> Tensor:
-    """Whether `good`, 0-d bool, holds on every process; stays on the device."""
+    """All-reduce (and) of `good`, 0-d bool; stays on the device."""
     if not dist.is_initialized():
         return good
-    everywhere = good.to(torch.int32)
-    dist.all_reduce(everywhere, dist.ReduceOp.MIN)
-    return everywhere.bool()
+    return reduce_over_processes(good.to(torch.int32), "MIN").bool()

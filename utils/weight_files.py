@@ -1,7 +1,4 @@
-"""Files of tensors, read without running any code of theirs, and the networks in them.
-
-The one reader of checkpoints and of ImageNet weights alike.
-"""
+"""The reader of checkpoints and ImageNet weights; never runs code from a file."""
 
 import argparse
 import pathlib
@@ -21,26 +18,30 @@ from utils.seal import seal_is_broken
 
 _MODEL_KEYS = ("model_state", "model_state_dict", "state_dict", "model")
 
-# Best scores and the like were saved as numpy scalars, by numpy 1 (numpy.core) and 2 (numpy._core).
+# Numbers may be saved as numpy scalars, by numpy 1 (numpy.core) or 2 (numpy._core).
 _NUMPY_SCALARS: list[Any] = [
     np.dtype,
     scalar,
     (scalar, "numpy.core.multiarray.scalar"),
     *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdg"),
 ]
-# What people keep beside their weights, and what can do nothing but hold values.
+# Harmless types that are often saved beside weights.
 _PLAIN_CLASSES: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
-# What torch.compile, DistributedDataParallel and Lightning put in front of a network's names.
+# Prefixes of torch.compile, DistributedDataParallel and Lightning.
 _WRAPPERS = {"module", "_orig_mod", "model", "net", "network"}
 _SAVE_AGAIN = 'save it again with torch.save({"model_state": model.state_dict()}, FILE)'
 
 
 class CheckpointError(PansError):
-    """A checkpoint that is missing, unreadable, or of another network."""
+    """A checkpoint is missing, unreadable, or of another network."""
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A checkpoint that is missing, cut off or altered: an older one may serve instead."""
+    """A checkpoint is truncated, altered or missing; an older one may be used instead."""
+
+
+class MissingCheckpoint(DamagedCheckpoint):
+    """There is no checkpoint of that name."""
 
 
 class WeightsError(PansError):
@@ -51,12 +52,12 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint onto the CPU: tensors, numbers, texts and containers of them, no code.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint, damaged, or it wants to run code.
+        CheckpointError: the file is missing, damaged, not a checkpoint, or tries to run code.
     """
     path = Path(path)
     refuse_no_file(path)
     if not path.exists():
-        raise DamagedCheckpoint(f"there is no checkpoint {path}; check its name, or train first")
+        raise MissingCheckpoint(f"there is no checkpoint {path}; check its name, or train first")
     try:
         if seal_is_broken(path):
             raise _damaged(path, "another SHA-256 than it was written with")
@@ -74,7 +75,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def peek(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, its tensors unread and nothing checked; empty if it is damaged."""
+    """A checkpoint's content, without reading tensors or checking it; empty if it is damaged."""
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -84,11 +85,7 @@ def peek(path: Path) -> dict[str, Any]:
 
 
 def refuse_no_file(path: Path) -> None:
-    """Raise where something else than a file has a checkpoint's name.
-
-    Raises:
-        CheckpointError: a folder, a pipe, or a link to what is not there.
-    """
+    """Raise CheckpointError if a path is a folder, a pipe, or a broken link."""
     if path.is_symlink() and not path.exists():
         raise CheckpointError(
             f"{path} is a link to {path.readlink()}, which is not there; mount its disk, or "
@@ -121,11 +118,11 @@ def _damaged(path: Path, reason: str) -> DamagedCheckpoint:
 def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The network's state dict in a checkpoint, under the network's own names.
 
-    It may be wrapped or bare; what torch.compile, DistributedDataParallel and Lightning put in
-    front of the names is taken off, and tensors beside those of the network are left out.
+    It may be wrapped or bare. Prefixes of torch.compile, DistributedDataParallel and Lightning are
+    removed, and tensors that are not the network's are ignored.
 
     Raises:
-        CheckpointError: there is no state dict of plain tensors in it.
+        CheckpointError: there is no state dict of plain tensors.
     """
     wrapped = (checkpoint[key] for key in _MODEL_KEYS if isinstance(checkpoint.get(key), Mapping))
     state = next(wrapped, checkpoint)
@@ -150,7 +147,7 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _split_wrappers(name: str) -> tuple[str, str]:
-    """model._orig_mod.body.mod1 -> (model._orig_mod, body.mod1)."""
+    """Split model._orig_mod.body.mod1 into (model._orig_mod, body.mod1)."""
     parts = name.split(".")
     start = next((i for i, part in enumerate(parts) if part not in _WRAPPERS), 0)
     return ".".join(parts[:start]), ".".join(part for part in parts[start:] if part != "_orig_mod")

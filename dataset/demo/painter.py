@@ -1,4 +1,4 @@
-"""A painter in perspective: image and label at once, from far to near.
+"""A perspective painter that draws image and label together, from far to near.
 
 World coordinates are metres: x to the right of the road's middle, y up from the ground, z ahead of
 the camera. Surfaces are polygons, coloured by a material: a function of the position on the
@@ -23,14 +23,14 @@ RAW |= {"anomaly": STREETHAZARDS.anomaly_index + 1, "nothing": 0}
 Array = NDArray[np.floating[Any]]
 Pixels = NDArray[np.uint8]
 Point = tuple[float, float]
-# Of the places (u, v) of N pixels on a surface and the pixels' size there, all in metres and (N,):
-# u runs along the surface, v up (or ahead, on the ground). Gives RGB in 0..1, (N, 3).
+# Takes the positions (u, v) of N pixels on a surface and the pixels' size there, each (N,) in
+# metres: u along the surface, v up (or ahead, on the ground). Returns RGB in 0..1, (N, 3).
 Material = Callable[[Array, Array, Array], Array]
 
 
 @dataclass(frozen=True)
 class View:
-    """A pinhole camera that looks along the street; pixels are those of the fine canvas."""
+    """A pinhole camera that looks along the street, in pixels of the supersampled canvas."""
 
     focal: float
     x: float
@@ -45,7 +45,7 @@ class View:
 
 @dataclass(frozen=True)
 class Light:
-    """Colours of a time of day; the sun stands on the side `sunny_side` (-1 left, 1 right)."""
+    """Colours at a time of day; the sun is on the side `sunny_side` (-1 left, 1 right)."""
 
     zenith: Array
     horizon: Array
@@ -57,7 +57,7 @@ class Light:
     sunny_side: int = 1
 
     def on_plane(self, side: int) -> float:
-        """Brightness of a wall on this side of the street, which looks across it."""
+        """Brightness of a wall on this side of the street, facing the other side."""
         return 1 - self.shadow * (side == self.sunny_side)
 
 
@@ -66,13 +66,13 @@ def rgb(*values: float) -> Array:
 
 
 def mix(first: Array, second: Array, amount: NDArray[np.generic] | float) -> Array:
-    """Linear blend; one amount for each pixel is spread over its colour channels."""
+    """Linear blend; an amount per pixel is broadcast over the colour channels."""
     weight = np.asarray(amount, np.float32)[..., None]
     return first + (second - first) * weight
 
 
 def jitter(rng: np.random.Generator, colours: Sequence[Array], spread: float = 0.03) -> Array:
-    """One of the colours, a little off in brightness and hue."""
+    """One of the colours, with small random changes of brightness and hue."""
     off = rng.uniform(-spread, spread) + rng.uniform(-spread, spread, 3) / 3
     chosen = colours[int(rng.integers(len(colours)))]
     return np.clip(chosen + off, 0.02, 1).astype(np.float32)
@@ -89,7 +89,7 @@ def fractal(rng: np.random.Generator, shape: tuple[int, int], cells: tuple[int, 
 
 
 class Noise:
-    """Grain that sticks to surfaces."""
+    """Noise that is fixed to surfaces."""
 
     SIZE = 256
 
@@ -107,7 +107,7 @@ class Noise:
         return self.grain[self.index(u * texels_per_metre, v * texels_per_metre)]
 
     def of_cell(self, u: Array, v: Array) -> Array:
-        """An independent value in 0..1 for each cell of side 1."""
+        """An independent value in 0..1 per cell of side 1."""
         return self.cells[self.index(np.floor(u) * 31, np.floor(v) * 57)]
 
 
@@ -115,14 +115,14 @@ class Painter:
     """Paints image and label; later things cover earlier ones."""
 
     def __init__(self, size: tuple[int, int], view: View, light: Light, noise: Noise) -> None:
-        """`size`: columns and rows of the fine canvas."""
+        """`size`: columns and rows of the supersampled canvas."""
         self.columns, self.rows = size
         self.view, self.light, self.noise = view, light, noise
         self.image = np.zeros((self.rows, self.columns, 3), np.float32)
         self.label = np.zeros((self.rows, self.columns), np.uint8)
 
     def bounds(self, outline: NDArray[np.float64]) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom of the part of a pixel polygon that lies on the canvas."""
+        """Left, top, right and bottom of a pixel polygon, clipped to the canvas."""
         left, top = np.floor(outline.min(0)).astype(int).tolist()
         right, bottom = np.ceil(outline.max(0)).astype(int).tolist()
         return max(left, 0), max(top, 0), min(right + 1, self.columns), min(bottom + 1, self.rows)
@@ -137,7 +137,7 @@ class Painter:
         name: str,
         shader: Callable[[Array, Array], tuple[Array, Array | float]],
     ) -> None:
-        """Fill a pixel polygon; `shader(columns, rows)` gives the N pixels' RGB and depth."""
+        """Fill a pixel polygon; `shader(columns, rows)` returns the N pixels' RGB and depth."""
         corners = np.asarray(outline)
         left, top, right, bottom = self.bounds(corners)
         if left >= right or top >= bottom:
@@ -183,7 +183,7 @@ class Painter:
         self.fill([view.project(x, y, z) for z, y in ends], name, shader)
 
     def ground(self) -> tuple[int, Array, Array]:
-        """The first row below the horizon, and x and z where the rays from there on land."""
+        """The first row below the horizon, and x and z of the ground seen from there on."""
         view, top = self.view, int(self.view.row) + 1
         rows = np.arange(top, self.rows, dtype=np.float32)[:, None]
         z = view.focal * view.height / np.maximum(rows - view.row, 0.5)
@@ -192,7 +192,7 @@ class Painter:
         return top, x, np.ascontiguousarray(np.broadcast_to(z, x.shape))
 
     def shadow(self, x: float, z: float, half_width: float, half_length: float) -> None:
-        """A soft contact shadow on the ground; the label stays."""
+        """A soft contact shadow on the ground; does not change the label."""
         view, near, far = self.view, max(z - half_length, 0.5), z + half_length
         ends = ((-1, near), (1, near), (1, far), (-1, far))
         outline = np.array([view.project(x + side * half_width, 0, end) for side, end in ends])
@@ -207,7 +207,7 @@ class Painter:
         self.image[top:bottom, left:right] *= 1 - darkness[..., None]
 
     def develop(self, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-        """RGBA image (H, W, 4) and raw label (H, W), averaged and picked from the fine canvas."""
+        """RGBA image (H, W, 4), averaged, and raw label (H, W), sampled, at the final size."""
         step = SUPERSAMPLING
         picks = [self.image[i::step, j::step] for i, j in product(range(step), repeat=2)]
         image = np.mean(picks, axis=0) * self.light.tint
@@ -237,6 +237,6 @@ def blob(
 
 
 def polygon(x: float, y: float, radii: Sequence[float], turn: float = 0.25) -> list[Point]:
-    """A corner at each of the radii, evenly spread round (x, y) from `turn` rounds on."""
+    """A corner per radius, evenly spaced around (x, y) from `turn` full turns on."""
     turns = (np.arange(len(radii)) / len(radii) + turn) * 2 * np.pi
     return list(zip(x + radii * np.cos(turns), y + radii * np.sin(turns), strict=True))

@@ -1,4 +1,4 @@
-"""Composition of a procedural street scene: camera, light, ground, plots and things."""
+"""Composition of a procedural street scene: camera, light, ground, plots and objects."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -80,7 +80,7 @@ OVERCAST = Light(
 
 @dataclass(frozen=True)
 class Street:
-    """Its cross-section and surroundings, the same on both sides."""
+    """Cross-section and surroundings of a street, the same on both sides."""
 
     road: float  # half the width of the road
     edge: float  # from the road's middle to the plots
@@ -121,7 +121,7 @@ def paint_sky(painter: Painter, rng: np.random.Generator) -> None:
 
 
 def paint_skyline(painter: Painter, rng: np.random.Generator, street: Street) -> None:
-    """Far blocks, and a ridge of trees before them."""
+    """Distant blocks of houses behind a row of trees."""
     noise, x = painter.noise, painter.view.x
     for left in range(-120, 120, 20):
         height = street.house_height * rng.uniform(0.6, 2)
@@ -159,7 +159,7 @@ def paint_ground(painter: Painter, rng: np.random.Generator, street: Street) -> 
 def cast_shadows(
     painter: Painter, rng: np.random.Generator, street: Street, x: Array, z: Array
 ) -> Array:
-    """Brightness of the ground: the houses on the sunny side throw their shadow over it."""
+    """Brightness of the ground under the shadows of the houses on the sunny side."""
     reach = street.edge - painter.light.sunny_side * x
     ragged = 0.6 + 0.7 * painter.noise.of_cell(z / 9, z * 0)
     longest = rng.uniform(0.3, 0.9) * street.edge * ragged
@@ -202,7 +202,7 @@ def lawn(rng: np.random.Generator, noise: Noise) -> Material:
 
 
 def road_lines(rng: np.random.Generator, street: Street, x: Array, z: Array) -> NDArray[np.bool_]:
-    """Where the road carries paint: edges, middle, and often a zebra crossing or a stop line."""
+    """Mask of the painted lines: edges, middle, and often a zebra crossing or a stop line."""
     edges = np.abs(np.abs(x) - (street.road - 0.45)) < 0.2
     if rng.random() < 0.3:
         middle = np.abs(np.abs(x) - 0.3) < 0.15
@@ -226,7 +226,7 @@ def road_lines(rng: np.random.Generator, street: Street, x: Array, z: Array) -> 
 def paint_plots(
     painter: Painter, rng: np.random.Generator, street: Street, side: int, first: str
 ) -> None:
-    """One side of the street from far to near; the nearest plot in sight is enclosed by `first`."""
+    """One side of the street from far to near; `first` encloses the nearest visible plot."""
     x, view = side * street.edge, painter.view
     room = view.column if side < 0 else painter.columns - view.column
     in_sight = abs(x - view.x) * view.focal / room
@@ -255,7 +255,7 @@ def paint_garden(
 ) -> None:
     """Trees behind an enclosure, and a house unless its height is 0.
 
-    `plot`: x of its front, its near and its far end.
+    `plot`: x of its front, then z of its near and its far end.
     """
     x, near, far = plot
     side = 1 if x > 0 else -1
@@ -266,12 +266,12 @@ def paint_garden(
     paint_enclosure(painter, rng, x, near, far, kind)
 
 
-# -- Things on the street --------------------------------------------------------------------
+# -- Objects on the street -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Extent:
-    """What a thing takes up, in metres: half its width, its lowest and its highest point."""
+    """Extent of an object in metres: half its width, its lowest and its highest point."""
 
     half_width: float
     bottom: float
@@ -288,7 +288,7 @@ OTHERS = (
 
 
 class Stage:
-    """Finds places where things are in sight, near enough, and hide each other little."""
+    """Places objects where they are visible, near enough and hardly occlude each other."""
 
     def __init__(self, painter: Painter) -> None:
         self.painter = painter
@@ -303,11 +303,11 @@ class Stage:
         aside: Point,
         nearness: Point,
     ) -> None:
-        """Find a place for a thing, or drop it where there is none.
+        """Find a place for an object, or drop it if there is none.
 
         Args:
             aside: range of its distance from the road's middle, on either side.
-            nearness: range of its depth, in units of the depth from which on it is in sight.
+            nearness: range of its depth, in units of the smallest depth at which it is visible.
         """
         view, half = self.painter.view, extent.half_width
         spots = []
@@ -326,7 +326,7 @@ class Stage:
             self.cast.append((z, x, paint))
 
     def hidden(self, box: tuple[float, float, float, float]) -> float:
-        """The largest share of a pixel box that is hidden by, or hides, one that is taken."""
+        """The largest share of overlap between a pixel box and any box already placed."""
         left, top, right, bottom = box
         largest = 0.0
         for x0, y0, x1, y1 in self.taken:
@@ -343,7 +343,7 @@ class Stage:
 
 
 def place_anomalies(stage: Stage, rng: np.random.Generator, street: Street) -> None:
-    """One or two anomalies that cover 1 to 4 % of the picture together."""
+    """One or two anomalies that together cover 1 to 4 % of the picture."""
     painter, count = stage.painter, 1 if rng.random() < 0.6 else 2
     for share in rng.uniform(0.018, 0.032, count) / (1 if count == 1 else 1.5):
         reach = float(share * painter.columns * painter.rows / 3) ** 0.5
@@ -377,7 +377,7 @@ def place_things(stage: Stage, rng: np.random.Generator, street: Street) -> None
 
 
 def paint_bonnet(painter: Painter, rng: np.random.Generator) -> None:
-    """The camera car's own bonnet, which the label leaves out."""
+    """The camera car's own bonnet, labelled 0."""
     rise = painter.rows * float(rng.uniform(0.02, 0.05))
     crest = ellipse(painter.columns / 2, painter.rows + rise, painter.columns * 0.55, 2 * rise)
     colour = jitter(rng, (rgb(0.10, 0.11, 0.13), rgb(0.24, 0.05, 0.06), WHITE * 0.7), 0.02)

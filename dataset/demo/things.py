@@ -1,6 +1,6 @@
-"""What stands in a procedural street: houses, enclosures, trees, cars, people, anomalies.
+"""Objects of a procedural street: houses, enclosures, trees, cars, people, anomalies.
 
-Every `paint_*` draws one thing that stands on the ground at (x, z), in metres.
+Every `paint_*` draws one object that stands on the ground at (x, z), in metres.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ LAMPLIGHT = rgb(0.99, 0.85, 0.50)
 
 
 def crispness(pixel: Array, size: float) -> Array:
-    """How much of a pattern of this size shows where pixels are `pixel` metres wide."""
+    """How visible a pattern of this size is where pixels are `pixel` metres wide."""
     return np.clip(1.5 - 2 * pixel / size, 0, 1)
 
 
@@ -328,7 +328,7 @@ def paint_shelter(painter: Painter, rng: np.random.Generator, x: float, z: float
 
 # -- On the road -----------------------------------------------------------------------------
 
-# (z, y) of a saloon from its tail over its roof to its nose, as shares of length and height
+# (z, y) of a saloon car from tail over roof to nose, as shares of its length and height
 SALOON = (
     (0, 0.2),
     (0, 0.6),
@@ -343,7 +343,7 @@ GLAZED = (2, 4)
 
 
 def paint_car(painter: Painter, rng: np.random.Generator, x: float, z: float) -> None:
-    """A car whose near end is at z: its tail on the right half of the road, else its nose."""
+    """A car whose near end, at z, is its tail on the right half of the road, else its nose."""
     colour, oncoming = jitter(rng, PAINTS), x < 0
     length, height, half = rng.uniform(4.0, 4.6), rng.uniform(1.45, 1.75), rng.uniform(0.85, 0.98)
     ends = [(length * (1 - share if oncoming else share), y * height) for share, y in SALOON]
@@ -380,7 +380,7 @@ def paint_lamps(
 
 
 def paint_flank(painter: Painter, x: float, profile: list[Point], colour: Array) -> None:
-    """The side of a car that the camera sees: body, windows and wheels."""
+    """The visible side of a car: body, windows and wheels."""
     tone = painter.light.on_plane(1 if x > painter.view.x else -1)
     painter.flat([(x, y, z) for z, y in profile], "car", colour * tone)
     cabin = np.array(profile[2:6])
@@ -405,7 +405,7 @@ NEONS = (
     (LIME, CYAN),
     (MAGENTA, LIME),
 )
-# Where the second colour lies, of (right, up) from the middle in half widths
+# Where the second colour is, by (right, up) from the middle in half widths
 PATTERNS: tuple[Callable[[Array, Array], Array], ...] = (
     lambda s, t: np.sin(9 * np.hypot(s, t) + 3 * np.arctan2(t, s)),  # spirals
     lambda s, t: (np.floor(s * 3) + np.floor(t * 3)) % 2 - 0.5,  # checks
@@ -417,7 +417,7 @@ PATTERNS: tuple[Callable[[Array, Array], Array], ...] = (
 
 
 def anomaly_outlines(rng: np.random.Generator) -> tuple[list[Point], ...]:
-    """A thing that no street has, in half widths; it stands on y = 0."""
+    """The outlines of an object that no street has, in half widths, standing on y = 0."""
     rim, hole = ellipse(0, 1, 1, 1), ellipse(0, 1, 0.42, 0.42)
     dome = [point for point in ellipse(0, 0.9, 1.1, 1.0) if point[1] >= 0.85]
     spikes = int(rng.integers(5, 10))

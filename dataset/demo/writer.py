@@ -25,9 +25,9 @@ from utils.files import write_text
 FOLDER = "StreetHazards"
 STAMP = "demo.json"
 SMALLEST_SIDE = 32
-# Part of the stamp: raise it when the drawing changes, so that older pictures are drawn anew.
+# Part of the stamp: increment it when the drawing changes, so that old data is redrawn.
 DRAWING = 1
-# Archive, folder of the pictures and towns of each split, as in the published archives.
+# Archive, folder of the images and towns of each split, as in the published archives.
 LAYOUT = {
     "train": ("train", "training", ("t1", "t2", "t3")),
     "validation": ("train", "validation", ("t4",)),
@@ -35,13 +35,9 @@ LAYOUT = {
 }
 
 
-class NotDemoData(PansError):
-    """The target folder holds something that this program has not written."""
-
-
 @dataclass(frozen=True)
 class Scene:
-    """One picture to draw; `image` and `label` are relative to `folder`, where the odgt lies."""
+    """One scene to draw; `image` and `label` are relative to `folder`, as in the odgt file."""
 
     folder: Path
     image: str
@@ -76,7 +72,7 @@ def write_scene(scene: Scene) -> None:
 
 
 def write_odgt(path: Path, scenes: list[Scene]) -> None:
-    """One line holding one JSON array, as in the published archives."""
+    """Write a JSON array on one line, as in the published archives."""
     records = [
         {
             "dbName": FOLDER,
@@ -103,16 +99,16 @@ def draw_all(scenes: list[Scene]) -> None:
 
 
 def is_there(folder: Path, stamp: str) -> bool:
-    """Whether an earlier run has finished this very data set.
+    """Whether an earlier run has completed this same data set.
 
     Raises:
-        NotDemoData: the folder holds files but no stamp.
+        PansError: the folder holds files but no stamp.
     """
     if (folder / STAMP).is_file():
         return (folder / STAMP).read_text() == stamp
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise NotDemoData(
-            f"{folder} holds no {STAMP}, so it is not demo data and stays as it is; "
+        raise PansError(
+            f"{folder} has no {STAMP}, so it is not demo data and is left as it is; "
             "choose another folder with --root"
         )
     return False
@@ -127,10 +123,10 @@ def write_demo(
     size: tuple[int, int] = (384, 216),
     seed: int = 0,
 ) -> Path:
-    """Write the data set under `root`/StreetHazards unless it lies there already.
+    """Write the data set into `root`/StreetHazards unless it exists already.
 
     Args:
-        root: what `run.py --data_root` shall be given.
+        root: the folder to pass to `run.py --data_root`.
         train, validation, test: number of scenes in each split; only `test` has anomalies.
         size: width and height in pixels.
         seed: the same seed gives the same pictures.
@@ -139,7 +135,7 @@ def write_demo(
         The folder that holds train/ and test/.
 
     Raises:
-        NotDemoData: the folder holds something else.
+        PansError: the folder contains something else.
     """
     folder = Path(root) / FOLDER
     counts = {"train": train, "validation": validation, "test": test}
@@ -160,7 +156,7 @@ def write_demo(
 
 def natural_number(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 0")
     return int(text)
 
 
@@ -168,7 +164,7 @@ def picture_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None or min(size := (int(match[1]), int(match[2]))) < SMALLEST_SIDE:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no picture size: type WIDTHxHEIGHT, each at least {SMALLEST_SIDE} pixels"
+            f"{text!r} is not a size: use WIDTHxHEIGHT, each at least {SMALLEST_SIDE} pixels"
         )
     return size
 
@@ -187,7 +183,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--size", type=picture_size, default="384x216", help="width and height of the pictures"
     )
-    parser.add_argument("--seed", type=natural_number, default=0, help="other seed, other pictures")
+    parser.add_argument("--seed", type=natural_number, default=0, help="seed of the random scenes")
     return parser.parse_args(arguments)
 
 

@@ -1,23 +1,20 @@
 """Fetch, unpack and check data sets: `python -m dataset.prepare NAME`.
 
-Every step leaves what it has done on disk, so that the same command goes on after a failure.
+Every step leaves its result on disk, so that the same command resumes after a failure.
 """
 
 from dataset.prepare.archives import ARCHIVES, PUBLISHED, Archive
 from dataset.prepare.check import BadDataSet, verify
 from dataset.prepare.command import main, prepare
-from dataset.prepare.disk import CannotWrite, require_space
-from dataset.prepare.download import DownloadFailed, download
-from dataset.prepare.unpack import BadArchive, unpack
+from dataset.prepare.disk import require_space
+from dataset.prepare.download import download
+from dataset.prepare.unpack import unpack
 
 __all__ = [
     "ARCHIVES",
     "PUBLISHED",
     "Archive",
-    "BadArchive",
     "BadDataSet",
-    "CannotWrite",
-    "DownloadFailed",
     "download",
     "main",
     "prepare",

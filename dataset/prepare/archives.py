@@ -1,7 +1,7 @@
-"""The archives in which data sets are published, with what they hold.
+"""The published archives of the data sets and their contents.
 
-Addresses and md5 sums of all but StreetHazards' are those by which pytorch-ood fetches them. The
-images of BDD-Anomaly are 6280, 910 and 810 by its publishers' rule, those of Lost and Found 2239.
+Addresses and md5 sums are those used by pytorch-ood, except StreetHazards'. BDD-Anomaly has 6280,
+910 and 810 images by its publishers' rule, Lost and Found has 2239.
 """
 
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ class Archive:
     """A published tar or zip file.
 
     Attributes:
-        images: how many of them each split has that it completes.
-        size: (width, height) of every image; None where they differ.
+        images: number of images in each split that the archive completes.
+        size: (width, height) of every image; None if they differ.
         dataset: the data set's name.
-        folder: where the archive goes, below the root of all data.
-        into: where it is unpacked, below `folder`. A folder of that name in the archive itself is
-            the same one.
-        holds: pattern and number of files below `folder` by which an archive is known that
-            completes no split by itself.
-        megabytes: roughly, for a server that does not tell.
+        folder: folder of the archive, relative to the root of all data.
+        into: folder it is unpacked into, relative to `folder`. A top folder of that name inside
+            the archive is the same one.
+        holds: for an archive that completes no split by itself: pattern and number of its files,
+            relative to `folder`.
+        megabytes: approximate size, for servers that do not report it.
     """
 
     url: str
@@ -105,16 +105,16 @@ PUBLISHED = (
         megabytes=198,
     ),
 )
-"""Those of every data set with a public address."""
+"""The archives of every data set with a public address."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """What is known of a data set's files.
+    """The published properties of a data set's files.
 
     Attributes:
-        images: how many each split has; None where that is the user's own.
-        size: (width, height) of every image; None where they differ.
+        images: number of images in each split; None for a folder of the user's own.
+        size: (width, height) of every image; None if they differ.
     """
 
     images: Mapping[Split, int | None]

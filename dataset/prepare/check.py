@@ -1,4 +1,4 @@
-"""Every file of a data set read and compared with what is published of it."""
+"""Read every file of a data set and compare it with what is published."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,19 +18,19 @@ from dataset.registry import describe, open_dataset
 from utils.errors import PansError
 
 WORKERS = 16
-# StreetHazards is published with an alpha that is dropped; it may be gone already.
+# StreetHazards is published with an alpha channel, which copies may lack.
 IMAGE_MODES = {"streethazards": ("RGBA", "RGB")}
-# Their lists tell how many images there are, also before all of them are on disk.
+# Their lists give the number of images before all of them are on disk.
 LISTED = ("streethazards", "road_anomaly")
 HEADER = ("split", "images", "size", "mode", "classes", "damaged")
 
 
 class BadDataSet(PansError):
-    """The files on disk are not the data set as it is published."""
+    """The files on disk differ from the published data set."""
 
 
 def published(name: str, root: Path, archives: Sequence[Archive]) -> Published:
-    """What is known of a data set; of a folder of the user's own, its splits."""
+    """The published properties of a data set; for a folder of the user's own, its splits."""
     own = [archive for archive in archives if archive.dataset == name]
     if own:
         images = {split: count for archive in own for split, count in archive.images.items()}
@@ -64,7 +64,7 @@ def _title(name: str) -> str:
 
 
 class SampleCheck(NamedTuple):
-    """What is wrong with a sample ("" for nothing), its image's size and mode, label's indices."""
+    """A sample's problem ("" if none), its image's size and mode, and its label's indices."""
 
     problem: str
     size: str = ""
@@ -85,7 +85,7 @@ class SampleChecks(Dataset[SampleCheck]):
             image, label = self.pictures[index]
         except BadSample as error:
             return SampleCheck(str(error))
-        with Image.open(path) as file:  # the data set turns every mode into RGB
+        with Image.open(path) as file:  # the data set converts every mode to RGB
             mode = file.mode
         counts = label.histogram()[:IGNORE_INDEX]
         indices = tuple(index for index, count in enumerate(counts) if count)
@@ -112,13 +112,13 @@ def _by(size: tuple[int, int]) -> str:
 
 
 def verify(root: Path, archives: Sequence[Archive], names: Sequence[str] = ()) -> str:
-    """Read every file of data sets and compare with what is published.
+    """Read every file of data sets and compare it with what is published.
 
     Args:
-        names: of the data sets; those of the archives if there are none.
+        names: names of the data sets; if empty, those of the archives.
 
     Returns:
-        A table of a line a split.
+        A table with one line per split.
 
     Raises:
         BadDataSet: a wrong number of images, or damaged files, each of which was printed.
@@ -139,7 +139,7 @@ def verify(root: Path, archives: Sequence[Archive], names: Sequence[str] = ()) -
     print(*found.problems, table, sep="\n")
     again = f"run 'python -m dataset.prepare {' '.join(names)} --root {root}' again"
     if not {archive.dataset for archive in archives} >= set(names):
-        again = "check again"  # there is nothing to fetch them from
+        again = "check again"  # there is no archive to fetch again
     words = [*found.wrong, again]
     if found.problems:
         words.insert(
@@ -152,7 +152,7 @@ def verify(root: Path, archives: Sequence[Archive], names: Sequence[str] = ()) -
 
 @dataclass
 class Findings:
-    """Rows of the table, what is wrong with samples, and what with whole splits."""
+    """Rows of the table, problems of samples, and problems of whole splits."""
 
     rows: list[tuple[str, ...]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -217,10 +217,10 @@ def _check_samples(
 
 
 def is_complete(root: Path, archive: Archive) -> bool:
-    """Whether all that an archive brings is on disk.
+    """Whether all files of an archive are on disk.
 
     Raises:
-        BadDataSet: another data set lies there, or a list cannot be read.
+        BadDataSet: another data set is there, or a list cannot be read.
     """
     if archive.holds is not None:
         pattern, count = archive.holds
@@ -233,7 +233,7 @@ def is_complete(root: Path, archive: Archive) -> bool:
         except BadDataSet:
             if archive.dataset in LISTED:
                 raise
-            return False  # files that do not fit together: some are missing
+            return False  # inconsistent files: some are missing
         names = pictures.names + pictures.label_names
         there = all((pictures.folder / name).is_file() for name in names)
         if not there or len(pictures) < count:

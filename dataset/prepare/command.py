@@ -1,4 +1,4 @@
-"""The command line of `python -m dataset.prepare`, and its work in order."""
+"""The command line of `python -m dataset.prepare`, and its steps in order."""
 
 import argparse
 import hashlib
@@ -10,27 +10,24 @@ from dataset.base import DatasetNotFound
 from dataset.bdd_anomaly import write_lists
 from dataset.prepare.archives import PUBLISHED, Archive
 from dataset.prepare.check import is_complete, verify
-from dataset.prepare.disk import CannotWrite, free_space, writing
+from dataset.prepare.copies import write_copies
+from dataset.prepare.disk import free_space, writing
 from dataset.prepare.download import download, size_of
-from dataset.prepare.unpack import BadArchive, unpack
+from dataset.prepare.unpack import unpack
 from dataset.readers.bdd_anomaly import LISTS
-from dataset.registry import DATASETS
+from dataset.registry import DATASETS, open_dataset
 from utils.errors import PansError, exit_code
 
 
-class NoArchive(PansError):
-    """A data set that cannot be fetched without its owner."""
-
-
 def prepare(root: Path, source: Path | None, archives: Sequence[Archive]) -> None:
-    """Put data sets under `root`, doing only what is still missing.
+    """Fetch and unpack data sets under `root`, as far as they are not there yet.
 
     Args:
         source: folder of archives fetched before; None downloads them, and deletes each one
-            once it is unpacked.
+            after unpacking.
 
     Raises:
-        DownloadFailed, BadArchive, CannotWrite, BadDataSet: each names its file.
+        PansError: each names its file.
     """
     if source is None:
         tell_sizes(root, [archive for archive in archives if not is_complete(root, archive)])
@@ -47,16 +44,16 @@ def prepare(root: Path, source: Path | None, archives: Sequence[Archive]) -> Non
             check_md5(path, archive, keep=source is not None)
             unpack(path, home / archive.into)
             if not is_complete(root, archive):
-                raise BadArchive(f"{path} lacks files that its lists name; find it whole elsewhere")
+                raise PansError(f"{path} lacks files that its lists name; find it whole elsewhere")
         if source is None:
             path.unlink(missing_ok=True)
 
 
 def tell_sizes(root: Path, archives: Sequence[Archive]) -> None:
-    """Print how much there is to fetch and whether it fits, before anything is fetched.
+    """Print the download size and the disk space needed, before anything is fetched.
 
     Raises:
-        CannotWrite: it does not fit.
+        PansError: it does not fit.
     """
     wanted, fullest, unknown = 0, 0, False
     for archive in archives:
@@ -68,7 +65,7 @@ def tell_sizes(root: Path, archives: Sequence[Archive]) -> None:
         part = path.with_name(path.name + ".part")
         rest = max(size - (part.stat().st_size if part.exists() else 0), 0)
         print(f"{archive.name}: {_megabytes(rest) if size else 'of unknown size'} to download")
-        # Pictures take as much room unpacked, and each archive goes when it is unpacked.
+        # Images take as much space unpacked, and each archive is deleted after unpacking.
         fullest = max(fullest, wanted + rest + size)
         wanted += size
     free = free_space(root)
@@ -76,7 +73,7 @@ def tell_sizes(root: Path, archives: Sequence[Archive]) -> None:
         return
     most = f"{'at least ' if unknown else ''}{_megabytes(fullest)}"
     if fullest > free:
-        raise CannotWrite(
+        raise PansError(
             f"{root} has {_megabytes(free)} free, and {most} are needed to download and unpack; "
             "make room or choose another --root"
         )
@@ -91,10 +88,10 @@ def check_md5(path: Path, archive: Archive, *, keep: bool) -> None:
     """Compare an archive's md5 with the published one, and delete a wrong file unless `keep`.
 
     Raises:
-        BadArchive: the file is missing or differs.
+        PansError: the file is missing or differs.
     """
     if not path.is_file():
-        raise BadArchive(f"{path} is missing; put it there or leave --from out to download it")
+        raise PansError(f"{path} is missing; put it there or leave --from out to download it")
     print(f"{path}: checking the md5 sum")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
@@ -105,17 +102,17 @@ def check_md5(path: Path, archive: Archive, *, keep: bool) -> None:
     else:
         path.unlink()
         remedy = (
-            "it was deleted; run the same command again to fetch it anew, and if that does not "
+            "it was deleted; run the same command to download it again, and if that does not "
             "help, fetch it from elsewhere and use --from"
         )
-    raise BadArchive(f"{path} has md5 {found} instead of {archive.md5}; {remedy}")
+    raise PansError(f"{path} has md5 {found} instead of {archive.md5}; {remedy}")
 
 
 def prepare_by_hand(name: str, root: Path) -> None:
     """What is left to do for a data set that no public address spreads: its lists.
 
     Raises:
-        NoArchive: its files are not there.
+        PansError: its files are missing.
     """
     if not name.startswith("bdd_anomaly"):
         return
@@ -125,15 +122,15 @@ def prepare_by_hand(name: str, root: Path) -> None:
     try:
         write_lists(root)
     except DatasetNotFound as error:
-        raise NoArchive(
-            f"BDD100K is for those who register at https://bdd-data.berkeley.edu: {error}"
+        raise PansError(
+            f"BDD100K requires registration at https://bdd-data.berkeley.edu: {error}"
         ) from error
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m dataset.prepare",
-        description="Fetch, unpack and check data sets; run again, it goes on where it was.",
+        description="Fetch, unpack and check data sets; the same command resumes after a failure.",
     )
     parser.add_argument(
         "names",
@@ -146,6 +143,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         default=Path("data"),
         help="folder of all data, or a folder of your own (default: data)",
+    )
+    parser.add_argument(
+        "--decoded",
+        action="store_true",
+        help="also write decoded copies of the training images, hidden files beside them: a tenth "
+        "of the time to read, 80 %% more disk",
     )
     task = parser.add_mutually_exclusive_group()
     task.add_argument(
@@ -176,9 +179,11 @@ def main(arguments: Sequence[str] | None = None, archives: Sequence[Archive] = P
             for name in names:
                 prepare_by_hand(name, options.root)
         print(verify(options.root, archives, names))
+        for name in names if options.decoded else ():
+            print(write_copies(open_dataset(name, options.root, "train")))
 
     try:
         return exit_code(run)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command resumes from here", file=sys.stderr)
         return 130

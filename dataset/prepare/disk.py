@@ -1,4 +1,4 @@
-"""Room on the disk, and what goes wrong in writing there."""
+"""Free disk space, and errors of writing."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,28 +8,20 @@ from pathlib import Path
 from utils.errors import PansError
 
 
-class CannotWrite(PansError):
-    """A file cannot be written, or has no room on the disk."""
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name `path` in the errors of the disk.
-
-    Raises:
-        CannotWrite: in place of an OSError.
-    """
+    """Turn an OSError into a PansError that names `path`."""
     try:
         yield
     except OSError as error:
-        raise CannotWrite(
+        raise PansError(
             f"{path} cannot be written ({error.strerror}); make room or choose another --root, "
-            "and run the same command again to go on"
+            "and run the same command again to resume"
         ) from error
 
 
 def free_space(folder: Path) -> int:
-    """Bytes that are free on the disk of a folder, which need not be there yet."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
 
@@ -38,11 +30,11 @@ def require_space(folder: Path, needed: int) -> None:
     """Check that `needed` bytes fit on the disk of `folder`.
 
     Raises:
-        CannotWrite: they do not.
+        PansError: they do not.
     """
     free = free_space(folder)
     if needed > free:
-        raise CannotWrite(
+        raise PansError(
             f"{folder} has {free / 1e9:.1f} GB free and needs {needed / 1e9:.1f} GB more; make "
             "room or choose another --root"
         )

@@ -1,4 +1,4 @@
-"""Downloads that go on where they broke off."""
+"""Downloads that resume where they broke off."""
 
 import http.client
 import time
@@ -23,30 +23,25 @@ class ConnectionBroken(Exception):
     """The rest of a file did not arrive this time."""
 
 
-class DownloadFailed(PansError):
-    """An archive cannot be fetched."""
-
-
 def size_of(url: str) -> int | None:
-    """The bytes of a file on a server; None if it does not tell."""
+    """Size in bytes of a file on a server; None if the server does not report it."""
     request = urllib.request.Request(url, headers=HEADERS, method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
             return int(response.headers["Content-Length"])
-    # What is wrong with the server is told by the download.
+    # The download will report what is wrong with the server.
     except (OSError, http.client.HTTPException, ValueError, TypeError):
         return None
 
 
 def download(url: str, path: Path, *, attempts: int = 5, wait_seconds: float = 2.0) -> None:
-    """Download a file, going on from `path` + ".part" where one is.
+    """Download a file, resuming from `path` + ".part" if it exists.
 
     Args:
-        attempts: connections in a row that may bring nothing before it gives up.
+        attempts: consecutive connections without progress before giving up.
 
     Raises:
-        DownloadFailed: the server refuses, or the connection keeps breaking.
-        CannotWrite: the file does not fit.
+        PansError: the server refuses, or the connection keeps breaking; the file does not fit.
     """
     part = path.with_name(path.name + ".part")
     with writing(part):
@@ -60,9 +55,9 @@ def download(url: str, path: Path, *, attempts: int = 5, wait_seconds: float = 2
             size = part.stat().st_size
             failures = 0 if size > size_before else failures + 1
             if failures == attempts:
-                raise DownloadFailed(
+                raise PansError(
                     f"{url} broke off at byte {size} ({error}); check the network and run the "
-                    "same command again to go on from there, or fetch it by other means and use "
+                    "same command again to resume from there, or fetch it by other means and use "
                     "--from"
                 ) from error
             print(f"{path.name}: broke off at byte {size} ({error}); trying again")
@@ -74,7 +69,7 @@ def download(url: str, path: Path, *, attempts: int = 5, wait_seconds: float = 2
 
 def _download_rest(url: str, part: Path) -> None:
     start = part.stat().st_size
-    # Whether the file has changed since is not asked: then it is not the published one anyway.
+    # No check whether the file has changed since: the md5 sum would reveal it.
     rest = {"Range": f"bytes={start}-"} if start else {}
     request = urllib.request.Request(url, headers=HEADERS | rest)
     try:
@@ -82,10 +77,10 @@ def _download_rest(url: str, part: Path) -> None:
             _append(response, part, start)
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # nothing is left to fetch; the md5 tells whether it is right
+            return  # nothing is left to fetch; the md5 sum shows whether it is right
         if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise ConnectionBroken(str(error)) from error
-        raise DownloadFailed(
+        raise PansError(
             f"{url} cannot be fetched (HTTP {error.code} {error.reason}); fetch "
             f"{PurePosixPath(url).name} by other means and name its folder with --from"
         ) from error
@@ -96,7 +91,7 @@ def _download_rest(url: str, part: Path) -> None:
 def _append(response: http.client.HTTPResponse, part: Path, start: int) -> None:
     if response.status != HTTPStatus.PARTIAL_CONTENT:
         start = 0  # the server sends the whole file again
-    # Not every server tells the length; then the end of the stream or the md5 does.
+    # Not every server sends the length; then the end of the stream or the md5 sum decides.
     total = None if response.length is None else start + response.length
     with (
         writing(part),

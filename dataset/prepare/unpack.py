@@ -1,4 +1,4 @@
-"""Tar and zip files to folders: nothing outside, no links, no half files."""
+"""Unpack tar and zip files safely: nothing outside the folder, no links, no partial files."""
 
 import shutil
 import stat
@@ -17,16 +17,12 @@ from dataset.readers.odgt import leaves_folder
 from utils.errors import PansError
 from utils.reading import is_hidden
 
-# The last is that of a kind of compression that zipfile does not know.
+# The last is raised for a compression method that zipfile does not support.
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
-class BadArchive(PansError):
-    """An archive is missing, is not the published one, or wants to write where it must not."""
-
-
 class _Member(NamedTuple):
-    """A file or folder of an archive; `is_safe` if it is no link, no device and not encrypted."""
+    """A file or folder of an archive; `is_safe` if it is not a link, a device or encrypted."""
 
     name: str
     size: int
@@ -36,16 +32,15 @@ class _Member(NamedTuple):
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Unpack a tar or zip file into `folder`, leaving alone what an earlier run has unpacked.
+    """Unpack a tar or zip file into `folder`, skipping what an earlier run has unpacked.
 
-    Nothing is written if any member is a link, a device or would lie outside `folder`. Hidden
-    files and those of macOS are left out, and a folder of `folder`'s own name that holds all the
-    rest is `folder` itself.
+    Nothing is written if any member is a link, a device or outside `folder`. Hidden files and
+    those of macOS are skipped. A single top folder with `folder`'s own name is merged into it.
 
     Raises:
-        BadArchive: such a member, a link on disk that leads out of `folder`, or not a whole
-            archive.
-        CannotWrite: the files do not fit.
+        PansError: there is such a member, a link on disk leads out of `folder`, or the archive
+            is truncated or damaged.
+        PansError: the files do not fit.
     """
     kind = "zip" if path.suffix == ".zip" else "tar"
     try:
@@ -61,7 +56,7 @@ def unpack(path: Path, folder: Path) -> None:
             for target, member in tqdm(missing.items(), desc=f"unpacking {path.name}", unit="file"):
                 _write(path, member, folder, folder / target)
     except _DAMAGED as error:
-        raise BadArchive(f"{path} is not a whole {kind} file ({error}); fetch it again") from error
+        raise PansError(f"{path} is not a valid {kind} file ({error}); fetch it again") from error
 
 
 @contextmanager
@@ -84,7 +79,7 @@ def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
 
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
-    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where it was not made on Unix
+    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if it was not created on Unix
     encrypted = bool(info.flag_bits & 1)
     is_safe = kind in (0, stat.S_IFREG, stat.S_IFDIR) and not encrypted
     return _Member(
@@ -96,14 +91,14 @@ def _check_members(path: Path, members: Sequence[_Member]) -> None:
     for member in members:
         # Stricter than tarfile's own filter, which would drop a leading slash and allow some links.
         if leaves_folder(member.name) or "\\" in member.name or not member.is_safe:
-            raise BadArchive(
+            raise PansError(
                 f"{path} holds {member.name!r}, which is a link, a device, encrypted or outside "
-                "the folder; nothing of it was unpacked; fetch the published archive"
+                "the folder; nothing was unpacked; fetch the published archive"
             )
 
 
 def _files_in(members: Sequence[_Member], folder: Path) -> dict[PurePosixPath, _Member]:
-    """Place of each file, relative to `folder`."""
+    """Members by destination, relative to `folder`."""
     files = {
         PurePosixPath(member.name): member
         for member in members
@@ -120,11 +115,11 @@ def _is_there(target: Path, size: int) -> bool:
 
 def _write(path: Path, member: _Member, folder: Path, target: Path) -> None:
     if not target.resolve().is_relative_to(folder.resolve()):
-        raise BadArchive(
+        raise PansError(
             f"{path}: {member.name!r} would be written to {target.resolve()}, which is outside "
             "the destination; choose a --root without links in it"
         )
-    # A half-written file must not bear its name: the next run would take it as done.
+    # A partial file must not have the final name: the next run would skip it.
     part = target.with_name(target.name + ".part")
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)

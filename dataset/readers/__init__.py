@@ -1,1 +1,1 @@
-"""One file a data set: where its files are, and what its labels mean."""
+"""One file per data set: where its files are, and what its labels mean."""

@@ -1,23 +1,24 @@
 """BDD-Anomaly (Hendrycks et al., ICML 2022): BDD100K without three of its classes.
 
-Protocol, as its publishers' code has it (github.com/hendrycks/anomaly-seg, create_bdd_dataset.py
-and defaults.py): images of BDD100K's train and val split that hold a train (train id 16), a
-motorcycle (17) or a bicycle (18) are the test split, the others stay in the split that they are
-in: 6280, 910 and 810 of its 8000 images. 17 classes are trained (num_class), the 16 that remain
-and "other", all that BDD100K leaves without a class (255); in the test its pixels are inliers.
+Protocol, according to its publishers' code (github.com/hendrycks/anomaly-seg,
+create_bdd_dataset.py and defaults.py): images of BDD100K's train and val splits that contain a
+train (train id 16), a motorcycle (17) or a bicycle (18) form the test split, and the others keep
+their split: 6280, 910 and 810 of its 8000 images. 17 classes are trained (num_class): the 16 that
+remain, and "other" for pixels that BDD100K leaves unlabelled (255), which are inliers in the test.
 `bdd_anomaly_16` ignores them in training and test.
 
 The splits are read from `train.odgt`, `validation.odgt` and `anom.odgt` (or `test.odgt`), in the
-form of StreetHazards' lists, whose paths are relative to their folder.
-`python -m dataset.bdd_anomaly --root ROOT` writes them. It finds images in one and label maps in
-the other of these layouts of BDD100K (its documentation, and 8000 label maps that were looked at:
-mode L, 1280x720, values 0..18 and 255):
+format of StreetHazards' lists, with paths relative to their folder.
+`python -m dataset.bdd_anomaly --root ROOT` writes them. It accepts images and label maps in either
+of these layouts of BDD100K (from its documentation, and from 8000 label maps: mode L, 1280x720,
+values 0..18 and 255):
 
     bdd100k/images/10k/{train,val}/NAME.jpg     bdd100k/labels/sem_seg/masks/{train,val}/NAME.png
     bdd100k/seg/images/{train,val}/NAME.jpg     bdd100k/seg/labels/{train,val}/NAME_train_id.png
 
-The publishers' own label maps in `seg/train_labels` hold train id + 2, 1 for other and 18, 19, 20
-for the anomalies. They are told by that folder, or by having neither 0 nor 255, and refused.
+The publishers' own label maps in `seg/train_labels` contain train id + 2: 1 is other, and 18, 19
+and 20 are anomalies. They are recognised by that folder, or by having neither 0 nor 255, and
+refused.
 """
 
 from collections.abc import Sequence
@@ -34,13 +35,13 @@ from dataset.readers.odgt import is_in_place, read_list, why_not_in_place
 
 FOLDER = "bdd100k"
 SHIFTED_LABELS = "train_labels"
-# The publishers' name of the test's list first: it is the one that is written.
+# The publishers' name of the test list comes first: that one is written.
 LISTS: dict[Split, tuple[str, ...]] = {
     "train": ("train.odgt",),
     "validation": ("validation.odgt",),
     "test": ("anom.odgt", "test.odgt"),
 }
-# Label maps of a split that are looked into, and how many of them say enough by themselves.
+# Label maps inspected per split, and how many readable ones are enough for a verdict.
 LOOKED_INTO, ENOUGH = 16, 8
 
 BDD_ANOMALY_16 = DatasetInfo(
@@ -80,7 +81,7 @@ BDD_ANOMALY = replace(
 
 
 class BddAnomaly(SegmentationDataset):
-    """BDD-Anomaly, read from its lists; the root is their folder, or holds it as `bdd100k/`."""
+    """BDD-Anomaly, read from its lists in the root or in `bdd100k/` below it."""
 
     published_info = BDD_ANOMALY
 
@@ -95,27 +96,27 @@ class BddAnomaly(SegmentationDataset):
 
 
 class BddAnomaly16(BddAnomaly):
-    """The same lists with 16 classes; all that has no class is ignored, in the test too."""
+    """The same lists with 16 classes; unlabelled pixels are ignored, in the test too."""
 
     published_info = BDD_ANOMALY_16
 
 
 def refuse_shifted(source: Path, folder: Path, labels: Sequence[str]) -> None:
-    """Raise if label maps hold the publishers' train id + 2 in place of BDD100K's train ids.
+    """Raise if label maps contain the publishers' train id + 2 instead of BDD100K's train ids.
 
     Args:
-        source: what names them.
-        labels: their paths, relative to `folder`; some of them are looked into.
+        source: the list or folder that names them.
+        labels: their paths, relative to `folder`; some of them are inspected.
 
     Raises:
-        BadSample: they lie in `train_labels/`, or they hold no 0, no 255 and nothing above 20.
+        BadSample: they are in `train_labels/`, or have no 0, no 255 and nothing above 20.
     """
     shown = next((name for name in labels if SHIFTED_LABELS in PurePosixPath(name).parts), None)
     if shown is None and _look_shifted([folder / name for name in evenly(labels, LOOKED_INTO)]):
         shown = labels[0]
     if shown is not None:
         raise BadSample(
-            f"{source}: {shown} and its like hold train id + 2 (1 other; 18, 19, 20 anomalies), as "
+            f"{source}: {shown} and others hold train id + 2 (1 other; 18, 19, 20 anomalies), as "
             f"BDD-Anomaly's publishers write them into seg/{SHIFTED_LABELS}; put BDD100K's own "
             f"label maps into {folder / 'seg/labels'} and run 'python -m dataset.bdd_anomaly"
             f" --root {folder}'"
@@ -126,8 +127,8 @@ def _look_shifted(paths: Sequence[Path]) -> bool:
     readable = 0
     values: set[int] = set()
     for path in paths:
-        # What is wrong with a file is told when it is read as a sample.
-        if not path.is_file():  # such as a named pipe, whose opening would wait
+        # Unreadable files are reported when they are read as samples.
+        if not path.is_file():  # opening a named pipe would block
             continue
         with suppress(Exception), Image.open(path, formats=["PNG"]) as label:
             if label.mode == "L":
@@ -135,5 +136,5 @@ def _look_shifted(paths: Sequence[Path]) -> bool:
                 readable += 1
     if not values or values & {0, 255} or max(values) > 20:
         return False
-    # Few maps may lack a road and all that has no class, but none holds 19 or 20.
+    # A few maps may have neither road nor unlabelled pixels, but train ids never reach 19.
     return max(values) >= 19 or readable >= ENOUGH

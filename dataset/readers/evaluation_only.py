@@ -1,4 +1,4 @@
-"""The description of data sets whose labels tell normal from anomalous pixels, and no classes."""
+"""The description of data sets whose labels only distinguish normal from anomalous pixels."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ def evaluation_only(name: str, index_of: Mapping[int, int], label_meaning: str) 
     """Describe a test split for networks that were trained elsewhere.
 
     The classes are StreetHazards', for the names and colours of predictions;
-    `dataset.registry.describe` puts those of another training set in their place.
+    `dataset.registry.describe` replaces them by those of another training set.
     """
     return DatasetInfo(
         name=name,

@@ -1,8 +1,7 @@
 """Fishyscapes Lost & Found: label maps of Fishyscapes over the images of Lost and Found.
 
-Layout, as both are published (Blum et al., IJCV 2021, and Pinggera et al., IROS 2016; from the
-archives as pytorch-ood fetches and reads them, which puts the second folder of images in place of
-the first):
+Layout of both publications (Blum et al., IJCV 2021, and Pinggera et al., IROS 2016), from the
+archives as fetched and read by pytorch-ood, which uses the second folder of images:
 
     leftImg8bit/{train,test}/CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png
     lostandfound/leftImg8bit/{train,test}/CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png
@@ -10,8 +9,9 @@ the first):
 
 Values: 0 normal, 1 anomaly, 255 ignored. The 100 public label maps, of 2048x1024 pixels, are
 Fishyscapes' validation set; here they are the test split. Copies in the layouts of other projects
-are refused with what to do: `laf_images/` (RbA), `labels/val/*_fishy-labels.png` (the obstacle
-detection of Lis et al.) and `ood/*_ood_segmentation.png` (DenseHybrid).
+are refused with a line on how to convert them: `laf_images/` (RbA),
+`labels/val/*_fishy-labels.png` (the obstacle detection of Lis et al.) and
+`ood/*_ood_segmentation.png` (DenseHybrid).
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ FOLDER = "Fishyscapes"
 LABELS, LABEL_ENDING = "fishyscapes_lostandfound", "_labels.png"
 IMAGES = ("leftImg8bit", "lostandfound/leftImg8bit")
 FLAT_IMAGES = "laf_images"
-# Folder and ending of other projects' label maps, and what is to be done about their values.
+# Folder and suffix of other projects' label maps, and how to convert their values.
 OTHER_LABELS = (
     ("labels", "_fishy-labels.png", ""),
     ("ood", "_ood_segmentation.png", " with 255 in place of 2, which is void there"),
@@ -34,7 +34,7 @@ OTHER_LABELS = (
 
 
 class FishyscapesLostAndFound(SegmentationDataset):
-    """The 100 public label maps; the root, or a folder `Fishyscapes/` in it, holds both folders."""
+    """The 100 public label maps; both folders are in the root or in `Fishyscapes/` below it."""
 
     published_info = evaluation_only(
         "fishyscapes_lostandfound",
@@ -60,7 +60,7 @@ class FishyscapesLostAndFound(SegmentationDataset):
 
 
 def _image_of(folder: Path, label: str, remedy: str) -> str:
-    """0000_04_Maurener_Weg_8_000000_000030_labels.png -> its image, relative to `folder`."""
+    """Image of 0000_04_Maurener_Weg_8_000000_000030_labels.png, relative to `folder`."""
     frame = label.removesuffix(LABEL_ENDING).partition("_")[2]
     city = frame.rsplit("_", 2)[0]
     name = f"{city}/{frame}_leftImg8bit.png"
@@ -87,7 +87,7 @@ def _refuse_other_labels(root: Path, remedy: str) -> None:
             if found is not None:
                 frame = found.name.removesuffix(ending)
                 raise BadSample(
-                    f"{found} and its like are another project's copies of Fishyscapes' labels; "
+                    f"{found} and others are another project's copies of Fishyscapes' labels; "
                     f"save each in {folder / LABELS}{values} under its published name, as "
                     f"NNNN_{frame}{LABEL_ENDING} with a number of four digits, or {remedy}"
                 )

@@ -1,13 +1,13 @@
-"""Any images with label maps, in a folder of the user's own.
+"""The user's own images and label maps in a folder.
 
-ROOT/classes.txt                  a line per class, in the order of the index: NAME R G B
-                                  a line per further value of the labels: ignore 11, anomaly 12
+ROOT/classes.txt                  one line per class, in index order: NAME R G B
+                                  one line per further label value: ignore 11, anomaly 12
 ROOT/classes.json                 or this: {"NAME": [R, G, B], ..., "ignore": 11, "anomaly": 12}
 ROOT/images/SPLIT/.../NAME.jpg    .jpeg, .png or .webp; SPLIT is train, validation or test
-ROOT/labels/SPLIT/.../NAME.png    8-bit grey: class index, 255 = ignored, and what else the
-                                  classes file names; anomalies in the test split alone. The
-                                  first value above the classes needs no word if the labels of
-                                  the test split hold it and those of training do not
+ROOT/labels/SPLIT/.../NAME.png    8-bit grey: class index, 255 = ignored, and the values declared
+                                  in the classes file; anomalies in the test split only. The
+                                  first value above the classes needs no declaration if labels of
+                                  the test split have it and those of training do not
 """
 
 import json
@@ -28,19 +28,18 @@ from dataset.base import (
 )
 from dataset.description import IGNORE_INDEX, Colour, DatasetInfo, Split
 from dataset.pictures import BadSample
-from dataset.readers.text_files import read_text
-from utils.reading import files_below
+from utils.reading import files_below, read_text
 
 CLASS_FILES = ("classes.txt", "classes.json")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MOST_CLASSES = 254
 IGNORE, ANOMALY = "ignore", "anomaly"
-# Label maps of a split whose kind is looked at before anything is read.
+# Label maps inspected per split.
 LOOKED_AT = 16
 
 
 class Folder(SegmentationDataset):
-    """Images and label maps of the user's own, as the module's description has it."""
+    """The user's own images and label maps, in the layout above."""
 
     @classmethod
     def describe(cls, root: Path) -> DatasetInfo:
@@ -50,19 +49,19 @@ class Folder(SegmentationDataset):
         if first not in classes.words and _test_alone_holds(root, first):
             classes.words[first] = ANOMALY
             note = (
-                f"labels of the test split hold {first}, the first value above the classes, and "
-                f"those of training do not: it is the anomaly; '{IGNORE} {first}' in "
-                f"{classes.path} leaves it out"
+                f"labels of the test split contain {first}, the first value above the classes, and "
+                f"those of training do not: it is the anomaly; to ignore it, write "
+                f"'{IGNORE} {first}' into {classes.path}"
             )
         return DatasetInfo(
             name="folder",
             class_colours=classes.colours,
             anomaly_index=len(classes.colours),
             index_of=classes.index_of,
-            label_meaning=f"class index, 255 = ignored; {classes.path.name} may name further "
-            f"values, a line '{IGNORE} N' or '{ANOMALY} N' each",
+            label_meaning=f"class index, 255 = ignored; {classes.path.name} may declare further "
+            f"values, one line '{IGNORE} N' or '{ANOMALY} N' each",
             splits=tuple(split for split in SPLITS if (root / "images" / split).is_dir()),
-            remedy="each image needs a label map of its relative name, see docs/data.md",
+            remedy="each image needs a label map of the same relative name, see docs/data.md",
             note=note,
         )
 
@@ -71,7 +70,7 @@ class Folder(SegmentationDataset):
         images = [path.relative_to(source) for path in files_below(source, FOUND_SUFFIXES)]
         if not images:
             raise DatasetNotFound(
-                f"{source} holds no image ({', '.join(IMAGE_SUFFIXES)}); put some there"
+                f"{source} contains no image ({', '.join(IMAGE_SUFFIXES)}); put some there"
             )
         by_stem: dict[Path, Path] = {}
         for path in images:
@@ -91,17 +90,17 @@ class Folder(SegmentationDataset):
 
 
 def _label_of(folder: Path, image: Path) -> Path:
-    """The label map of an image, both below the folders of their split."""
+    """The label map of an image, both relative to the folders of their split."""
     path = folder / image.with_suffix(".png")
     capital = path.with_suffix(".PNG")
     return capital if capital.exists() and not path.exists() else path
 
 
 def _test_alone_holds(root: Path, value: int) -> bool:
-    """Whether a value is in labels of the test split, and in none of training and validation.
+    """Whether a value occurs in labels of the test split, but not of training and validation.
 
-    A void label, such as raw CamVid's 11, is in all of them. Some evenly spaced files of each split
-    are looked at; without training labels nothing can be told apart.
+    A void label, such as raw CamVid's 11, occurs in all of them. Some evenly spaced files of each
+    split are inspected; without training labels the answer is no.
     """
 
     def holds(split: Split) -> bool | None:
@@ -118,7 +117,7 @@ def _test_alone_holds(root: Path, value: int) -> bool:
 
 
 def _refuse_painted(labels: list[Path], info: DatasetInfo) -> None:
-    """Raise if label maps hold colours, and not one of those that can be read holds indices."""
+    """Raise if label maps are colour pictures and no readable one has indices."""
     painted: list[tuple[Path, str]] = []
     for path in labels:
         # What is wrong with a file is told when it is read as a sample.
@@ -132,28 +131,28 @@ def _refuse_painted(labels: list[Path], info: DatasetInfo) -> None:
         path, mode = painted[0]
         wanted = ", ".join(info.class_names[:3]) + (", ..." if info.num_classes > 3 else "")
         raise BadSample(
-            f"{path} and its like are colour pictures (mode {mode}); labels are 8-bit grey (mode "
-            f"L) that hold the class index, 0, 1, ... for {wanted}; {_conversion(path, mode)}"
+            f"{path} and others are colour pictures (mode {mode}); labels must be 8-bit grey (mode "
+            f"L) with the class index, 0, 1, ... for {wanted}; {_conversion(path, mode)}"
         )
 
 
 def _conversion(path: Path, mode: str) -> str:
     if mode == "P":
         return (
-            "if their palette's indices are the classes', save each anew with "
+            "if their palette indices are the class indices, convert each with "
             "PIL.Image.fromarray(numpy.asarray(PIL.Image.open(FILE))).save(FILE)"
         )
-    return "save each anew with the class's number where its colour stands"
+    return "replace each colour by the index of its class"
 
 
 @dataclass(frozen=True)
 class ClassFile:
-    """What a classes file says.
+    """The contents of a classes file.
 
     Attributes:
         path: the file.
-        colours: of the classes, by name, in the order of their indices.
-        words: by value of the labels, `IGNORE` or `ANOMALY`.
+        colours: RGB by class name, in index order.
+        words: `IGNORE` or `ANOMALY` by label value.
     """
 
     path: Path
@@ -162,7 +161,7 @@ class ClassFile:
 
     @property
     def index_of(self) -> dict[int, int]:
-        """Value in a label file to index: classes and anomalies their own, but for 255."""
+        """Index by value in a label file."""
         index_of = {index: index for index in range(len(self.colours))} | {255: IGNORE_INDEX}
         for value, word in self.words.items():
             anomaly = len(self.colours) if value == IGNORE_INDEX else value
@@ -171,7 +170,7 @@ class ClassFile:
 
 
 def read_classes(root: Path) -> dict[str, Colour]:
-    """Class names and their colours, by index; raises as `read_class_file`."""
+    """RGB by class name, in index order; raises as `read_class_file`."""
     return read_class_file(root).colours
 
 
@@ -179,14 +178,14 @@ def read_class_file(root: Path) -> ClassFile:
     """Read classes.txt or classes.json.
 
     Raises:
-        DatasetNotFound: there is neither.
-        BadSample: both are there, or what is there is not as the module's description has it.
+        DatasetNotFound: neither exists.
+        BadSample: both exist, or the file does not have the format above.
     """
     paths = [root / name for name in CLASS_FILES if (root / name).is_file()]
     if not paths:
         raise DatasetNotFound(
-            f"{root / CLASS_FILES[0]} is missing, and so is {CLASS_FILES[1]}; write one, a line "
-            "'NAME R G B' a class, or name the folder of the data with --data_root"
+            f"{root / CLASS_FILES[0]} is missing, and so is {CLASS_FILES[1]}; write one with a "
+            "line 'NAME R G B' per class, or pass the data folder as --data_root"
         )
     if len(paths) == 2:
         raise BadSample(f"{paths[0]} and {paths[1]} are both there; delete one")
@@ -204,18 +203,18 @@ def read_class_file(root: Path) -> ClassFile:
 def _add_class(classes: ClassFile, name: str, colour: tuple) -> None:
     if not name or name in classes.colours or len(colour) != 3 or not _are_bytes(colour):
         raise BadSample(
-            f"{classes.path}: class {len(classes.colours) + 1} must be a new name and three whole "
-            f"numbers of 0..255, got {name!r}, {colour!r}; correct it"
+            f"{classes.path}: class {len(classes.colours) + 1} must be a new name and three "
+            f"integers of 0..255, got {name!r}, {colour!r}; correct it"
         )
     classes.colours[name] = colour
 
 
 def _add_values(classes: ClassFile, word: str, values: tuple) -> None:
-    # Three would be a class of that name and its colour.
+    # Three numbers would be a class of that name.
     if len(values) in (0, 3) or not _are_bytes(values) or set(values) & set(classes.words):
         raise BadSample(
-            f"{classes.path}: {word!r} is no class but says what a value of the labels means, and "
-            f"takes one new whole number of 0..255, as in '{word} 12', got {values!r}; correct it"
+            f"{classes.path}: {word!r} declares a label value and takes one new integer of 0..255, "
+            f"as in '{word} 12', got {values!r}; correct it"
         )
     classes.words.update(dict.fromkeys(values, word))
 
@@ -229,7 +228,7 @@ def _check_classes(classes: ClassFile) -> None:
         if value < len(classes.colours):
             raise BadSample(
                 f"{classes.path}: '{word} {value}' is also the index of the class "
-                f"{list(classes.colours)[value]!r}; name a value from {len(classes.colours)} on"
+                f"{list(classes.colours)[value]!r}; choose a value >= {len(classes.colours)}"
             )
 
 
@@ -250,7 +249,7 @@ def _text_rows(path: Path) -> list[tuple[str, tuple]]:
 
 def _json_rows(path: Path) -> list[tuple[str, tuple]]:
     try:
-        # Pairs, so that a name that comes twice is noticed.
+        # As pairs, so that duplicate names are noticed.
         rows = json.loads(read_text(path), object_pairs_hook=list)
         return [
             (name, (value,) if name in (IGNORE, ANOMALY) and type(value) is int else tuple(value))
@@ -258,5 +257,5 @@ def _json_rows(path: Path) -> list[tuple[str, tuple]]:
         ]
     except (ValueError, TypeError, RecursionError) as error:
         raise BadSample(
-            f'{path} is no JSON object of the form {{"NAME": [R, G, B]}} ({error}); correct it'
+            f'{path} is not a JSON object of the form {{"NAME": [R, G, B]}} ({error}); correct it'
         ) from error

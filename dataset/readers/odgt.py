@@ -1,4 +1,4 @@
-"""Lists of a split's files as StreetHazards publishes them (odgt): JSON, paths in each entry."""
+"""Lists of a split's files in StreetHazards' format (odgt): JSON with two paths per entry."""
 
 import json
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dataset.pictures import BadSample
-from dataset.readers.text_files import read_text
+from utils.reading import read_text
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:
     """Read an odgt file: a JSON array of entries, or JSON lines.
 
     Returns:
-        One (image, label) pair of paths an entry, relative to the folder of the odgt file.
+        One (image, label) pair of paths per entry, relative to the folder of the odgt file.
 
     Raises:
         BadSample: the file is not JSON or is empty, or an entry lacks a path or leaves the folder.
@@ -51,8 +51,8 @@ def _checked_name(path: Path, number: int, entry: Any, key: str) -> str:
         raise BadSample(f"{path}: entry {number} has no {key}; restore the file")
     if "\\" in name:
         raise BadSample(
-            f"{path}: entry {number}'s {key} {name!r} has backslashes; write / in their place in "
-            "the whole list"
+            f"{path}: entry {number}'s {key} {name!r} has backslashes; replace them by / in the "
+            "whole list"
         )
     if leaves_folder(name):
         raise BadSample(
@@ -63,36 +63,36 @@ def _checked_name(path: Path, number: int, entry: Any, key: str) -> str:
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a path from a list points out of the list's folder; links are the user's own."""
+    """Whether a path from a list points out of the list's folder; links are allowed."""
     return PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
 
 
 def is_in_place(path: Path, names: list[tuple[str, str]]) -> bool:
-    """Whether any image and any label that a list names lie where the list says."""
+    """Whether at least one image and one label exist where the list says."""
     return any(_exists(path.parent, image) for image, _ in names) and any(
         _exists(path.parent, label) for _, label in names
     )
 
 
 def why_not_in_place(path: Path, names: list[tuple[str, str]]) -> BadSample | None:
-    """The error for a list none of whose files lies beside it, if they are found near it.
+    """The error for a list whose files are not beside it but in a folder nearby.
 
     Returns:
-        None where the files are not found elsewhere either: they may be still to come.
+        None if the files are not found there either: they may not be downloaded yet.
     """
     for name in names[0]:
         if not _exists(path.parent, name):
             for home in _folders_near(path.parent):
                 if _exists(home, name):
                     return BadSample(
-                        f"{path} names {name}, which lies in {home} and not beside the list; move "
+                        f"{path} names {name}, which is in {home} and not beside the list; move "
                         f"the list to {home / path.name}"
                     )
             for prefix, rest in _cut(name):
                 if _exists(path.parent, rest):
                     return BadSample(
-                        f"{path} names {name}, but {path.parent} holds {rest}; take {prefix!r} "
-                        "away from the paths of the whole list"
+                        f"{path} names {name}, but {path.parent} has {rest}; remove {prefix!r} "
+                        "from the paths of the whole list"
                     )
     return None
 
@@ -100,19 +100,19 @@ def why_not_in_place(path: Path, names: list[tuple[str, str]]) -> BadSample | No
 def _exists(folder: Path, name: str) -> bool:
     try:
         return (folder / name).exists()
-    except OSError:  # a name that no disk takes
+    except OSError:  # an invalid file name
         return False
 
 
 def _folders_near(folder: Path) -> Iterator[Path]:
-    """The folder above, those in it and those in the folder itself."""
+    """The parent folder, its other subfolders, and the folder's own subfolders."""
     yield folder.parent
     for parent in (folder.parent, folder):
         yield from sorted(path for path in parent.glob("*") if path.is_dir())
 
 
 def _cut(name: str) -> Iterator[tuple[str, str]]:
-    """a/b/c -> (a/, b/c), (a/b/, c)."""
+    """Split a/b/c into (a/, b/c) and (a/b/, c)."""
     parts = PurePosixPath(name).parts
     for number in range(1, len(parts)):
         yield "/".join(parts[:number]) + "/", "/".join(parts[number:])

@@ -1,7 +1,7 @@
 """RoadAnomaly (Lis et al., Detecting the Unexpected via Image Resynthesis, ICCV 2019).
 
-Layout, as it is published (from the archive RoadAnomaly_jpg.zip, all of whose frames were looked
-at) and, with images in WebP, as it was published before (from the authors' loading code):
+Published layout (from all frames of the archive RoadAnomaly_jpg.zip), and the earlier one with
+WebP images (from the authors' loading code):
 
     RoadAnomaly_jpg/frame_list.json                   a JSON array of the images' file names
     RoadAnomaly_jpg/frames/NAME.jpg
@@ -9,10 +9,11 @@ at) and, with images in WebP, as it was published before (from the authors' load
 
     RoadAnomaly/frame_list.json, frames/NAME.webp, frames/NAME.labels/labels_semantic.png
 
-RoadAnomaly_jpg/ may also lie in RoadAnomaly/, as RbA and pytorch-ood have it. Values: 0 normal,
-2 anomaly, mode L. 60 images of 1280x720; all are the test split.
+RoadAnomaly_jpg/ may also be in RoadAnomaly/, as in RbA and pytorch-ood. Values: 0 normal,
+2 anomaly, mode L. All 60 images of 1280x720 form the test split.
 """
 
+import json
 from pathlib import Path, PurePosixPath
 
 from dataset.base import IMAGE_SUFFIXES, SampleFiles, SegmentationDataset, find_first
@@ -20,13 +21,13 @@ from dataset.description import IGNORE_INDEX, NORMAL_INDEX, UNKNOWN_INDEX, Split
 from dataset.pictures import BadSample
 from dataset.readers.evaluation_only import evaluation_only
 from dataset.readers.odgt import leaves_folder
-from dataset.readers.text_files import read_json
+from utils.reading import read_text
 
 FOLDERS = ("RoadAnomaly_jpg", "RoadAnomaly/RoadAnomaly_jpg", "RoadAnomaly")
 
 
 class RoadAnomaly(SegmentationDataset):
-    """The 60 images; the root is the folder of frame_list.json, or holds one of its names."""
+    """The 60 images; frame_list.json is in the root or in one of the folders above."""
 
     published_info = evaluation_only(
         "road_anomaly",
@@ -45,22 +46,25 @@ def read_frames(path: Path) -> list[str]:
     """The names in frame_list.json.
 
     Raises:
-        BadSample: the file is no JSON array of names, is empty, or a name leaves the folder.
+        BadSample: the file is not a JSON array of names, is empty, or a name leaves the folder.
     """
-    frames = read_json(path)
+    try:
+        frames = json.loads(read_text(path, "JSON"))
+    except (ValueError, RecursionError) as error:
+        raise BadSample(f"{path} cannot be read as JSON ({error}); restore it") from error
     if not isinstance(frames, list) or not frames:
-        raise BadSample(f"{path} is no JSON array of file names; restore it from the archive")
+        raise BadSample(f"{path} is not a JSON array of file names; restore it from the archive")
     for number, name in enumerate(frames, start=1):
         if not isinstance(name, str) or not name or leaves_folder(name):
             raise BadSample(
-                f"{path}: entry {number}, {name!r}, is no file name within the folder frames/; "
+                f"{path}: entry {number}, {name!r}, is not a file name within the folder frames/; "
                 "restore the file"
             )
     return frames
 
 
 def _pair(folder: Path, name: str) -> tuple[str, str]:
-    """The image and the label map of a frame; its image may be of another format than listed."""
+    """The image and the label map of a frame; the image's format may differ from the list's."""
     frame = PurePosixPath("frames", name)
     if frame.suffix.lower() in IMAGE_SUFFIXES:
         listed, frame = frame, frame.with_suffix("")

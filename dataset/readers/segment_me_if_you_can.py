@@ -1,18 +1,18 @@
 """SegmentMeIfYouCan (Chan et al., NeurIPS 2021 Datasets): RoadAnomaly21 and RoadObstacle21.
 
-Layout, as it is published (from the archives as pytorch-ood fetches and reads them, and from the
-benchmark's own code, github.com/SegmentMeIfYouCan/road-anomaly-benchmark):
+Published layout (from the archives as fetched and read by pytorch-ood, and from the benchmark's
+own code, github.com/SegmentMeIfYouCan/road-anomaly-benchmark):
 
     dataset_AnomalyTrack/images/NAME.jpg         dataset_ObstacleTrack/images/NAME.webp
-    dataset_AnomalyTrack/labels_masks/NAME_labels_semantic.png            alike
+    dataset_AnomalyTrack/labels_masks/NAME_labels_semantic.png            likewise
 
-A copy that is spread with Mask2Anomaly names the folders RoadAnomaly21/ and RoadObstacle21/ (or
-RoadObsticle21/), with labels_masks/NAME.png where the endings are cut.
+The copy distributed with Mask2Anomaly has the folders RoadAnomaly21/ and RoadObstacle21/ (or
+RoadObsticle21/), with labels_masks/NAME.png without the suffixes.
 
-Values: 0 normal, 1 anomaly, 255 ignored (void, or off the road). The benchmark keeps the labels of
-its 100 and 327 test images to itself. The 10 and 30 images with a public label, whose names begin
-with "validation", make up the test split here. Of the obstacle track it leaves out
-validation_19 and validation_21 to validation_29, and so do we.
+Values: 0 normal, 1 anomaly, 255 ignored (void, or off the road). The labels of the benchmark's 100
+and 327 test images are not public. The 10 and 30 images with public labels, whose names begin
+with "validation", form the test split here. validation_19 and validation_21 to validation_29 of
+the obstacle track are left out, as in the benchmark.
 """
 
 from dataclasses import replace
@@ -31,7 +31,7 @@ _MEANING = "0 normal, 1 anomaly, 255 ignored"
 
 
 class _Track(SegmentationDataset):
-    """The labelled images of one track; the root holds the track's folder, or is it."""
+    """The labelled images of one track; the root is the track's folder or contains it."""
 
     folders: tuple[str, ...]
     left_out: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class _Track(SegmentationDataset):
         }
         if not labels:
             raise DatasetNotFound(
-                f"{source} holds no *{SUFFIX}; {remedy} (only validation images have public labels)"
+                f"{source} has no *{SUFFIX}; {remedy} (only validation images have public labels)"
             )
         for name, label in labels.items():
             if name not in images:
@@ -67,7 +67,7 @@ class _Track(SegmentationDataset):
 
 
 def _labels_in(folder: Path) -> dict[str, str]:
-    """Name of the image, without suffix -> name of its label map, in order."""
+    """Name of the label map by stem of the image, sorted."""
     names = sorted(path.name for path in folder.glob("*.png") if not is_hidden(Path(path.name)))
     ending = SUFFIX if any(name.endswith(SUFFIX) for name in names) else ".png"
     return {name.removesuffix(ending): name for name in names if name.endswith(ending)}
@@ -81,7 +81,7 @@ class RoadAnomaly21(_Track):
 
 
 class RoadObstacle21(_Track):
-    """The obstacle track: things on the road, all else is ignored."""
+    """The obstacle track: objects on the road; pixels off the road are ignored."""
 
     folders = ("dataset_ObstacleTrack", "RoadObstacle21", "RoadObsticle21")
     left_out = tuple(f"validation_{number}" for number in (19, *range(21, 30)))

@@ -1,4 +1,4 @@
-"""StreetHazards: its classes and colours, and where its files lie."""
+"""StreetHazards: its classes, colours and file layout."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ LISTS: dict[Split, tuple[str, ...]] = {
 STREETHAZARDS = DatasetInfo(
     name="streethazards",
     class_colours={
-        "unlabeled": (0, 0, 0),  # the sky as well
+        "unlabeled": (0, 0, 0),  # includes the sky
         "building": (70, 70, 70),
         "fence": (190, 153, 153),
         "other": (250, 170, 160),
@@ -41,11 +41,11 @@ STREETHAZARDS = DatasetInfo(
 class StreetHazards(SegmentationDataset):
     """StreetHazards (Hendrycks et al., ICML 2022), read from its odgt lists.
 
-    The root is the folder that holds `train/` and `test/`, or a folder `StreetHazards/` that does.
-    The layout is that of the archives, and that of the README of the published implementation of
-    PAnS, which has `validation/` beside them. Of two lists the one beside its files is read.
-    Labels are class indices 0..12, anomalies 13..254 (test split only) and 255 to ignore; the
-    files hold class index + 1, and 0 where there is nothing.
+    `train/` and `test/` are in the root or in `StreetHazards/` below it. The layout is that of the
+    archives, or that of the README of the published implementation of PAnS, which has
+    `validation/` beside them. Of two lists, the one beside its files is read. Labels are class
+    indices 0..12, anomalies 13..254 (test split only) and 255 for ignored pixels; the files
+    contain class index + 1, and 0 for ignored pixels.
     """
 
     published_info = STREETHAZARDS
@@ -58,7 +58,7 @@ class StreetHazards(SegmentationDataset):
             if is_in_place(*found[-1]):
                 break
         else:
-            # Files that are nowhere may be still to come: prepare opens a split to see.
+            # The files may not be downloaded yet: prepare opens a split to check.
             if (problem := why_not_in_place(*found[0])) is not None:
                 raise problem
         path, names = found[-1]

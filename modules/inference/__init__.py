@@ -1,1 +1,1 @@
-"""A trained network made ready for evaluation, and as a file for other programs."""
+"""A trained network prepared for evaluation, and its export for other programs."""

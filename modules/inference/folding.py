@@ -1,4 +1,4 @@
-"""Norms folded into the convolutions before them, for evaluation."""
+"""Fold norms into the convolutions before them, for evaluation."""
 
 import copy
 
@@ -11,7 +11,7 @@ from modules.segmentation import SegmentationModel
 
 
 class Activation(nn.Module):
-    """What remains of a folded norm: its leaky ReLU, in place; slope 1 is none."""
+    """The leaky ReLU of a folded norm, in place; slope 1 means none."""
 
     def __init__(self, slope: float) -> None:
         super().__init__()
@@ -23,11 +23,11 @@ class Activation(nn.Module):
 
 @torch.no_grad()
 def fold_norms(model: SegmentationModel) -> SegmentationModel:
-    """A copy of `model` in evaluation mode whose convolutions do the work of their norms.
+    """A copy of `model` in evaluation mode with its norms folded into the convolutions.
 
-    With running statistics a norm is the affine map z = scale * x + shift of each channel,
-    scale = effective weight / sqrt(var + eps), shift = bias - mean * scale, so
-    scale * W and shift serve as weight and bias of the convolution before it.
+    With running statistics a norm is the affine map z = scale * x + shift of each channel, with
+    scale = effective weight / sqrt(var + eps) and shift = bias - mean * scale. So the convolution
+    before it gets the weight scale * W and the bias shift.
     """
     folded = copy.deepcopy(model).eval()
     for parent in list(folded.modules()):

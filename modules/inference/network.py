@@ -1,4 +1,4 @@
-"""A trained network made ready for evaluation."""
+"""A trained network prepared for evaluation."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ from modules.segmentation import SegmentationModel
 
 
 def dropout_masks(passes: int, channels: int, rate: float, generator: torch.Generator) -> Tensor:
-    """(passes, channels, 1, 1) factors of as many draws of Dropout2d: 0, or 1 / (1 - rate).
+    """(passes, channels, 1, 1) factors of independent Dropout2d draws: 0 or 1 / (1 - rate).
 
-    Drawn on the CPU, so that a seed gives the same ones on every device.
+    Drawn on the CPU, so that a seed gives the same factors on every device.
     """
     kept = torch.rand(passes, channels, 1, 1, generator=generator) >= rate
     return kept / (1 - rate)
@@ -24,13 +24,14 @@ def dropout_masks(passes: int, channels: int, rate: float, generator: torch.Gene
 class Inference:
     """Images at several scales -> features -> logits, without gradients.
 
-    Images are bytes, normalised where the network is: a quarter of the values' bytes to move.
+    Images are bytes and are normalised on the network's device, which saves three quarters of the
+    transfer.
 
     Args:
-        model: left as it is, but for `plain`, which puts it into evaluation mode.
-        device: where the model is and the logits come out.
-        precision: "fp32" or "bf16" (all but the classifier; logits are float32 in either).
-        plain: run the model itself in float32, norms and all, instead of a copy with folded norms.
+        model: not changed, except that `plain` puts it into evaluation mode.
+        device: the device of the model and of the logits.
+        precision: "fp32" or "bf16" (all but the classifier; logits are always float32).
+        plain: run the model itself in float32 instead of a copy with folded norms.
     """
 
     def __init__(
@@ -38,14 +39,14 @@ class Inference:
     ) -> None:
         self.device = device
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        # On a CPU convolutions of values pixel by pixel are the faster ones, almost all of them.
+        # On a CPU, almost all convolutions are faster in channels-last layout.
         self.layout = torch.contiguous_format if plain else torch.channels_last
         self.model = model.eval() if plain else self._prepared(model)
 
     def _prepared(self, model: SegmentationModel) -> SegmentationModel:
-        """A copy whose convolutions do the norms' work, in `self.dtype`."""
+        """A copy with folded norms, in `self.dtype`."""
         folded = fold_norms(model)
-        if self.device.type == "cpu":  # on GPUs the library itself chooses
+        if self.device.type == "cpu":  # on GPUs the library chooses
             use_winograd(folded, self.dtype)
         folded.to(self.dtype).to(memory_format=self.layout).cls.float()
         return folded
@@ -56,14 +57,14 @@ class Inference:
 
     @torch.inference_mode()
     def features(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """(3, H, W) uint8 images, one per scale -> (1, D, h, w), what the classifier sees."""
+        """(3, H, W) uint8 images, one per scale -> (1, D, h, w) inputs of the classifier."""
         return [self.model.features(self._input(image)) for image in images]
 
     @torch.inference_mode()
     def classify(self, features: Sequence[Tensor]) -> list[Tensor]:
         """(N, D, h, w) features, one per scale -> (N, C, h, w) float32 logits, one per scale.
 
-        Contiguous: what is done with them at full size goes class by class.
+        Contiguous, because the next operations at full size go class by class.
         """
         return [self.model.cls(one).contiguous() for one in features]
 
@@ -75,8 +76,8 @@ class Inference:
     def samples(self, features: Sequence[Tensor], passes: int, seed: int) -> list[Tensor]:
         """(1, D, h, w) features -> (passes, C, h, w) float32 logits of stochastic passes.
 
-        A stochastic pass has dropout on and norms in evaluation mode. Dropout stands just before
-        the classifier, so all passes share the features of one forward pass.
+        A stochastic pass has dropout on and norms in evaluation mode. Dropout is just before the
+        classifier, so all passes share the features of one forward pass.
         """
         generator = torch.Generator().manual_seed(seed)
         samples = []

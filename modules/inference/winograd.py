@@ -1,4 +1,4 @@
-"""Where a folded network on a CPU computes its 3x3 convolutions by Winograd's filtering."""
+"""Winograd's filtering for the 3x3 convolutions of a folded network on a CPU."""
 
 from typing import cast
 
@@ -7,23 +7,22 @@ from torch import Tensor, nn
 
 from modules.pyramid import PyramidHead
 from modules.residual import Bottleneck
-from modules.resnet import MOD5_CHANNELS
 from modules.segmentation import SegmentationModel
 from modules.winograd import FOUR, TWO, Filtering, convolve, transformed_taps
 
 
 def filtering_for(dtype: torch.dtype) -> tuple[Filtering, int]:
-    """The filtering for values of a type, and the channels from which on it is worth it.
+    """The filtering for a data type, and the minimum number of channels for which it pays off.
 
-    bfloat16 has not the digits for F(4x4): its errors move metrics by tenths of a point.
+    bfloat16 is not precise enough for F(4x4): its errors change metrics by tenths of a point.
     """
     return (TWO, 256) if dtype == torch.bfloat16 else (FOUR, 128)
 
 
 class WinogradConv2d(nn.Module):
-    """What `nn.Conv2d(C, O, 3, padding=dilation, dilation=dilation)` computes, without gradients.
+    """`nn.Conv2d(C, O, 3, padding=dilation, dilation=dilation)` without gradients.
 
-    (N, C, H, W) -> (N, O, H, W), fastest if channels-last, which the output is.
+    (N, C, H, W) -> (N, O, H, W) in channels-last layout; fastest for channels-last input.
 
     Args:
         weight: (O, C, 3, 3).
@@ -33,7 +32,7 @@ class WinogradConv2d(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor, dilation: int, filtering: Filtering) -> None:
         super().__init__()
         taps = transformed_taps(weight.detach().double(), filtering)
-        self.taps = nn.Buffer(taps.to(weight.dtype))  # (n^2, C, O)
+        self.taps = nn.Buffer(taps.to(weight.dtype).contiguous())  # (n^2, C, O)
         self.bias = nn.Buffer(bias.detach().clone())
         self.dilation, self.filtering = dilation, filtering
 
@@ -42,7 +41,7 @@ class WinogradConv2d(nn.Module):
 
 
 def use_winograd(model: SegmentationModel, dtype: torch.dtype) -> None:
-    """Have the broad 3x3 convolutions of a folded model computed so, in `dtype` from then on."""
+    """Replace the 3x3 convolutions with many channels of a folded model, which runs in `dtype`."""
     filtering, fewest_channels = filtering_for(dtype)
 
     def winograd(convolution: nn.Conv2d, weight: Tensor) -> WinogradConv2d:
@@ -56,4 +55,5 @@ def use_winograd(model: SegmentationModel, dtype: torch.dtype) -> None:
                 module.convs.conv2 = winograd(convolution, convolution.weight)
         elif isinstance(module, PyramidHead) and not module.plain:
             convolution = cast(nn.Conv2d, module.conv_last[0])
-            module.mod5_convolution = winograd(convolution, convolution.weight[:, :MOD5_CHANNELS])
+            weight = convolution.weight[:, : module.mod5_channels]
+            module.mod5_convolution = winograd(convolution, weight)

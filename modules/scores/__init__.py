@@ -1,8 +1,7 @@
-"""Logits at several scales -> class probabilities and anomaly scores, higher = more anomalous.
+"""Class probabilities and anomaly scores from logits at several scales; higher = more anomalous.
 
-Everywhere `logits_per_scale` is a list of low-resolution (N, C, h_s, w_s) logits, one a scale,
-and `size` the (H, W) of the label. Scales are upsampled bilinearly (align_corners=False), then
-averaged.
+`logits_per_scale` is a list of low-resolution (N, C, h_s, w_s) logits, one per scale, and `size`
+the (H, W) of the label. Scales are upsampled bilinearly (align_corners=False), then averaged.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The lowest and the highest value that each score can have."""
+"""The range of each score."""
 
 import math
 
@@ -6,11 +6,11 @@ from modules.classifier import COSINE_SCALE
 
 
 def bounds_of(name: str, classes: int, classifier: str) -> tuple[float, float] | None:
-    """(lowest, highest) value of a score of `SCORES`, None where there are none.
+    """The (lowest, highest) possible value of a score of `SCORES`; None if it is unbounded.
 
     Args:
-        classes: of the network.
-        classifier: "cosine", whose logits are in [-10, 10], or another with unbounded ones.
+        classes: number of classes.
+        classifier: "cosine", whose logits are in [-10, 10], or another with unbounded logits.
     """
     nats = math.log(classes)
     bounds = {

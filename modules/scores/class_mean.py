@@ -1,7 +1,7 @@
 """Distance from the nearest class mean: 1 - max_c cos(f, mean_c).
 
-mean_c is the mean of the features of the training pixels labelled c: prototypes that are measured,
-not learned (Snell et al., "Prototypical Networks for Few-shot Learning", NeurIPS 2017, with the
+mean_c is the mean of the features of the training pixels labelled c: measured instead of learned
+prototypes (Snell et al., "Prototypical Networks for Few-shot Learning", NeurIPS 2017, with the
 cosine of Fontanel et al., "Detecting Anomalies in Semantic Segmentation with Prototypes", CVPR
 workshops 2021).
 """
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.scores.fitted import Fit, NotFitted, class_sums, exact, labelled_features, rounded
-from modules.scores.maps import ScoreMap
 from modules.scores.network_output import NetworkOutput, State
+from modules.scores.score_map import Fit, ScoreMap, class_sums, exact, labelled_features, rounded
+from utils.errors import PansError
 
 
 def distance_from_means(features: Tensor, means: Tensor) -> Tensor:
@@ -36,10 +36,10 @@ def observe(output: NetworkOutput, label: Tensor, seed: int) -> State:
 
 
 def finish(state: State) -> State:
-    """The means of the classes that some label holds."""
+    """The means of the classes that occur in training labels."""
     counts, sums = rounded(state["counts"]), rounded(state["sums"])
     if not counts.any():
-        raise NotFitted("class_mean: no training label holds a known class")
+        raise PansError("class_mean: no training label has a known class")
     return {"means": sums[counts > 0] / counts[counts > 0, None]}
 
 

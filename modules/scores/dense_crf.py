@@ -1,4 +1,4 @@
-"""Maximum softmax probability after a dense conditional random field, from an optional package."""
+"""Probabilities smoothed by a dense conditional random field, from an optional package."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 PACKAGE = "pydensecrf"
 MEAN_FIELD_STEPS = 10
-# Standard deviations in pixels and in grey levels, and weights, of the package's own example.
+# Standard deviations in pixels and in grey levels, and weights, as in the package's example.
 SMOOTHNESS = {"sxy": 3, "compat": 3}
 APPEARANCE = {"sxy": 80, "srgb": 13, "compat": 10}
 SMALLEST_PROBABILITY = 1e-10
 
 
 def is_installed() -> bool:
-    """Whether the package is there; it is not loaded."""
+    """Whether the package is installed; does not import it."""
     return importlib.util.find_spec(PACKAGE) is not None
 
 

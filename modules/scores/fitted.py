@@ -1,123 +1,26 @@
-"""Scores that are fitted: one pass over the training images, and a file beside the checkpoint.
+"""Fitted scores: one pass over the training images, and a file beside the checkpoint.
 
-Every image gives a state of fixed size, and states merge: over the images of a process, then over
-the processes. Merging is exact, so that neither order nor number of processes changes a bit.
+Every image gives a state of fixed size. States are merged over the images of a process, then over
+the processes.
 """
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from modules.inference.network import Inference
-from modules.scores.network_output import NetworkOutput, State
+from modules.scores.network_output import State
 from modules.scores.registry import SCORES
+from modules.scores.score_map import Fit
 from modules.scores.scorer import Scorer
 from utils.distributed import Process, from_main, gather_objects
-from utils.errors import PansError
-from utils.files import replacing
+from utils.files import replacing, sha256_of
 from utils.progress import ProgressBar
-
-_FRACTION_BITS = 60
-_LARGEST_SUM = 2.0**62
-
-
-class NotFitted(PansError):
-    """The training images do not give what a score needs."""
-
-
-# Sums
-
-
-def exact(values: Tensor) -> Tensor:
-    """Float64 values (...) -> fixed-point numbers (2, ...): whole part and 2^-60ths, both int64.
-
-    Raises:
-        NotFitted: a value is not finite, or its magnitude is 2^62 or more.
-    """
-    if not bool((values.abs() < _LARGEST_SUM).all()):
-        raise NotFitted(
-            "the network's output for a training image is not finite, or too large to be summed; "
-            "its training had failed, use an earlier checkpoint"
-        )
-    whole = values.floor()
-    fraction = ((values - whole) * 2.0**_FRACTION_BITS).round()
-    return torch.stack([whole, fraction]).to(torch.int64)
-
-
-def add_exact(first: State, second: State) -> State:
-    """Entry by entry the sums of `exact` numbers, which depend on no order."""
-    return {name: _carried(first[name] + second[name]) for name in first}
-
-
-def _carried(total: Tensor) -> Tensor:
-    carry = total[1] >> _FRACTION_BITS
-    return torch.stack([total[0] + carry, total[1] - (carry << _FRACTION_BITS)])
-
-
-def rounded(total: Tensor) -> Tensor:
-    """`exact` numbers (2, ...) -> (...) float64."""
-    return total[0].double() + total[1].double() / 2.0**_FRACTION_BITS
-
-
-# Fitting
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How a score learns from the training images.
-
-    Attributes:
-        observe: (network output, label (H, W) uint8, seed) -> the state of one image. The seed
-            depends on that of the run and on the image's index.
-        finish: merged state -> what the score keeps, on the main process alone.
-        merge: two states -> their state together; by default sums of `exact` numbers.
-        drawn: whether the seed matters.
-        settings: constants of the fit; others take the pass again.
-    """
-
-    observe: Callable[[NetworkOutput, Tensor, int], State]
-    finish: Callable[[State], State]
-    merge: Callable[[State, State], State] = add_exact
-    drawn: bool = False
-    settings: tuple[Any, ...] = ()
-
-
-def labelled_features(output: NetworkOutput, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of the pixels with a known class, of all scales together, and these classes.
-
-    Args:
-        label: (H, W) uint8; resized to the features' resolution, each pixel the nearest.
-
-    Returns:
-        (P, D), float32 at least, and (P,) int64 below the number of classes.
-    """
-    features, classes = [], []
-    for one in output.features:
-        own = F.interpolate(label[None, None].to(one.device), one.shape[2:], mode="nearest-exact")
-        known = own.flatten() < output.logits[0].shape[1]
-        features.append(pixels(one)[known])
-        classes.append(own.flatten()[known].long())
-    return torch.cat(features), torch.cat(classes)
-
-
-def pixels(features: Tensor) -> Tensor:
-    """(1, D, h, w) features -> (h * w, D), float32 at least."""
-    rows = features.flatten(2)[0].T
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
-
-
-def class_sums(features: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(P, D) features and (P,) classes -> their numbers (C,) and sums (C, D), float64."""
-    indicator = F.one_hot(classes, count).double()
-    return indicator.sum(0), indicator.T @ features.double()
 
 
 def fitted_states(
@@ -129,19 +32,19 @@ def fitted_states(
     settings: Sequence[Any],
     seed: int = 0,
 ) -> dict[str, State]:
-    """{name: what the score has learned}: kept beside the checkpoint, or from one pass now.
+    """{name: fitted state}, from the files beside the checkpoint or from a pass now.
 
-    Every process calls this function, and all get the same, whatever their number.
+    To be called by every process; all get the same result.
 
     Args:
-        names: of fitted scores; one pass serves all of them.
-        loader: of `dataset`, with this process's share of the training images and their labels.
-        checkpoint: the weights' file.
-        settings: how the network is run, in types that JSON takes.
-        seed: of random samples, in 0..2**32 - 1.
+        names: fitted scores; one pass serves all of them.
+        loader: a loader of `dataset`, with this process's share of the training images.
+        checkpoint: the file of the weights.
+        settings: settings of the network that affect its output, as JSON types.
+        seed: seed of random samples, in 0..2**32 - 1.
 
     Raises:
-        NotFitted: no training image has a pixel of a known class, or values are not finite.
+        PansError: no training image has a pixel of a known class, or values are not finite.
     """
 
     def kept() -> tuple[str, dict[str, State | None]]:
@@ -159,7 +62,7 @@ def fitted_states(
         new = from_main(process, lambda: {name: fits[name].finish(merged[name]) for name in fits})
         states |= new
         if process.is_main:
-            weights = _file_digest(checkpoint)
+            weights = sha256_of(checkpoint)
             for name, state in new.items():
                 described = _described(name, settings, seed)
                 content = {"weights": weights, "settings": described, "files": files}
@@ -198,33 +101,33 @@ def _merged(
 
 
 def state_path(name: str, checkpoint: Path) -> Path:
-    """Where what a score has learned for a checkpoint is kept."""
+    """Path of a score's fitted state for a checkpoint."""
     return checkpoint.with_name(f"{checkpoint.name}.{name}.pt")
 
 
 def kept_state(
     name: str, checkpoint: Path, settings: Sequence[Any], seed: int = 0, *, files: str | None = None
 ) -> State | None:
-    """What is kept beside the checkpoint, if it is of the same weights, settings and data.
+    """The fitted state beside the checkpoint, if weights, settings and data are the same.
 
     Args:
-        files: digest of the training images; None takes the state whatever they were.
+        files: digest of the training images; None accepts any.
     """
     try:
         kept = torch.load(state_path(name, checkpoint), map_location="cpu", weights_only=True)
         if kept["settings"] != _described(name, settings, seed):
             return None
-        if files not in (None, kept["files"]) or kept["weights"] != _file_digest(checkpoint):
+        if files not in (None, kept["files"]) or kept["weights"] != sha256_of(checkpoint):
             return None
         state: State = {str(key): value.clone() for key, value in kept["state"].items()}
         return state
-    # A damaged file meets torch.load with errors of many types; the pass is taken again then.
+    # torch.load raises errors of many types on damaged files; the score is then fitted again.
     except Exception:
         return None
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    # Checkpoints may lie where nothing can be written; the next test takes the pass again then.
+    # The checkpoint's folder may be read-only; the next test then fits the score again.
     with contextlib.suppress(OSError), replacing(path) as file:
         torch.save(content, file)
 
@@ -232,11 +135,6 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def _described(name: str, settings: Sequence[Any], seed: int) -> str:
     fit = _fit_of(name)
     return json.dumps([*settings, *fit.settings, seed if fit.drawn else None])
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files_key(pictures: Any) -> str:
@@ -247,7 +145,7 @@ def _files_key(pictures: Any) -> str:
 
 
 def _version(path: Path) -> tuple[int, int]:
-    """What differs when a file has been written anew: its size and time; zeros if it is missing."""
+    """Size and modification time of a file; zeros if it is missing."""
     try:
         status = path.stat()
     except OSError:

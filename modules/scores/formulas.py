@@ -1,8 +1,8 @@
 """Anomaly scores of logits and probabilities, one pure function each; higher = more anomalous.
 
-Functions of `logits` (N, C, h, w) give (N, h, w) at the logits' own resolution: `mean_over_scales`
-upsamples and averages them. logits_c is 10 * cos(feature, prototype_c) with the cosine classifier,
-and unbounded with the standard one; p is their softmax.
+Functions of `logits` (N, C, h, w) return (N, h, w) at the logits' resolution; `mean_over_scales`
+upsamples and averages them. logit_c is 10 * cos(feature, prototype_c) with the cosine classifier,
+and unbounded with the standard one; p is the softmax.
 """
 
 import math
@@ -17,7 +17,7 @@ from modules.scores.network_output import mean_over_scales
 def cosine_score(logits_per_scale: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """Distance from the nearest prototype: 1 - mean over scales of up((max_c logit_c + 10) / 20).
 
-    Logits of the cosine classifier, (N, C, h_s, w_s) a scale, give (N, H, W) in [0, 1]. The
+    Logits of the cosine classifier, (N, C, h_s, w_s) per scale, give (N, H, W) in [0, 1]. The
     maximum is taken before upsampling (Fontanel et al., "Detecting Anomalies in Semantic
     Segmentation with Prototypes", CVPR workshops 2021, section 3.3).
 
@@ -67,7 +67,7 @@ def entropy(logits: Tensor) -> Tensor:
     """-sum_c p_c log p_c, in nats: in [0, log C].
 
     Chan et al., "Entropy Maximization and Meta Classification for Out-of-Distribution Detection
-    in Semantic Segmentation", ICCV 2021, whose score is this over log C.
+    in Semantic Segmentation", ICCV 2021, who divide it by log C.
 
     >>> import torch
     >>> entropy(torch.zeros(1, 2, 1, 1))  # log 2
@@ -108,10 +108,10 @@ def prototype_margin(logits: Tensor) -> Tensor:
 def mutual_information(samples: Tensor) -> Tensor:
     """H(mean_n p_n) - mean_n H(p_n), in nats, of the softmax p_n of T stochastic passes.
 
-    (T, C, h, w) logits -> (1, h, w) in [0, min(log C, log T)]: the passes' disagreement. Rounding
-    below 0 is cut off. Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016, for
-    the passes; Mukhoti and Gal, "Evaluating Bayesian Deep Learning Methods for Semantic
-    Segmentation", 2018, for the measure.
+    (T, C, h, w) logits -> (1, h, w) in [0, min(log C, log T)]: the disagreement of the passes,
+    clipped at 0. The passes are from Gal and Ghahramani, "Dropout as a Bayesian Approximation",
+    ICML 2016, the measure from Mukhoti and Gal, "Evaluating Bayesian Deep Learning Methods for
+    Semantic Segmentation", 2018.
 
     >>> import torch
     >>> opposed = torch.tensor([[50.0, -50.0], [-50.0, 50.0]]).view(2, 2, 1, 1)

@@ -1,8 +1,8 @@
-"""Distance from the k-th nearest of a random sample of training features, all of length 1.
+"""Distance to the k-th nearest neighbour in a random sample of training features of length 1.
 
-|f / |f| - g_k|, g_k the k-th nearest of 8192 features of labelled training pixels, each drawn with
-the same probability; k = 10. Sun et al., "Out-of-Distribution Detection with Deep Nearest
-Neighbors", ICML 2022.
+|f / |f| - g_k|, where g_k is the k-th nearest of 8192 features of labelled training pixels, drawn
+uniformly; k = 10. Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML
+2022.
 """
 
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.scores.fitted import Fit, NotFitted, labelled_features, pixels
-from modules.scores.maps import ScoreMap
 from modules.scores.network_output import NetworkOutput, State
+from modules.scores.score_map import Fit, ScoreMap, labelled_features, pixels
+from utils.errors import PansError
 
 SAMPLE_SIZE = 8192
 NEIGHBOUR = 10
 CHUNK = 1024
-"""Pixels compared with the sample together: 32 MB of products."""
+"""Pixels compared with the sample at a time: 32 MB of products."""
 
 
 def neighbour_distance(features: Tensor, sample: Tensor, k: int = NEIGHBOUR) -> Tensor:
-    """(P, D) features -> (P,) in [0, 2], the distance of each direction from its k-th nearest.
+    """(P, D) features -> (P,) in [0, 2], the distance of each direction to its k-th neighbour.
 
     Args:
-        sample: (S, D) of length 1; the farthest is taken where S < k.
+        sample: (S, D) of length 1; the farthest is taken if S < k.
 
     >>> import torch
     >>> sample = torch.eye(3)
@@ -39,7 +39,7 @@ def neighbour_distance(features: Tensor, sample: Tensor, k: int = NEIGHBOUR) -> 
 
 
 def observe(output: NetworkOutput, label: Tensor, seed: int) -> State:
-    """Every pixel draws a number; the smallest ones are in the sample."""
+    """Draw a random number per pixel; the pixels with the smallest ones form the sample."""
     features, _ = labelled_features(output, label)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(len(features), dtype=torch.float64, generator=generator)
@@ -58,7 +58,7 @@ def _smallest(state: State) -> State:
 
 def finish(state: State) -> State:
     if not len(state["features"]):
-        raise NotFitted("knn: no training label holds a known class")
+        raise PansError("knn: no training label has a known class")
     return {"sample": F.normalize(state["features"], dim=1)}
 
 

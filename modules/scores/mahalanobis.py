@@ -1,9 +1,9 @@
 """Mahalanobis distance from the nearest class: min_c (f - mean_c)^T covariance^-1 (f - mean_c).
 
-mean_c is the mean of the features of the training pixels labelled c, covariance the one that the
-classes share: the mean over these pixels of (f - mean_c) (f - mean_c)^T, c the pixel's class. Lee
-et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial
-Attacks", NeurIPS 2018, of the last features alone and without input preprocessing.
+mean_c is the mean of the features of the training pixels labelled c. The covariance is shared by
+the classes: the mean over these pixels of (f - mean_c) (f - mean_c)^T, c the pixel's class. Lee et
+al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks",
+NeurIPS 2018, with the last features only and without input preprocessing.
 """
 
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from modules.scores.fitted import (
+from modules.scores.network_output import NetworkOutput, State
+from modules.scores.score_map import (
     Fit,
-    NotFitted,
+    ScoreMap,
     class_sums,
     exact,
     labelled_features,
     pixels,
     rounded,
 )
-from modules.scores.maps import ScoreMap
-from modules.scores.network_output import NetworkOutput, State
+from utils.errors import PansError
 
 SMALLEST_VARIANCE = 1e-10
-"""Directions with a smaller share of the largest variance are rounding, and are left out."""
+"""Directions whose variance is a smaller share of the largest are rounding errors, and ignored."""
 
 
 def squared_distance(features: Tensor, centre: Tensor, whitening: Tensor, means: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def squared_distance(features: Tensor, centre: Tensor, whitening: Tensor, means:
     Args:
         centre: (D,).
         whitening: (D, R), after which the shared covariance is the identity.
-        means: (C, R), of the classes, centred and whitened too.
+        means: (C, R), the class means, centred and whitened too.
 
     >>> import torch
     >>> halved, means = torch.tensor([[0.5, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 0.0]])
@@ -55,11 +55,11 @@ def observe(output: NetworkOutput, label: Tensor, seed: int) -> State:
 
 
 def finish(state: State) -> State:
-    """What `squared_distance` takes, of the classes that some label holds."""
+    """The arguments of `squared_distance`, for the classes that occur in training labels."""
     counts, sums = rounded(state["counts"]), rounded(state["sums"])
     total = counts.sum()
     if not total:
-        raise NotFitted("mahalanobis: no training label holds a known class")
+        raise PansError("mahalanobis: no training label has a known class")
     sums, counts = sums[counts > 0], counts[counts > 0, None]
     means, centre = sums / counts, sums.sum(0) / total
     covariance = (rounded(state["products"]) - sums.T @ means) / total

@@ -1,29 +1,12 @@
-"""How the scores of `registry` that are not fitted are computed from the output for one image."""
+"""Computes the scores of `registry` that are not fitted from the network's output."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from modules.scores import dense_crf, formulas
-from modules.scores.fitted import Fit
 from modules.scores.network_output import NetworkOutput, mean_over_scales
-
-
-@dataclass(frozen=True)
-class ScoreMap:
-    """The way from an image to the map of a score, in two steps.
-
-    Attributes:
-        parts_of: the network's output for one image -> what its map is computed from:
-            (1, h_s, w_s), one per scale, or the map itself: (1, H, W).
-        from_parts: parts and the size (H, W) -> (1, H, W), higher = more anomalous.
-        fit: how it learns from the training images, if it does.
-    """
-
-    parts_of: Callable[[NetworkOutput], Sequence[Tensor]]
-    from_parts: Callable[[Sequence[Tensor], Sequence[int]], Tensor] = mean_over_scales
-    fit: Fit | None = None
+from modules.scores.score_map import ScoreMap
 
 
 def _of_logits(formula: Callable[[Tensor], Tensor]) -> ScoreMap:

@@ -1,4 +1,4 @@
-"""The network's output for an image: all that the scores are computed from."""
+"""The network's output for an image, from which all scores are computed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from modules.pyramid import upsampling_matrix
 
 STRIP_BYTES = 8 << 20
-"""Probabilities of so many rows are computed together: that much stays in a CPU's cache."""
+"""Rows whose probabilities are computed at a time, to fit into a CPU's cache."""
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -23,7 +23,7 @@ def mean_probabilities(logits_per_scale: Sequence[Tensor], size: Sequence[int]) 
     """Softmax of the upsampled logits, mean over scales: (N, C, H, W), sums to 1 over C.
 
     Args:
-        logits_per_scale: (N, C, h_s, w_s), one a scale; without gradients.
+        logits_per_scale: (N, C, h_s, w_s), one per scale; without gradients.
         size: (H, W).
     """
     first, *others = logits_per_scale
@@ -38,11 +38,11 @@ def confidence_and_prediction(
 ) -> tuple[Tensor, Tensor]:
     """Maximum and argmax over classes of `mean_probabilities`, each (N, H, W).
 
-    On a CPU the probabilities are computed, used and forgotten a strip of rows at a time, so that
-    neither memory nor its traffic grows with the classes. A GPU does the whole map at once.
+    On a CPU the probabilities are computed and reduced in strips of rows, so that memory and its
+    traffic do not grow with the number of classes. A GPU computes the whole map at once.
     """
     if logits_per_scale[0].device.type != "cpu":
-        # The maximum with its place takes a sixth of the time of argmax alone.
+        # max with its index takes a sixth of the time of argmax alone.
         confidence, prediction = mean_probabilities(logits_per_scale, size).max(dim=1)
         return confidence, prediction
     pairs = [strip.max(dim=1) for strip in _strips_of_mean_probabilities(logits_per_scale, size)]
@@ -55,8 +55,8 @@ def _strips_of_mean_probabilities(
 ) -> Iterator[Tensor]:
     """`mean_probabilities` from top to bottom as (N, C, rows, W), up to rounding.
 
-    Bilinear upsampling is separable: the few low-resolution rows that a strip sees are widened,
-    then mixed by the strip's rows of the vertical upsampling matrix.
+    Bilinear upsampling is separable: the low-resolution rows of a strip are upsampled horizontally,
+    then combined by the strip's rows of the vertical upsampling matrix.
     """
     height, width = size
     matrices = [upsampling_matrix(logits.shape[2], height, logits) for logits in logits_per_scale]
@@ -76,26 +76,26 @@ def _strips_of_mean_probabilities(
 
 
 def mean_over_scales(maps_per_scale: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """Low-resolution maps (N, h_s, w_s), one a scale -> their upsampled mean (N, H, W)."""
+    """Low-resolution maps (N, h_s, w_s), one per scale -> their upsampled mean (N, H, W)."""
     upsampled = [upsample(maps[:, None], size) for maps in maps_per_scale]
     return (sum(upsampled[1:], upsampled[0]) / len(upsampled)).squeeze(1)
 
 
 State = Mapping[str, Tensor]
-"""What a fitted score has learned from the training images, by name; on the CPU in its file."""
+"""The state of a fitted score: tensors by name; on the CPU in its file."""
 
 
 @dataclass(frozen=True)
 class NetworkOutput:
-    """What the network gives for one image. Only `logits` and `size` are always there.
+    """The network's output for one image. Only `logits` and `size` are always set.
 
     Attributes:
         logits: (1, C, h_s, w_s) float32, one per scale.
         size: (H, W) of the label.
-        features: (1, D, h_s, w_s), what the classifier sees, one per scale.
+        features: (1, D, h_s, w_s), the classifier's input, one per scale.
         picture: (H, W, 3) uint8, for scores that use colours.
         samples: (passes, C, h_s, w_s) logits of stochastic passes, one per scale.
-        states: {score: what it has learned from the training images}, of the fitted scores.
+        states: {score: fitted state} of the fitted scores.
     """
 
     logits: Sequence[Tensor]
@@ -112,7 +112,7 @@ class NetworkOutput:
 
     @cached_property
     def _confidence_and_prediction(self) -> tuple[Tensor, Tensor]:
-        if "probabilities" in self.__dict__:  # somebody needs all of them
+        if "probabilities" in self.__dict__:  # already computed for another score
             confidence, prediction = self.probabilities.max(dim=1)
             return confidence, prediction
         return confidence_and_prediction(self.logits, self.size)

@@ -1,6 +1,6 @@
 """All scores by name. A score is a line here and a line in `maps`, or a file if it is fitted.
 
-What the command line asks of them is told without torch, which takes seconds to import.
+Without torch until a map is computed, because the command line reads this file.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from modules.scores import dense_crf
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from modules.scores.maps import ScoreMap
     from modules.scores.network_output import NetworkOutput
+    from modules.scores.score_map import ScoreMap
 
 ALL = "all"
 DROPOUT_PASSES = 10
@@ -29,12 +29,12 @@ class Score:
     """An anomaly score.
 
     Attributes:
-        name: in the tables of scores.
-        words: what it is, for the command line's help.
-        cosine: it needs the cosine classifier.
-        samples: it needs stochastic passes.
-        fitted: it learns from the training images first; its file is `modules/scores/NAME.py`.
-        crf: it needs the optional package of `dense_crf`.
+        name: its name.
+        words: a description for the command line's help.
+        cosine: whether it needs the cosine classifier.
+        samples: whether it needs stochastic passes.
+        fitted: whether it is fitted to the training images; its file is `modules/scores/NAME.py`.
+        crf: whether it needs the optional package of `dense_crf`.
     """
 
     name: str
@@ -46,18 +46,18 @@ class Score:
 
     @property
     def of_logits(self) -> bool:
-        """Whether the logits of one pass are all it needs."""
+        """Whether it needs only the logits of one pass."""
         return not (self.samples or self.fitted or self.crf)
 
     def missing(self, classifier: str) -> str | None:
-        """What it needs and can't have, if there is such a thing."""
+        """The missing requirement, if any."""
         if self.cosine and classifier != "cosine":
             return "--classifier cosine"
         return CRF_REMEDY if self.crf and not dense_crf.is_installed() else None
 
     @cached_property
     def map(self) -> ScoreMap:
-        """How it is computed; its first use imports torch."""
+        """The functions that compute it; the first use imports torch."""
         if self.fitted:
             score_map: ScoreMap = import_module(f"modules.scores.{self.name}").MAP
             return score_map
@@ -65,17 +65,9 @@ class Score:
 
         return MAPS[self.name]
 
-    def parts_of(self, output: NetworkOutput) -> Sequence[Tensor]:
-        """What the map is computed from, see `ScoreMap`."""
-        return self.map.parts_of(output)
-
-    def from_parts(self, parts: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """(1, H, W), higher = more anomalous."""
-        return self.map.from_parts(parts, size)
-
     def map_of(self, output: NetworkOutput) -> Tensor:
         """(1, H, W), higher = more anomalous."""
-        return self.from_parts(self.parts_of(output), output.size)
+        return self.map.from_parts(self.map.parts_of(output), output.size)
 
 
 _ALL_SCORES = (
@@ -85,18 +77,18 @@ _ALL_SCORES = (
     Score("entropy", "entropy of the softmax"),
     Score("energy", "minus the log-sum-exp of the logits"),
     Score("standardized_maxlogit", "largest logit, standardized by class", fitted=True),
-    Score("prototype_margin", "how near the second nearest prototype is as well", cosine=True),
+    Score("prototype_margin", "margin between the two nearest prototypes", cosine=True),
     Score("mc_dropout", "disagreement of passes with dropout", samples=True),
     Score("class_mean", "distance from the nearest class mean", fitted=True),
     Score("mahalanobis", "Mahalanobis distance from the nearest class", fitted=True),
-    Score("knn", "distance from near training features", fitted=True),
+    Score("knn", "distance to the k-th nearest training feature", fitted=True),
     Score("msp_crf", "msp smoothed by a dense CRF", crf=True),
 )
 SCORES = {score.name: score for score in _ALL_SCORES}
 
 
 def resolve(names: Sequence[str], classifier: str) -> tuple[str, ...]:
-    """Names of scores in their order, each once, with "all" replaced by those that can be had."""
+    """Names of scores in order, each once, with "all" replaced by the available ones."""
     possible = [name for name, score in SCORES.items() if not score.missing(classifier)]
     groups = (possible if name == ALL else [name] for name in names)
     return tuple(dict.fromkeys(name for group in groups for name in group))

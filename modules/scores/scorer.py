@@ -1,4 +1,4 @@
-"""From an image to the maps of all wanted scores, in one forward pass."""
+"""Computes the maps of several scores from one forward pass per image."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,15 +11,15 @@ from modules.scores.registry import DROPOUT_PASSES, SCORES
 
 
 class Scorer:
-    """Runs the network once per image and gives every score's map.
+    """Runs the network once per image and computes every score's map.
 
     Args:
         inference: the network.
-        names: of `SCORES`.
-        states: {score: what it has learned}, of the fitted scores among them.
-        passes: stochastic passes, for the scores that need samples.
-        seed: of the stochastic passes, in 0..2**32 - 1; an image's draws depend on it and on the
-            image's index alone, whatever the number of processes.
+        names: names in `SCORES`.
+        states: {score: fitted state} of the fitted scores among them.
+        passes: number of stochastic passes, for the scores that need samples.
+        seed: seed of the stochastic passes, in 0..2**32 - 1; an image's draws depend only on it
+            and on the image's index.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Scorer:
         seed: int = 0,
     ) -> None:
         self.inference, self.names = inference, names
-        self.states = {  # where the features are, so that no image waits for a copy
+        self.states = {  # on the device of the features, so that no image waits for a copy
             name: {key: value.to(inference.device) for key, value in state.items()}
             for name, state in (states or {}).items()
         }
@@ -64,9 +64,9 @@ class Scorer:
 
     @torch.inference_mode()
     def parts(self, output: NetworkOutput) -> dict[str, list[Tensor]]:
-        """{name: what `maps_from` computes its map from}, most of it at the logits' resolution."""
+        """{name: parts from which `maps_from` computes the map}, mostly low-resolution."""
         return {
-            name: [part.contiguous() for part in SCORES[name].parts_of(output)]
+            name: [part.contiguous() for part in SCORES[name].map.parts_of(output)]
             for name in self.names
         }
 
@@ -74,10 +74,10 @@ class Scorer:
     def maps_from(
         self, parts: Mapping[str, Sequence[Tensor]], size: Sequence[int]
     ) -> dict[str, Tensor]:
-        """{name: (H, W), higher = more anomalous}; the same bits for the same parts."""
+        """{name: (H, W), higher = more anomalous}; the same parts give the same bits."""
         device = self.inference.device
         return {
-            name: SCORES[name].from_parts([part.to(device) for part in own], size)[0]
+            name: SCORES[name].map.from_parts([part.to(device) for part in own], size)[0]
             for name, own in parts.items()
         }
 

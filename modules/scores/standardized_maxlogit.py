@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from modules.scores.fitted import Fit, exact, rounded
-from modules.scores.maps import ScoreMap
 from modules.scores.network_output import NetworkOutput, State
+from modules.scores.score_map import Fit, ScoreMap, exact, rounded
 
 SMALLEST_DEVIATION = 1e-6
 
@@ -37,10 +36,10 @@ def max_logit_sums(logits_per_scale: Sequence[Tensor]) -> Tensor:
     """Count, sum and sum of squares of the max logits of each predicted class.
 
     Args:
-        logits_per_scale: (N, C, h_s, w_s), one per scale; their pixels count alike.
+        logits_per_scale: (N, C, h_s, w_s), one per scale; all pixels have equal weight.
 
     Returns:
-        (3, C) float64 on the CPU; sums of images add up.
+        (3, C) float64 on the CPU, additive over images.
     """
     sums = torch.zeros(3, logits_per_scale[0].shape[1], dtype=torch.float64)
     maxima = [logits.max(dim=1) for logits in logits_per_scale]
@@ -52,14 +51,13 @@ def max_logit_sums(logits_per_scale: Sequence[Tensor]) -> Tensor:
 
 
 def statistics_of(sums: Tensor) -> dict[str, Tensor]:
-    """(3, C) sums as of `max_logit_sums` -> (C,) "mean" and (biased) "deviation" of every class.
+    """(3, C) sums of `max_logit_sums` -> (C,) "mean" and (biased) "deviation" of every class.
 
-    A class that was predicted for no pixel, or always with the same logit, gets those of all
-    pixels together.
+    A class that was never predicted, or always with the same logit, gets those of all pixels.
     """
     overall_mean, overall_deviation = _moments(sums.sum(dim=1, keepdim=True))
     mean, deviation = _moments(sums)
-    known = deviation > SMALLEST_DEVIATION  # False where it is NaN, for want of pixels
+    known = deviation > SMALLEST_DEVIATION  # False for NaN, where there are no pixels
     return {
         "mean": torch.where(known, mean, overall_mean),
         "deviation": torch.where(known, deviation, overall_deviation.clamp_min(SMALLEST_DEVIATION)),

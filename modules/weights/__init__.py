@@ -1,1 +1,1 @@
-"""Weight files of others: what they are, and their weights under the names of this network."""
+"""Weight files of other programs: identification, and conversion to this network's names."""

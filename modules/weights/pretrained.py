@@ -1,7 +1,7 @@
-"""Weight files: what they are, whether they are whole, and their weights for this network.
+"""Weight files: identify and check them, and convert their weights to this network.
 
-`python -m modules.pretrained FILE` tells all that of a file; with `--out` it writes it again in the
-form that every flag of run.py takes, or with `--published` for the published code.
+`python -m modules.pretrained FILE` describes a file; `--out` writes it in the form that run.py
+accepts everywhere, or with `--published` for the published code.
 """
 
 import argparse
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from modules.abn import EPS, norm_factory
-from modules.resnet import BLOCKS, ResNet
+from modules.backbones import BACKBONES
+from modules.resnet import ResNet
 from modules.segmentation import build_model
 from modules.weights import torchvision
 from modules.weights.published import to_published
@@ -30,7 +31,7 @@ CHECKPOINT = "PAnS checkpoint"
 KNOWN_MD5 = {
     "2522ca639f7fdfd7c0089ba1f5f6c2e8": "the published resnet50.pth.tar",
 }
-_MARKS = {  # a tensor that each kind of file has, and no other
+_MARKS = {  # a tensor that only this kind of file has
     CHECKPOINT: "body.mod1.conv1.weight",
     IMAGENET: "mod1.conv1.weight",
     TORCHVISION: "conv1.weight",
@@ -40,15 +41,15 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a file, under this network's names, norms as in-place ABN has them.
+    """The weights of a file, under this network's names, with norms in the form of in-place ABN.
 
     Attributes:
         kind: IMAGENET, TORCHVISION or CHECKPOINT.
-        source: where they come from, for messages.
-        state: of a body, or of a whole network if it is a checkpoint.
-        tensors: how many the file holds.
-        classifier, num_classes: None but for a checkpoint.
-        epoch: as the file says, if it does.
+        source: the file, for messages.
+        state: state dict of a body, or of a whole network for a checkpoint.
+        tensors: number of tensors in the file.
+        classifier, num_classes: None except for a checkpoint.
+        epoch: the epoch stored in the file, if any.
     """
 
     kind: str
@@ -62,14 +63,14 @@ class Weights:
 
 
 def identify(content: Mapping[str, Any], source: str) -> Weights:
-    """Tell what the content of a weight file is, check it and bring it to this network's names.
+    """Identify and check the content of a weight file, and convert it to this network's names.
 
-    Takes the ImageNet file with in-place ABN ({"state_dict": {"module.mod1...": ...}}), published
-    and own PAnS checkpoints, and torchvision's ResNet-50 and -101, each with or without `module.`
-    and its ImageNet classifier; `num_batches_tracked` may be absent.
+    Accepts the ImageNet file with in-place ABN ({"state_dict": {"module.mod1...": ...}}), PAnS
+    checkpoints of this and of the published code, and torchvision's ResNet-50 and -101, each with
+    or without `module.` and ImageNet classifier; `num_batches_tracked` may be absent.
 
     Raises:
-        WeightsError: none of these, or a tensor is missing, misshapen, infinite or not a number.
+        WeightsError: none of these; or a tensor is missing, has another shape, or is not finite.
     """
     try:
         given = model_state(content)
@@ -104,18 +105,18 @@ def identify(content: Mapping[str, Any], source: str) -> Weights:
 
 def _backbone_of(state: Mapping[str, Tensor], source: str) -> str:
     last_blocks = {
-        f"mod4.block{blocks[2]}.convs.conv3.weight": name for name, blocks in BLOCKS.items()
+        f"mod4.block{own.blocks[2]}.convs.conv3.weight": name for name, own in BACKBONES.items()
     }
     found = [name for key, name in last_blocks.items() if key in state or f"body.{key}" in state]
     if not found:
         raise WeightsError(
-            f"{source} is none of {', '.join(BLOCKS)}; use the weights of one of them"
+            f"{source} is none of {', '.join(BACKBONES)}; use the weights of one of them"
         )
-    return max(found, key=lambda name: BLOCKS[name])
+    return max(found, key=lambda name: BACKBONES[name].blocks)
 
 
 def classifier_of(state: Mapping[str, Tensor]) -> tuple[str, int | None]:
-    """The kind of classifier of a network's state dict, and its number of classes if it has one."""
+    """The kind of classifier in a network's state dict and its number of classes, or None."""
     kind = "standard" if "cls.cls.bias" in state else "cosine"
     shape = state["cls.cls.weight"].shape if "cls.cls.weight" in state else ()
     return kind, next(iter(shape), None)
@@ -124,7 +125,7 @@ def classifier_of(state: Mapping[str, Tensor]) -> tuple[str, int | None]:
 def _expected_shapes(
     backbone: str, classifier: str | None, num_classes: int | None
 ) -> dict[str, torch.Size]:
-    """Of a body, or of a whole network where there is a classifier."""
+    """The shapes of a body, or of a whole network if there is a classifier."""
     with torch.device("meta"):
         network: nn.Module = (
             ResNet(backbone, 8, norm_factory("iabn"))
@@ -135,7 +136,7 @@ def _expected_shapes(
 
 
 def _may_be_absent(name: str) -> bool:
-    """Counters of batches, and deep supervision, which no test and no prediction needs."""
+    """Batch counters, and deep supervision, which is only needed in training."""
     return name.endswith(_COUNTER) or DEEP_SUPERVISION in name
 
 
@@ -150,27 +151,27 @@ def _check(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], sour
     for name, value in state.items():
         if not value.isfinite().all():
             raise WeightsError(
-                f"{source} is spoilt: {name} holds infinite values or NaN; copy it again"
+                f"{source} is corrupt: {name} has infinite values or NaN; copy it again"
             )
         if name.endswith("running_var") and (value < 0).any():
-            raise WeightsError(f"{source} is spoilt: {name} is negative; copy it again")
+            raise WeightsError(f"{source} is corrupt: {name} is negative; copy it again")
 
 
 def read_weights(path: Path) -> Weights:
     """`identify` on a file.
 
     Raises:
-        CheckpointError: missing, damaged, or it wants to run code.
-        WeightsError: as `identify`.
+        CheckpointError: the file is missing, damaged, or tries to run code.
+        WeightsError: see `identify`.
     """
     return identify(load_checkpoint(path), str(path))
 
 
 def find_backbone_file(folder: Path, backbone: str) -> Path:
-    """The ImageNet file of `backbone` under either of the names it is spread by.
+    """Find the ImageNet file of `backbone` under either of its usual names.
 
     Raises:
-        WeightsError: neither is there.
+        WeightsError: neither exists.
     """
     names = [f"{backbone}_iabn_sync.pth.tar", f"{backbone}.pth.tar"]
     for name in names:
@@ -187,12 +188,12 @@ def backbone_weights(source: str, backbone: str, folder: Path) -> Weights:
     """ImageNet weights of `backbone`.
 
     Args:
-        source: "auto" for the file in `folder`, "torchvision" to download its own, or a path.
+        source: "auto" for the file in `folder`, "torchvision" to download its weights, or a path.
 
     Raises:
-        WeightsError: there is no such file, it is not one of ImageNet weights or of another
-            backbone, or it cannot be downloaded.
-        CheckpointError: the file is missing, damaged, or wants to run code.
+        WeightsError: the file does not exist, cannot be downloaded, has no ImageNet weights, or
+            those of another backbone.
+        CheckpointError: the file is missing, damaged, or tries to run code.
     """
     if source == "torchvision":
         return identify(*torchvision.download(backbone))
@@ -201,7 +202,7 @@ def backbone_weights(source: str, backbone: str, folder: Path) -> Weights:
     )
     if weights.kind == CHECKPOINT:
         raise WeightsError(
-            f"{weights.source} is a whole {CHECKPOINT}, not ImageNet weights; go on from it with "
+            f"{weights.source} is a whole {CHECKPOINT}, not ImageNet weights; resume it with "
             "--ckpt, or test it with --ckpt_test"
         )
     if weights.backbone != backbone:
@@ -219,7 +220,7 @@ def load_backbone(body: ResNet, weights: Weights, *, plain_norms: bool) -> None:
         plain_norms: the body's norms are BatchNorm2d (`abn`, `std`): convert the weights.
     """
     state = to_plain_norms(weights.state) if plain_norms else weights.state
-    body.load_state_dict(state, strict=False)  # the counters of batches may be absent
+    body.load_state_dict(state, strict=False)  # batch counters may be absent
 
 
 def to_plain_norms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -230,7 +231,7 @@ def to_plain_norms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def converted(weights: Weights, content: Mapping[str, Any]) -> dict[str, Any]:
-    """What `--out` writes: plain names, no optimizer; a checkpoint keeps options and classes."""
+    """The content for `--out`: plain names, no optimizer; a checkpoint keeps its options."""
     if weights.kind != CHECKPOINT:
         return {"arch": weights.backbone, "state_dict": weights.state}
     kept = {key: content[key] for key in ("epoch", "options", "classes") if key in content}
@@ -238,10 +239,10 @@ def converted(weights: Weights, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def published(weights: Weights, content: Mapping[str, Any]) -> dict[str, Any]:
-    """What `--out --published` writes: a checkpoint in the structure of the published code.
+    """The content for `--out --published`: a checkpoint in the published code's structure.
 
     Raises:
-        WeightsError: the file holds no checkpoint, or not what a checkpoint of a run holds.
+        WeightsError: the file is not a checkpoint, or its training state is invalid.
     """
     if weights.kind != CHECKPOINT:
         raise WeightsError(f"{weights.source} holds {weights.kind}: --published takes a checkpoint")
@@ -257,7 +258,7 @@ def published(weights: Weights, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_weights(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a weight file whole or not at all.
+    """Write a weight file atomically.
 
     Raises:
         WeightsError: the folder cannot be written to, or the disk is full.
@@ -272,7 +273,7 @@ def write_weights(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def describe(weights: Weights, path: Path) -> dict[str, str]:
-    """What the command prints of a file, by name."""
+    """The rows that the command prints about a file."""
     with path.open("rb") as file:
         md5 = hashlib.file_digest(file, "md5").hexdigest()
     known = f" ({KNOWN_MD5[md5]})" if md5 in KNOWN_MD5 else ""
@@ -289,7 +290,7 @@ def describe(weights: Weights, path: Path) -> dict[str, str]:
 
 
 def usage(weights: Weights, path: Path) -> str:
-    """How run.py takes the file."""
+    """How to pass the file to run.py."""
     backbone = "" if weights.backbone == "resnet50" else f" --backbone {weights.backbone}"
     if weights.kind == CHECKPOINT:
         flags = f"--default --ckpt_test {path} --classifier {weights.classifier}{backbone}"
@@ -300,10 +301,10 @@ def usage(weights: Weights, path: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print what a weight file is; write it again where --out says.
+    """Describe a weight file, and convert it if --out is passed.
 
     Raises:
-        CheckpointError, WeightsError: as `read_weights` and `write_weights`.
+        CheckpointError, WeightsError: see `read_weights` and `write_weights`.
     """
     parser = argparse.ArgumentParser("python -m modules.pretrained", description=__doc__)
     parser.add_argument(

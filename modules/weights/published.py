@@ -1,8 +1,8 @@
 """Checkpoints in the structure of the published code, read and written.
 
-There a checkpoint is {epoch, model_state, optimizer_state, scheduler_state, best_score,
-trainer_state}: names carry DistributedDataParallel's `module.`, `epoch` is the index of the last
-epoch that is done, and the optimizer has three groups of parameters: body, head and cls.
+A published checkpoint is {epoch, model_state, optimizer_state, scheduler_state, best_score,
+trainer_state}: names have DistributedDataParallel's prefix `module.`, `epoch` is the index of the
+last completed epoch, and the optimizer has three parameter groups: body, head and cls.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,22 +18,22 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def is_published(content: Mapping[str, Any]) -> bool:
-    """Whether a run of the published code can go on from this, which ours counts in steps."""
+    """Whether this is a checkpoint of the published code with a training state."""
     return content.keys() >= _KEYS and "iteration" not in content
 
 
 def from_published(
     content: Mapping[str, Any], model: nn.Module, steps_per_epoch: int, source: str
 ) -> dict[str, Any]:
-    """A checkpoint of the published structure in that of this code.
+    """Convert a published checkpoint to the structure of this code.
 
     Args:
-        model: with the parameters that this run trains.
-        steps_per_epoch: of this run, for a schedule that does not tell its steps.
-        source: the file, for the error.
+        model: the network, with the parameters that this run trains.
+        steps_per_epoch: of this run, for schedules without a step count.
+        source: the file, for the error message.
 
     Raises:
-        CheckpointError: what is stored fits neither that structure nor the network.
+        CheckpointError: the content does not have that structure or does not fit the network.
     """
     try:
         epochs = int(content["epoch"]) + 1
@@ -58,11 +58,11 @@ def from_published(
 
 
 def to_published(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A checkpoint of a run in the published structure; of weights alone, only its names.
+    """Convert a run's checkpoint to the published structure; for weights alone, only the names.
 
     Args:
         content: the whole checkpoint, of this code or of the published one.
-        state: its network under this code's names, in the network's order.
+        state: its weights under this code's names, in the network's order.
     """
     network = {"model_state": {f"module.{name}": value for name, value in state.items()}}
     if is_published(content):
@@ -88,7 +88,7 @@ def to_published(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> dic
 def _published_optimizer(
     content: Mapping[str, Any], state: Mapping[str, Tensor], rate: float
 ) -> dict[str, Any]:
-    """The momentum of a run of ours, with the parameters in the three published groups."""
+    """The optimizer state of a run of this code, in the three published groups."""
     names = [name for name in state if not name.endswith(_BUFFERS)]
     optimizer, options = content["optimizer_state"], content["options"]
     trained = _trained(optimizer, names, state)
@@ -110,7 +110,7 @@ def _published_optimizer(
 
 
 def _by_number(buffers: Mapping[str, Tensor], trained: Sequence[str]) -> dict[int, Any]:
-    """Momentum as torch's SGD states it, for the parameters in their order."""
+    """Momentum in the form of torch's SGD state, for the parameters in order."""
     return {
         number: {"momentum_buffer": buffers[name]}
         for number, name in enumerate(trained)
@@ -121,7 +121,7 @@ def _by_number(buffers: Mapping[str, Tensor], trained: Sequence[str]) -> dict[in
 def _trained(
     optimizer: Mapping[str, Any], names: Sequence[str], state: Mapping[str, Tensor]
 ) -> list[str]:
-    """The parameters that an optimizer steps: all of them, or with --fix_bn those of no norm."""
+    """The trained parameters: all, or with --fix_bn all but those of norms."""
     count = sum(len(group["params"]) for group in optimizer["param_groups"])
     others = [name for name in names if f"{name.rpartition('.')[0]}.running_mean" not in state]
     for trained in (list(names), others):
@@ -133,7 +133,7 @@ def _trained(
 def _momentum_by_name(
     optimizer: Mapping[str, Any], names: Sequence[str], state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The buffer of every parameter that has one; groups list parameters in the network's order."""
+    """The momentum buffer by parameter name; groups list parameters in the network's order."""
     numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
     pairs = zip(_trained(optimizer, names, state), numbers, strict=True)
     found = {name: optimizer["state"].get(number, {}) for name, number in pairs}

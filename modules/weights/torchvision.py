@@ -1,4 +1,4 @@
-"""torchvision's ResNet-50 and -101, as weights of a body with in-place ABN."""
+"""Convert torchvision's ResNet-50 and -101 to weights of a body with in-place ABN."""
 
 import re
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ from torch import Tensor
 from modules.abn import EPS
 from utils.weight_files import WeightsError
 
-# The recipe that torchvision's own segmentation networks start from.
+# The weights from which torchvision's own segmentation networks were trained.
 VERSION = "IMAGENET1K_V1"
 
 _BLOCK = re.compile(r"layer(\d)\.(\d+)\.(.+)")
 
 
 def download(backbone: str) -> tuple[dict[str, Tensor], str]:
-    """torchvision's ImageNet weights of `backbone`, from its cache or the network, and their URL.
+    """Get torchvision's ImageNet weights of `backbone`, from its cache or by download, and the URL.
 
     Raises:
-        WeightsError: there is no network, or the file is damaged.
+        WeightsError: the download fails, or the file is damaged.
     """
     from torchvision.models import WeightsEnum, get_model_weights  # takes a second
 
@@ -32,9 +32,9 @@ def download(backbone: str) -> tuple[dict[str, Tensor], str]:
     except OSError as error:
         raise WeightsError(
             f"torchvision's weights of {backbone} could not be fetched from {entry.url} ({error}); "
-            "fetch that file by other means and name it: --pretrained FILE"
+            "fetch that file by other means and pass it as --pretrained FILE"
         ) from error
-    # A damaged file meets torch.load and the check of its hash with errors of many types.
+    # torch.load and the hash check raise errors of many types on damaged files.
     except Exception as error:
         cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
         raise WeightsError(
@@ -45,7 +45,7 @@ def download(backbone: str) -> tuple[dict[str, Tensor], str]:
 
 
 def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names -> those of `modules.resnet.ResNet`, one to one, without the classifier.
+    """Map torchvision's names to those of `modules.resnet.ResNet`, without the classifier.
 
     conv1, bn1 -> mod1; layerL.B -> mod(L+1).block(B+1); downsample.0, .1 -> proj_conv, proj_bn.
     Names that torchvision's ResNet does not have stay as they are.
@@ -68,18 +68,19 @@ def _own_name(name: str) -> str:
 
 
 def to_inplace_norms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """BatchNorm2d's weights, any sign -> in-place ABN's, whose scale is |weight| + eps.
+    """Convert BatchNorm2d weights of any sign to in-place ABN, whose scale is |weight| + eps.
 
-    A norm behind a convolution computes gamma (W x - mean) / sd + bias. Where gamma < 0,
+    A norm after a convolution computes gamma (W x - mean) / sd + bias. Where gamma < 0,
 
         gamma (W x - mean) / sd = |gamma| ((-W) x - (-mean)) / sd,
 
-    so the convolution's channel and the running mean change sign: the same function in training
-    and evaluation. Then weight = |gamma| - eps. In-place ABN has no scale below eps = 1e-5: smaller
-    |gamma| become eps, which moves the channel by at most 1e-5 of its deviation.
+    so the signs of the convolution's channel and of the running mean are flipped: the same function
+    in training and evaluation. Then weight = |gamma| - eps. In-place ABN has no scale below
+    eps = 1e-5: smaller |gamma| become eps, which changes the channel by at most 1e-5 of its
+    deviation.
 
     Args:
-        state: a body's, under its own names; for every norm the convolution before it.
+        state: state dict of a body, under this network's names, with the convolutions.
     """
     converted = dict(state)
     for name in state:

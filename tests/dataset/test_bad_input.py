@@ -94,7 +94,7 @@ DAMAGED_FILES: list[tuple[str, Damage, str]] = [
     (IMAGE, make_pipe, "cannot be read (it is a pipe, a socket or a device)"),
     (LABEL, make_pipe, "cannot be read (it is a pipe, a socket or a device)"),
     (IMAGE, rename("1.PNG"), "is missing; 1.PNG lies there, convert it or give it this name; or"),
-    (IMAGE, content(png(8, 2, (96, 7))), "is 96x7; expected 8 pixels a side"),
+    (IMAGE, content(png(8, 2, (96, 7))), "is 96x7; expected at least 8 pixels per side"),
     (IMAGE, content(b"\0\0\0\x18ftypheic" + bytes(40)), "it is a HEIC picture"),
     (IMAGE, picture("RGB", "BMP"), f"{NO_PICTURE} (it is a BMP picture); expected a PNG"),
     (IMAGE, picture("P", "GIF"), "expected a PNG or JPEG or WEBP file"),
@@ -156,7 +156,7 @@ def test_a_damaged_file_is_skipped_and_remembered(
         SampleReader(pictures, skip_bad_files=False).read(1)
 
 
-def test_a_file_that_is_mended_meanwhile_stays_listed(make_tree: MakeTree) -> None:
+def test_a_file_that_is_repaired_meanwhile_stays_listed(make_tree: MakeTree) -> None:
     root = make_tree(train=2)
     path = root / "StreetHazards/train" / IMAGE
     good = path.read_bytes()
@@ -182,7 +182,7 @@ def test_images_and_labels_are_turned_alike(make_tree: MakeTree, orientation: in
         np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
 
 
-def test_links_of_the_users_own_are_followed(make_tree: MakeTree, tmp_path: Path) -> None:
+def test_links_are_followed(make_tree: MakeTree, tmp_path: Path) -> None:
     root = make_tree(train=2)
     path = root / "StreetHazards/train" / IMAGE
     path.rename(tmp_path / "elsewhere.png")
@@ -255,7 +255,7 @@ def test_nothing_readable_ends_with_one_line(make_tree: MakeTree, num_workers: i
     root = make_tree(train=2)
     for path in root.glob("**/images/**/*.png"):
         path.write_bytes(b"")
-    expected = "train.odgt: not one of its 2 samples can be read, the first: "
+    expected = "train.odgt: none of its 2 samples can be read, the first: "
     with pytest.raises(BadSample) as caught:
         list(training(root, num_workers))
     assert expected in str(caught.value)

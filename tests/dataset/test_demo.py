@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from dataset.demo.scene import draw_scene
-from dataset.demo.writer import NotDemoData, main, scenes_of, write_demo
+from dataset.demo.writer import main, scenes_of, write_demo
+from utils.errors import PansError
 
 ROOT = Path(__file__).parents[2]
 write_small = partial(write_demo, train=3, validation=1, test=2, size=(96, 64))
@@ -133,7 +134,7 @@ def test_keys_are_unique(tmp_path: Path) -> None:
     assert [scene.with_anomaly for scene in scenes] == [False] * 18 + [True] * 9
 
 
-def test_data_that_is_there_is_kept(tmp_path: Path) -> None:
+def test_existing_data_is_kept(tmp_path: Path) -> None:
     folder = write_small(tmp_path)
     picture = folder / "train/images/training/t1/00000.png"
     picture.write_bytes(b"mark")
@@ -151,14 +152,14 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     precious = tmp_path / "StreetHazards" / "train" / "train.odgt"
     precious.parent.mkdir(parents=True)
     precious.write_text("[]")
-    with pytest.raises(NotDemoData, match=r"demo\.json") as caught:
+    with pytest.raises(PansError, match=r"demo\.json") as caught:
         write_small(tmp_path)
     assert "\n" not in str(caught.value)
     assert precious.read_text() == "[]"
 
 
 @pytest.mark.parametrize("content", ["unfinished", "{}", ""])
-def test_unfinished_data_is_drawn_anew(tmp_path: Path, content: str) -> None:
+def test_unfinished_data_is_redrawn(tmp_path: Path, content: str) -> None:
     folder = write_demo(tmp_path, train=1, validation=0, test=0, size=(96, 64))
     (folder / "demo.json").write_text(content)
     picture = folder / "train/images/training/t1/00000.png"
@@ -180,16 +181,16 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "StreetHazards").write_text("a file")
     assert main(["--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path / 'StreetHazards'} holds no demo.json")
+    assert error.startswith(f"error: {tmp_path / 'StreetHazards'} has no demo.json")
     assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("flag", "value", "line"),
     [
-        ("--size", "384", "'384' is no picture size"),
-        ("--size", "384x16", "'384x16' is no picture size"),
-        ("--train", "-1", "'-1' is no whole number"),
+        ("--size", "384", "'384' is not a size"),
+        ("--size", "384x16", "'384x16' is not a size"),
+        ("--train", "-1", "'-1' is not an integer"),
     ],
 )
 def test_bad_values_are_refused(

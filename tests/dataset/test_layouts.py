@@ -39,21 +39,23 @@ def test_both_layouts_of_streethazards_are_read(make_tree: MakeTree) -> None:
     assert pictures[1][0].size == (96, 64)
 
 
-def test_a_list_that_was_moved_without_its_files_is_told_with_the_fix(make_tree: MakeTree) -> None:
+def test_a_list_that_was_moved_without_its_files_is_refused_with_the_fix(
+    make_tree: MakeTree,
+) -> None:
     root = make_tree(train=1, validation=2, test=1)
     folder = root / "StreetHazards"
     move(folder, "train/validation.odgt", "validation/validation.odgt")
     assert failure(lambda: open_dataset("streethazards", root, "validation")) == (
-        f"{folder}/validation/validation.odgt names images/validation/t1/0.png, which lies in "
+        f"{folder}/validation/validation.odgt names images/validation/t1/0.png, which is in "
         f"{folder}/train and not beside the list; move the list to {folder}/train/validation.odgt"
     )
     move(folder, "test/images", "images")
     message = failure(lambda: open_dataset("streethazards", root, "test"))
-    assert f"which lies in {folder} and not beside the list" in message
+    assert f"which is in {folder} and not beside the list" in message
     move(folder, "images", "test/images")
     move(folder, "test/annotations", "test/labels/annotations")
     message = failure(lambda: open_dataset("streethazards", root, "test"))
-    assert f"test.odgt names annotations/test/t1/0.png, which lies in {folder}/test/labels" in (
+    assert f"test.odgt names annotations/test/t1/0.png, which is in {folder}/test/labels" in (
         message
     )
 
@@ -67,7 +69,7 @@ def test_of_two_lists_the_one_beside_its_files_is_read(make_tree: MakeTree) -> N
     assert open_dataset("streethazards", root, "validation").folder == train
 
 
-def test_a_list_whose_files_are_still_to_come_is_opened(make_tree: MakeTree) -> None:
+def test_a_list_whose_files_are_not_downloaded_yet_is_opened(make_tree: MakeTree) -> None:
     root = make_tree(test=1)
     shutil.rmtree(root / "StreetHazards/test/images")
     pictures = open_dataset("streethazards", root, "test")
@@ -79,13 +81,13 @@ def test_a_list_whose_files_are_still_to_come_is_opened(make_tree: MakeTree) -> 
     [
         (
             "StreetHazards/test/images/test/t1/0.png",
-            "holds images/test/t1/0.png; take 'StreetHazards/test/' away from the paths",
+            "has images/test/t1/0.png; remove 'StreetHazards/test/' from the paths",
         ),
-        ("images\\test\\t1\\0.png", "has backslashes; write / in their place in the whole list"),
+        ("images\\test\\t1\\0.png", "has backslashes; replace them by / in the whole list"),
         ("/data/images/test/t1/0.png", "leaves the folder; write it relative to "),
     ],
 )
-def test_paths_of_another_machine_in_a_list_are_told(
+def test_paths_of_another_machine_in_a_list_are_refused(
     make_tree: MakeTree, name: str, words: str
 ) -> None:
     root = make_tree(test=1)
@@ -112,7 +114,7 @@ def test_lists_are_read_with_a_byte_order_mark(make_tree: MakeTree, encoding: st
 # BDD-Anomaly
 
 
-def test_the_publishers_name_of_the_tests_list_comes_before_ours(tmp_path: Path) -> None:
+def test_the_publishers_name_of_the_test_list_comes_first(tmp_path: Path) -> None:
     trees.write_bdd100k(tmp_path)
     bdd_anomaly.write_lists(tmp_path)
     folder = tmp_path / "bdd100k"
@@ -128,7 +130,7 @@ def test_labels_that_the_publishers_shifted_are_never_listed(
     trees.write_bdd100k(tmp_path, trees.BDD_SHIFTED)
     assert bdd_anomaly.main(["--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path}/bdd100k: seg/train_labels and its like hold train")
+    assert error.startswith(f"error: {tmp_path}/bdd100k: seg/train_labels and others hold train")
     assert error.count("\n") == 1
     assert list(tmp_path.glob("bdd100k/*.odgt")) == []
     trees.write_bdd100k(tmp_path)  # BDD100K's own beside them
@@ -139,13 +141,13 @@ def test_labels_that_the_publishers_shifted_are_never_listed(
     ]
 
 
-def test_labels_shifted_in_place_are_told_by_their_values(
+def test_labels_shifted_in_place_are_recognised_by_their_values(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trees.write_bdd100k(tmp_path, trees.BDD_SHIFTED)
     move(tmp_path, "bdd100k/seg/train_labels", "bdd100k/seg/labels")
     assert bdd_anomaly.main(["--root", str(tmp_path)]) == 2
-    assert "a_train_id.png and its like hold train id + 2" in capsys.readouterr().err
+    assert "a_train_id.png and others hold train id + 2" in capsys.readouterr().err
 
 
 def write_list(folder: Path, split: str, labels: list[str]) -> None:
@@ -158,7 +160,7 @@ def test_lists_of_shifted_labels_are_refused_before_a_training(tmp_path: Path) -
     folder = tmp_path / "bdd100k"
     write_list(folder, "train", ["seg/train_labels/train/a_train_id.png"])
     message = failure(lambda: open_dataset("bdd_anomaly", tmp_path, "train"))
-    assert message.startswith(f"{folder}/train.odgt: seg/train_labels/train/a_train_id.png and its")
+    assert message.startswith(f"{folder}/train.odgt: seg/train_labels/train/a_train_id.png and ")
     assert f"put BDD100K's own label maps into {folder}/seg/labels and run" in message
 
 
@@ -185,12 +187,12 @@ def test_values_of_shifted_labels(
     write_list(tmp_path, "train", labels)
     if shifted:
         message = failure(lambda: open_dataset("bdd_anomaly", tmp_path, "train"))
-        assert "labels/0.png and its like hold train id + 2" in message
+        assert "labels/0.png and others hold train id + 2" in message
     else:
         assert len(open_dataset("bdd_anomaly", tmp_path, "train")) == count
 
 
-def test_the_program_that_writes_lists_says_nothing_else(tmp_path: Path) -> None:
+def test_the_program_that_writes_lists_prints_nothing_else(tmp_path: Path) -> None:
     trees.write_bdd100k(tmp_path)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "dataset.bdd_anomaly", "--root", str(tmp_path)],
@@ -241,17 +243,17 @@ FRAME = "04_Maurener_Weg_8_000000_000030"
     ],
 )
 @pytest.mark.parametrize("folder", [".", "Fishyscapes"])
-def test_other_projects_copies_of_fishyscapes_are_told_how_to_convert(
+def test_other_projects_copies_of_fishyscapes_are_refused_with_the_conversion(
     tmp_path: Path, folder: str, label: str, words: str
 ) -> None:
     trees.save(tmp_path / folder / label, trees.label((0, 1, 2)))
     message = failure(lambda: open_dataset("fishyscapes_lostandfound", tmp_path, "test"))
-    assert message.startswith(f"{tmp_path / folder / label} and its like")
+    assert message.startswith(f"{tmp_path / folder / label} and others")
     assert words in message
     assert f"run 'python -m dataset.prepare fishyscapes_lostandfound --root {tmp_path}'" in message
 
 
-def test_flat_images_of_lost_and_found_are_told_how_to_sort(tmp_path: Path) -> None:
+def test_flat_images_of_lost_and_found_are_refused_with_the_fix(tmp_path: Path) -> None:
     trees.write_fishyscapes(tmp_path)
     shutil.rmtree(tmp_path / "leftImg8bit")
     trees.save(tmp_path / f"laf_images/{FRAME}_leftImg8bit.png", trees.noise(0))
@@ -323,7 +325,9 @@ def test_tracks_are_found_under_the_names_of_a_mirror(
     assert stripes(pictures[1][1]) == [NORMAL, ANOMALY, IGNORED]
 
 
-def test_what_the_benchmark_leaves_out_of_the_obstacle_track_is_left_out(tmp_path: Path) -> None:
+def test_images_that_the_benchmark_leaves_out_of_the_obstacle_track_are_left_out(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "dataset_ObstacleTrack"
     for number in range(1, 41):
         trees.save(folder / f"images/validation_{number}.webp", trees.noise(number, (24, 16)))
@@ -343,7 +347,7 @@ def test_what_the_benchmark_leaves_out_of_the_obstacle_track_is_left_out(tmp_pat
 # All of them
 
 
-def test_hidden_files_are_not_there(tmp_path: Path) -> None:
+def test_hidden_files_are_skipped(tmp_path: Path) -> None:
     trees.write_bdd100k(tmp_path)
     trees.write_fishyscapes(tmp_path)
     trees.write_track(tmp_path, "dataset_AnomalyTrack", ".jpg")
@@ -421,7 +425,7 @@ def test_a_mask_of_0_and_255_may_call_255_the_anomaly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_value_above_the_classes_needs_a_word(tmp_path: Path, split: str) -> None:
+def test_a_value_above_the_classes_must_be_declared(tmp_path: Path, split: str) -> None:
     """Raw CamVid: 11 classes, and void is 11."""
     trees.save(tmp_path / f"images/{split}/0.png", trees.noise(0))
     trees.save(tmp_path / f"labels/{split}/0.png", trees.label((0, 1, 2)))
@@ -429,7 +433,7 @@ def test_a_value_above_the_classes_needs_a_word(tmp_path: Path, split: str) -> N
     where = "in the test split" if split == "test" else "outside the test split"
     assert failure(lambda: open_dataset("folder", tmp_path, split)[0]) == (
         f"{tmp_path}/labels/{split}/0.png holds the value 2; {where} labels are 0..1, 255 (class "
-        "index, 255 = ignored; classes.txt may name further values, a line 'ignore N' or "
+        "index, 255 = ignored; classes.txt may declare further values, one line 'ignore N' or "
         "'anomaly N' each)"
     )
 
@@ -440,7 +444,7 @@ def test_the_first_value_above_the_classes_is_the_anomaly_of_the_test_split(
     trees.write_folder(tmp_path)
     (tmp_path / "classes.txt").write_text(trees.CLASSES.replace("anomaly 3\n", ""))
     info = describe("folder", tmp_path)
-    assert info.note.startswith("labels of the test split hold 3")
+    assert info.note.startswith("labels of the test split contain 3")
     assert stripes(open_dataset("folder", tmp_path, "test")[0][1]) == [0, 1, 2, 255, 3]
     # A void label is in the labels of training too.
     trees.save(tmp_path / "labels/train/town/0.png", trees.label((0, 1, 2, 3)))
@@ -451,14 +455,16 @@ def test_the_first_value_above_the_classes_is_the_anomaly_of_the_test_split(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("ignore", "'ignore' is no class but says what a value of the labels means"),
-        ("anomaly 60 250 240", "takes one new whole number of 0..255, as in 'anomaly 12', got"),
-        ("ignore 256", "one new whole number of 0..255"),
-        ("ignore 11\nanomaly 11", "one new whole number of 0..255"),
-        ("anomaly 1", "'anomaly 1' is also the index of the class 'sky'; name a value from 2 on"),
+        ("ignore", "'ignore' declares a label value"),
+        ("anomaly 60 250 240", "takes one new integer of 0..255, as in 'anomaly 12', got"),
+        ("ignore 256", "one new integer of 0..255"),
+        ("ignore 11\nanomaly 11", "one new integer of 0..255"),
+        ("anomaly 1", "'anomaly 1' is also the index of the class 'sky'; choose a value >= 2"),
     ],
 )
-def test_bad_words_in_a_classes_file_are_one_line(tmp_path: Path, text: str, words: str) -> None:
+def test_bad_declarations_in_a_classes_file_are_one_line(
+    tmp_path: Path, text: str, words: str
+) -> None:
     write_classes(tmp_path, text)
     message = failure(lambda: describe("folder", tmp_path))
     assert message.startswith(f"{tmp_path}/classes.txt: ")
@@ -486,21 +492,21 @@ def paint(path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "fix"), [("P", "PIL.Image.fromarray(numpy.asarray("), ("RGB", "save each anew")]
+    ("mode", "fix"), [("P", "PIL.Image.fromarray(numpy.asarray("), ("RGB", "replace each colour")]
 )
-def test_painted_labels_are_told_before_a_run(tmp_path: Path, mode: str, fix: str) -> None:
+def test_colour_labels_are_refused_before_a_run(tmp_path: Path, mode: str, fix: str) -> None:
     trees.write_folder(tmp_path)
     for path in sorted(tmp_path.glob("labels/test/town/*.png")):
         paint(path, mode)
     message = failure(lambda: open_dataset("folder", tmp_path, "test"))
     assert message.startswith(
-        f"{tmp_path}/labels/test/town/0.png and its like are colour pictures (mode {mode}); labels "
-        "are 8-bit grey (mode L) that hold the class index, 0, 1, ... for road, traffic sign, car; "
+        f"{tmp_path}/labels/test/town/0.png and others are colour pictures (mode {mode}); labels "
+        "must be 8-bit grey (mode L) with the class index, 0, 1, ... for road, traffic sign, car; "
     )
     assert fix in message
 
 
-def test_one_painted_label_is_a_bad_file_like_others(tmp_path: Path) -> None:
+def test_a_single_colour_label_is_a_bad_file_like_others(tmp_path: Path) -> None:
     trees.write_folder(tmp_path)
     paint(tmp_path / "labels/test/town/0.png", "P")
     pictures = open_dataset("folder", tmp_path, "test")

@@ -81,7 +81,7 @@ def test_samples_change_with_epoch_and_seed(make_tree: MakeTree) -> None:
     assert not same(first, epoch_of(training(root, batch_size=1, seed=43), 0))
 
 
-def test_a_sample_does_not_depend_on_the_process_that_draws_it(make_tree: MakeTree) -> None:
+def test_a_sample_does_not_depend_on_the_worker(make_tree: MakeTree) -> None:
     root = make_tree(train=4)
 
     def images(rank: int, world_size: int) -> dict[int, Any]:
@@ -134,7 +134,7 @@ def test_steps_of_an_epoch_of_streethazards(processes: int, steps: int) -> None:
     assert len(list(batches)) == (41 if processes == 4 else steps)
 
 
-def test_order_is_shuffled_anew_each_epoch() -> None:
+def test_order_is_reshuffled_each_epoch() -> None:
     orders = [[index for _, index in keys(50, 0, 1, epoch)] for epoch in (0, 1)]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({tuple(order) for order in [*orders, list(range(50))]}) == 3

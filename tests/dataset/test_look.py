@@ -54,7 +54,7 @@ def test_shares_of_pixels_by_class_and_split(
     assert "unreadable" not in rows
 
 
-def test_shares_of_every_split_are_a_hundred(
+def test_shares_of_every_split_add_up_to_100(
     make_tree: MakeTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make_tree(train=2, validation=1, test=2)
@@ -126,7 +126,7 @@ def test_sets_without_classes_show_normal_and_anomalous(
     assert (rows["normal"], rows["anomaly"], rows["ignored"]) == (["50.000"], ["50.000"], ["-"])
 
 
-def test_a_split_that_is_not_there_is_noted(
+def test_a_missing_split_is_noted(
     make_tree: MakeTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make_tree(test=1)
@@ -138,7 +138,7 @@ def test_a_split_that_is_not_there_is_noted(
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/empty/StreetHazards/train/train")
 
 
-def test_labels_that_cannot_be_read_are_told_after_the_rest(
+def test_unreadable_labels_are_reported_at_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trees.write_folder(tmp_path)
@@ -171,7 +171,7 @@ def test_a_file_of_the_users_is_not_overwritten(
     assert run(tmp_path, "bdd_anomaly", out) == 0
 
 
-def test_a_long_name_loses_its_front() -> None:
+def test_a_long_name_is_shortened_on_the_left() -> None:
     strip = Image.new("RGB", (300, look.LINE), "white")
     look._write(strip, (0, 2), "images/" * 30 + "end.png", 200)
     ink = np.flatnonzero((np.asarray(strip) < 255).any((0, 2)))
@@ -189,5 +189,18 @@ def test_ignored_pixels_differ_from_every_class() -> None:
 @pytest.mark.parametrize(
     ("size", "tile"), [((1280, 720), (472, 266)), ((1, 1000), (1, 472)), ((2, 1), (472, 236))]
 )
-def test_tiles_fit_whatever_the_shape(size: tuple[int, int], tile: tuple[int, int]) -> None:
+def test_tiles_cover_every_shape(size: tuple[int, int], tile: tuple[int, int]) -> None:
     assert look._tile_size(Image.new("L", size)) == tile
+
+
+@pytest.mark.parametrize(
+    ("out", "written"),
+    [("look", "look.png"), ("v1.2", "v1.2.png"), ("a.PNG", "a.PNG"), (".", "look_folder.png")],
+)
+def test_a_sheet_is_a_png_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, written: str
+) -> None:
+    trees.write_folder(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert run(tmp_path / "data", "folder", Path(out)) == 0
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [written]

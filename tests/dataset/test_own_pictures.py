@@ -14,6 +14,7 @@ from dataset.own_pictures import (
     find_sources,
     samples_of,
     video_frames,
+    without_label_maps,
     without_support,
 )
 from tests.dataset.trees import png, tiff
@@ -87,13 +88,13 @@ def test_a_folder_in_that_of_the_results_is_refused(tmp_path):
     for out in (tmp_path / "in", tmp_path):
         sources, (problem,) = find_sources([str(tmp_path / "in")], out)
         assert sources == []
-        assert str(problem) == f"{tmp_path}/in is where the results go; name another --out"
+        assert str(problem) == f"{tmp_path}/in is the output folder; choose another --out"
 
 
 def test_a_folder_without_pictures_is_a_problem(tmp_path):
     sources, (problem,) = find_sources([str(tmp_path)], tmp_path / "out")
     assert sources == []
-    assert str(problem).startswith(f"{tmp_path} holds no picture and no video (.png, ")
+    assert str(problem).startswith(f"{tmp_path} contains no picture or video (.png, ")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_unreadable_pictures_say_why(tmp_path):
         "text.png": "cannot be decoded (it is no picture)",
         "cut.png": "cannot be decoded (",
         "deep.png": "has mode I;16; expected an 8-bit picture",
-        "tiny.png": "is 40x7; expected 8 pixels a side",
+        "tiny.png": "is 40x7; expected at least 8 pixels per side",
         "gone.png": "is missing; ",
     }.items():
         with pytest.raises(Unreadable) as caught:
@@ -149,7 +150,7 @@ def test_every_second_frame_of_a_video(video):
         assert np.asarray(frame).mean() == pytest.approx(40 * number + 20, abs=4)
 
 
-def test_what_is_no_video_says_so(tmp_path):
+def test_an_invalid_video_is_reported(tmp_path):
     (tmp_path / "a.mp4").write_text("no video")
     with pytest.raises(Unreadable, match=r"a\.mp4 cannot be decoded \("):
         list(video_frames(tmp_path / "a.mp4", 1))
@@ -157,7 +158,7 @@ def test_what_is_no_video_says_so(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("multi_scale", "sizes"), [(True, 5), (False, 1)])
-def test_samples_go_on_past_what_cannot_be_read(tmp_path, video, workers, multi_scale, sizes):
+def test_samples_continue_after_unreadable_files(tmp_path, video, workers, multi_scale, sizes):
     save(tmp_path / "in/a.png", (160, 96))
     (tmp_path / "in/b.png").write_text("no picture")
     save(tmp_path / "in/c.jpg", (40, 24))
@@ -196,7 +197,7 @@ def test_processes_share_pictures_and_frames(tmp_path, video):
     assert share(1) == ["b", "clip/000002"]
 
 
-def test_videos_are_problems_one_by_one_without_their_package(video, monkeypatch):
+def test_without_its_package_every_video_is_a_problem(video, monkeypatch):
     picture = save(video.parent / "a.png")
     sources, _ = find_sources([str(video), str(picture)], video.parent / "out")
     assert without_support(sources) == []
@@ -252,7 +253,7 @@ def test_every_orientation_of_a_camera_is_turned_upright(tmp_path, suffix, orien
 
 
 @pytest.mark.parametrize("orientation", MATRICES)
-def test_every_display_matrix_of_a_video_is_obeyed(tmp_path, orientation):
+def test_every_display_matrix_of_a_video_is_applied(tmp_path, orientation):
     path = tmp_path / "phone.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=5)
@@ -280,7 +281,7 @@ def frames_and_error(path):
     return str(caught.value).removeprefix(f"{path} ")
 
 
-def test_videos_that_are_cut_off_or_hold_no_picture_say_so(tmp_path, video):
+def test_truncated_and_empty_videos_are_reported(tmp_path, video):
     copy = tmp_path / "start.mp4"  # with its index first, so that a part of it plays
     with (
         av.open(str(video)) as there,
@@ -309,10 +310,10 @@ def test_videos_that_are_cut_off_or_hold_no_picture_say_so(tmp_path, video):
         pixels = np.zeros((2, 4, 3), np.uint8)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
-    assert frames_and_error(tmp_path / "tiny.mkv") == "is 4x2; expected 8 pixels a side"
+    assert frames_and_error(tmp_path / "tiny.mkv") == "is 4x2; expected at least 8 pixels per side"
 
 
-def test_a_cut_video_without_an_index_tells_its_duration(tmp_path):
+def test_a_truncated_video_without_an_index_names_its_duration(tmp_path):
     path = tmp_path / "drive.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=5)
@@ -330,7 +331,7 @@ def test_a_cut_video_without_an_index_tells_its_duration(tmp_path):
 # What is found, and what is refused
 
 
-def test_links_are_followed_once_and_hidden_files_are_not_there(tmp_path):
+def test_links_are_followed_once_and_hidden_files_are_skipped(tmp_path):
     save(tmp_path / "elsewhere/a.png")
     for name in ("b.png", "._b.png", "__MACOSX/b.png", ".thumbs/b.png"):
         save(tmp_path / "in" / name)
@@ -401,3 +402,53 @@ def test_a_pipe_is_refused_and_nothing_waits_for_it(tmp_path, name):
     settings = {"multi_scale": False, "frame_step": 1, "num_workers": 0, "timeout": 0}
     (problem,) = samples_of(sources, rank=0, world_size=1, **settings)
     assert "it is a pipe, a socket or a device" in str(problem)
+
+
+LAYOUTS = {
+    "streethazards": (["images/t/1.png"], ["annotations/t/1.png"]),
+    "folder": (["images/test/a/1.jpg"], ["labels/test/a/1.png"]),
+    "bdd_anomaly": (["images/10k/val/1.jpg"], ["labels/sem_seg/masks/val/1.png"]),
+    "bdd_anomaly, older": (
+        ["seg/images/val/1-a.jpg"],
+        ["seg/color_labels/val/1-a_train_color.png", "seg/labels/val/1-a_train_id.png"],
+    ),
+    "road_anomaly": (["frames/1_a.webp"], ["frames/1_a.labels/labels_semantic.png"]),
+    "road_anomaly_21": (["images/1.jpg"], ["labels_masks/1_labels_semantic.png"]),
+    "fishyscapes_lostandfound": (
+        ["leftImg8bit/test/04/04_1_2_leftImg8bit.png"],
+        ["fishyscapes_lostandfound/0001_04_1_2_labels.png"],
+    ),
+    "beside": (["a/1.JPG", "a/2.jpg"], ["a/1.png", "a/2_mask.png"]),
+    "pictures": (["labels/2.png", "masks/3.jpg", "mask_1.png", "4.png", "4_1.jpg"], []),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_label_maps_of_a_data_set_are_no_pictures(layout, tmp_path):
+    pictures, labels = LAYOUTS[layout]
+    for name in (*pictures, *labels):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB" if name in pictures else "L", (16, 16)).save(path)
+    sources, _ = find_sources([str(tmp_path)], tmp_path / "out")
+    left, found = without_label_maps(sources, [str(tmp_path)])
+    assert [[str(one.path.relative_to(tmp_path)) for one in some] for some in (left, found)] == [
+        sorted(pictures),
+        sorted(labels),
+    ]
+    named = [str(tmp_path / name) for name in labels]
+    sources, _ = find_sources([str(tmp_path), *named], tmp_path / "out")
+    assert without_label_maps(sources, [str(tmp_path), *named]) == (sources, [])
+
+
+def test_only_a_grey_png_beside_its_picture_is_a_label_map(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "1.jpg")
+    Image.new("RGB", (16, 16)).save(tmp_path / "1.png")
+    sources, _ = find_sources([str(tmp_path)], tmp_path / "out")
+    assert without_label_maps(sources, [str(tmp_path)]) == (sources, [])
+    Image.new("P", (16, 16)).save(tmp_path / "1.png")
+    left, labels = without_label_maps(sources, [str(tmp_path)])
+    assert ([one.path.name for one in left], [one.path.name for one in labels]) == (
+        ["1.jpg"],
+        ["1.png"],
+    )

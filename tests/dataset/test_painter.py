@@ -26,7 +26,7 @@ def extent(mask: np.ndarray) -> tuple[int, int, int, int]:
     return columns.min(), rows.min(), columns.max(), rows.max()
 
 
-def test_a_square_lands_where_the_pinhole_camera_puts_it(painter: Painter) -> None:
+def test_a_square_is_projected_by_the_pinhole_camera(painter: Painter) -> None:
     """2 m at a depth of 10 m are 16 fine pixels, from the horizon (y = 2) down to the ground."""
     painter.upright([(-1, 0), (1, 0), (1, 2), (-1, 2)], 10, "car", white)
     image, label = painter.develop(np.random.default_rng(0))
@@ -64,7 +64,7 @@ def test_a_wall_along_the_street_shrinks_with_depth(painter: Painter) -> None:
     assert -0.2 < v.min() < v.max() < 3.2
 
 
-def test_the_ground_is_where_the_rays_land(painter: Painter) -> None:
+def test_the_ground_is_where_the_rays_meet_it(painter: Painter) -> None:
     top, x, z = painter.ground()
     assert top == 41
     assert x.shape == z.shape == (39, 128)
@@ -72,7 +72,7 @@ def test_the_ground_is_where_the_rays_land(painter: Painter) -> None:
     assert np.allclose(x, (np.arange(128) - 64) * z / 80)
 
 
-def test_a_shadow_darkens_the_ground_below_a_thing_and_no_label(painter: Painter) -> None:
+def test_a_shadow_darkens_the_ground_and_does_not_change_the_label(painter: Painter) -> None:
     painter.image[:] = 1
     painter.label[:] = 8
     painter.shadow(0, 8, 2, 1)
@@ -90,7 +90,7 @@ def test_haze_hides_what_is_far(painter: Painter) -> None:
     assert np.allclose(painter.hazed(black, 1e6), DAY.horizon)
 
 
-def test_what_lies_off_the_canvas_is_left_out(painter: Painter) -> None:
+def test_polygons_are_clipped_to_the_canvas(painter: Painter) -> None:
     painter.upright([(30, 0), (31, 0), (31, 2)], 10, "car", white)
     painter.shadow(30, 10, 1, 1)
     assert not painter.label.any()

@@ -18,6 +18,7 @@ from dataset import prepare
 from dataset.description import Split
 from dataset.readers.streethazards import StreetHazards
 from tests.dataset.network import Server
+from utils.errors import PansError
 
 MakeTree = Callable[..., Path]
 SIZE = (96, 64)
@@ -99,7 +100,7 @@ def test_a_connection_cut_again_and_again_is_resumed(server: Server, root: Path)
     assert files_under(root) == {"x.tar": server.files["x.tar"]}
 
 
-def test_second_run_goes_on_where_the_first_stopped(server: Server, root: Path) -> None:
+def test_second_run_resumes_where_the_first_stopped(server: Server, root: Path) -> None:
     server.files["x.tar"] = os.urandom(2500)
     root.mkdir()
     (root / "x.tar.part").write_bytes(server.files["x.tar"][:1234])
@@ -108,7 +109,7 @@ def test_second_run_goes_on_where_the_first_stopped(server: Server, root: Path) 
         f"{server.url}/x.tar broke off at byte 1234 (the server closed the connection before "
         "byte 2500); check the network and run the same command again"
     )
-    with pytest.raises(prepare.DownloadFailed, match=f"^{re.escape(message)}"):
+    with pytest.raises(PansError, match=f"^{re.escape(message)}"):
         prepare.download(f"{server.url}/x.tar", root / "x.tar", attempts=2, wait_seconds=0)
     assert server.requests == [("x.tar", 1234)] * 2
     server.longest_answer = None
@@ -126,7 +127,9 @@ def test_a_server_without_ranges_sends_it_all_again(server: Server, root: Path) 
     assert files_under(root) == {"x.tar": server.files["x.tar"]}
 
 
-def test_a_server_that_tells_no_length_ends_with_the_connection(server: Server, root: Path) -> None:
+def test_without_a_content_length_the_download_ends_with_the_connection(
+    server: Server, root: Path
+) -> None:
     server.files["x.tar"] = os.urandom(2500)
     server.tells_length = False
     root.mkdir()
@@ -135,7 +138,7 @@ def test_a_server_that_tells_no_length_ends_with_the_connection(server: Server, 
     assert files_under(root) == {"x.tar": server.files["x.tar"]}
 
 
-def test_a_part_that_is_whole_is_taken(server: Server, root: Path) -> None:
+def test_a_complete_partial_download_is_used(server: Server, root: Path) -> None:
     server.files["x.tar"] = b"whole"
     root.mkdir()
     (root / "x.tar.part").write_bytes(b"whole")
@@ -147,13 +150,13 @@ def test_a_part_that_is_whole_is_taken(server: Server, root: Path) -> None:
     ("status", "requests", "words"),
     [(404, 1, "(HTTP 404 Not Found); fetch x.tar by other means"), (503, 3, "HTTP Error 503")],
 )
-def test_a_refusal_is_final_and_a_failing_server_is_tried_again(
+def test_a_refusal_is_final_and_a_failing_server_is_retried(
     server: Server, root: Path, status: int, requests: int, words: str
 ) -> None:
     server.files["x.tar"] = b""
     server.refusal = status
     root.mkdir()
-    with pytest.raises(prepare.DownloadFailed, match=re.escape(words)):
+    with pytest.raises(PansError, match=re.escape(words)):
         prepare.download(f"{server.url}/x.tar", root / "x.tar", attempts=3, wait_seconds=0)
     assert len(server.requests) == requests
 
@@ -164,11 +167,11 @@ def test_no_server_is_a_clear_line(root: Path, monkeypatch: pytest.MonkeyPatch) 
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/x.tar"
         root.mkdir()
-        with pytest.raises(prepare.DownloadFailed, match=r"broke off at byte 0 .*refused"):
+        with pytest.raises(PansError, match=r"broke off at byte 0 .*refused"):
             prepare.download(url, root / "x.tar", attempts=2, wait_seconds=0)
 
 
-def test_corrupt_bytes_are_fetched_anew(
+def test_corrupt_bytes_are_fetched_again(
     archives: list[prepare.Archive],
     server: Server,
     root: Path,
@@ -191,7 +194,7 @@ def test_corrupt_bytes_are_fetched_anew(
     assert prepare.main(["--root", str(root)], archives) == 0
 
 
-def test_archives_already_there_are_used_and_kept(
+def test_existing_archives_are_used_and_kept(
     archives: list[prepare.Archive], server: Server, root: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "downloads"
@@ -206,10 +209,10 @@ def test_archives_already_there_are_used_and_kept(
 def test_a_wrong_archive_of_the_users_is_not_deleted(
     archives: list[prepare.Archive], root: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(prepare.BadArchive, match=r"train\.tar is missing; put it there"):
+    with pytest.raises(PansError, match=r"train\.tar is missing; put it there"):
         prepare.prepare(root, tmp_path, archives)
     (tmp_path / "train.tar").write_bytes(b"precious")
-    with pytest.raises(prepare.BadArchive, match=f"fetch it again from {archives[0].url}"):
+    with pytest.raises(PansError, match=f"fetch it again from {archives[0].url}"):
         prepare.prepare(root, tmp_path, archives)
     assert (tmp_path / "train.tar").read_bytes() == b"precious"
 
@@ -242,16 +245,16 @@ def test_nothing_is_unpacked_from_an_unsafe_archive(
         tar.addfile(member("train/first.png"))
         tar.addfile(bad)
     root.mkdir()
-    with pytest.raises(prepare.BadArchive, match=f"^{re.escape(f'{path} holds {bad.name!r}')}"):
+    with pytest.raises(PansError, match=f"^{re.escape(f'{path} holds {bad.name!r}')}"):
         prepare.unpack(path, root)
     assert list(root.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>" * 200])
-def test_what_is_no_tar_file_is_a_clear_line(tmp_path: Path, root: Path, content: bytes) -> None:
+def test_an_invalid_tar_file_is_a_clear_line(tmp_path: Path, root: Path, content: bytes) -> None:
     (tmp_path / "x.tar").write_bytes(content)
     root.mkdir()
-    with pytest.raises(prepare.BadArchive, match=r"x\.tar is not a whole tar file"):
+    with pytest.raises(PansError, match=r"x\.tar is not a valid tar file"):
         prepare.unpack(tmp_path / "x.tar", root)
 
 
@@ -260,7 +263,7 @@ def test_nothing_is_unpacked_from_a_truncated_archive(
 ) -> None:
     (tmp_path / "train.tar").write_bytes(server.files["train.tar"][:-20_000])
     root.mkdir()
-    with pytest.raises(prepare.BadArchive, match="is not a whole tar file"):
+    with pytest.raises(PansError, match="is not a valid tar file"):
         prepare.unpack(tmp_path / "train.tar", root)
     assert list(root.iterdir()) == []
 
@@ -287,12 +290,12 @@ def test_nothing_is_written_through_a_link_out_of_the_root(
     outside.mkdir()
     (root / "StreetHazards").mkdir(parents=True)
     (root / "StreetHazards/train").symlink_to(outside)
-    with pytest.raises(prepare.BadArchive, match=r"outside the destination; choose a --root"):
+    with pytest.raises(PansError, match=r"outside the destination; choose a --root"):
         prepare.prepare(root, None, archives)
     assert list(outside.iterdir()) == []
 
 
-def test_a_failing_disk_leaves_no_half_file_under_its_name(
+def test_a_failing_disk_leaves_no_partial_file_under_its_name(
     archives: list[prepare.Archive],
     make_tree: MakeTree,
     server: Server,
@@ -352,11 +355,9 @@ def test_another_data_set_is_not_overwritten(
     assert server.requests == []
 
 
-def test_a_full_disk_is_told_before_it_is_full(tmp_path: Path) -> None:
+def test_a_disk_that_will_be_full_is_reported_before_the_run(tmp_path: Path) -> None:
     prepare.require_space(tmp_path, 1)
-    with pytest.raises(
-        prepare.CannotWrite, match=r"GB free and needs 1000000000\.0 GB more; make room"
-    ):
+    with pytest.raises(PansError, match=r"GB free and needs 1000000000\.0 GB more; make room"):
         prepare.require_space(tmp_path, 10**18)
 
 
@@ -432,7 +433,7 @@ def test_command_line_of_the_module(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_download_that_cannot_be_written_is_not_tried_again(
+def test_a_download_that_cannot_be_written_is_not_retried(
     server: Server,
     root: Path,
     files_of_at_most: Callable[[int], AbstractContextManager[None]],
@@ -440,7 +441,7 @@ def test_a_download_that_cannot_be_written_is_not_tried_again(
     server.files["x.tar"] = os.urandom(12_345)
     root.mkdir()
     message = f"{root}/x.tar.part cannot be written (File too large); make room"
-    refused = pytest.raises(prepare.CannotWrite, match=f"^{re.escape(message)}")
+    refused = pytest.raises(PansError, match=f"^{re.escape(message)}")
     with files_of_at_most(10_000), refused:
         prepare.download(f"{server.url}/x.tar", root / "x.tar")
     assert server.requests == [("x.tar", 0)]

@@ -16,6 +16,7 @@ from dataset.prepare import command
 from dataset.registry import open_dataset
 from tests.dataset import trees
 from tests.dataset.network import Server
+from utils.errors import PansError
 
 MakeTree = Callable[..., Path]
 SIZE = (96, 64)
@@ -73,7 +74,7 @@ def archives(tmp_path: Path, server: Server) -> list[prepare.Archive]:
 NAMES = ["fishyscapes_lostandfound", "road_anomaly", "road_anomaly_21", "road_obstacle_21"]
 
 
-def test_archives_are_those_that_others_fetch() -> None:
+def test_archives_are_those_of_pytorch_ood() -> None:
     md5_of = {archive.name: archive.md5 for archive in prepare.PUBLISHED}
     assert md5_of == {
         "streethazards_train.tar": "cd2d1a8649848afb85b5059d227d2090",
@@ -156,7 +157,7 @@ def test_a_missing_file_is_fetched_again_and_others_stay(
     assert kept.stat().st_mtime_ns == before
 
 
-def test_a_download_that_does_not_fit_is_not_begun(
+def test_a_download_that_does_not_fit_is_not_started(
     archives: list[prepare.Archive],
     server: Server,
     root: Path,
@@ -176,7 +177,7 @@ def test_a_download_that_does_not_fit_is_not_begun(
 
 
 @pytest.mark.parametrize("megabytes", [None, 3])
-def test_a_server_that_tells_no_size_is_said(
+def test_an_unknown_download_size_is_reported(
     archives: list[prepare.Archive],
     server: Server,
     root: Path,
@@ -190,7 +191,7 @@ def test_a_server_that_tells_no_size_is_said(
     assert f"RoadAnomaly_jpg.zip: {size} to download" in capsys.readouterr().out
 
 
-def test_images_that_are_there_already_are_not_fetched(
+def test_existing_images_are_not_fetched(
     archives: list[prepare.Archive], server: Server, root: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tmp_path / "published/leftImg8bit", root / "lostandfound/leftImg8bit")
@@ -199,7 +200,7 @@ def test_images_that_are_there_already_are_not_fetched(
     assert [name for name, _ in server.requests] == ["fishyscapes_lostandfound.zip"]
 
 
-def test_a_part_of_the_frames_is_no_data_set_to_add_to(
+def test_an_incomplete_set_of_frames_is_not_extended(
     archives: list[prepare.Archive],
     server: Server,
     root: Path,
@@ -250,7 +251,7 @@ def test_nothing_is_unpacked_from_an_unsafe_zip_file(
         archive.writestr("a/first.png", b"1")
         archive.writestr(bad, b"2")
     root.mkdir()
-    with pytest.raises(prepare.BadArchive, match=f"^{re.escape(f'{path} holds {bad.filename!r}')}"):
+    with pytest.raises(PansError, match=f"^{re.escape(f'{path} holds {bad.filename!r}')}"):
         prepare.unpack(path, root)
     assert list(root.iterdir()) == []
 
@@ -259,7 +260,7 @@ def test_nothing_is_unpacked_from_an_unsafe_zip_file(
     ("place", "value", "words"),
     [
         (8, 1, "which is a link, a device, encrypted or outside the"),
-        (10, 99, "not a whole zip file"),
+        (10, 99, "not a valid zip file"),
     ],
     ids=["encrypted", "compression"],
 )
@@ -273,7 +274,7 @@ def test_a_zip_file_of_another_kind_is_a_clear_line(
     content[content.index(b"PK\1\2") + place] = value  # in the directory at the file's end
     path.write_bytes(content)
     root.mkdir()
-    with pytest.raises(prepare.BadArchive, match=words):
+    with pytest.raises(PansError, match=words):
         prepare.unpack(path, root)
     assert not (root / "a/first.png").exists()
 
@@ -286,7 +287,7 @@ def test_a_damaged_zip_file_is_a_clear_line(tmp_path: Path, root: Path) -> None:
     good = path.read_bytes()
     for content in (b"", good[:-30], good.replace(b"contentcontent", b"contentkontent", 1)):
         path.write_bytes(content)
-        with pytest.raises(prepare.BadArchive, match=r"x\.zip is not a whole zip file"):
+        with pytest.raises(PansError, match=r"x\.zip is not a valid zip file"):
             prepare.unpack(path, root)
         assert not (root / "a/first.png").exists()
 
@@ -300,12 +301,12 @@ def test_a_zip_file_is_not_unpacked_through_a_link_out_of_the_root(
     (root / "a").symlink_to(outside)
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("a/first.png", b"1")
-    with pytest.raises(prepare.BadArchive, match="outside the destination; choose a --root"):
+    with pytest.raises(PansError, match="outside the destination; choose a --root"):
         prepare.unpack(tmp_path / "x.zip", root)
     assert list(outside.iterdir()) == []
 
 
-def test_check_names_what_is_damaged_in_any_set(
+def test_check_names_damaged_files_of_every_data_set(
     archives: list[prepare.Archive], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare.main([*NAMES, "--root", str(root)], archives)
@@ -321,7 +322,7 @@ def test_check_names_what_is_damaged_in_any_set(
     assert "delete" not in output.err
 
 
-def test_check_tells_how_many_images_are_missing(
+def test_check_reports_how_many_images_are_missing(
     archives: list[prepare.Archive], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trees.write_track(root, "dataset_AnomalyTrack", ".jpg")
@@ -333,7 +334,7 @@ def test_check_tells_how_many_images_are_missing(
     )
 
 
-def test_check_of_several_sets_goes_on_after_one_that_is_not_there(
+def test_check_of_several_sets_continues_after_a_missing_one(
     archives: list[prepare.Archive], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trees.write_track(root, "dataset_AnomalyTrack", ".jpg")
@@ -345,9 +346,7 @@ def test_check_of_several_sets_goes_on_after_one_that_is_not_there(
     assert output.err.splitlines()[-1].endswith(f"--root {root}' again")
 
 
-def test_a_folder_of_the_users_own_is_checked(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_custom_folder_is_checked(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trees.write_folder(root, train=4, validation=1, test=2)
     trees.save(root / "images/test/town/1.png", trees.noise(1, (32, 24)))
     trees.save(root / "labels/test/town/1.png", trees.label((0, 3), (32, 24)))
@@ -367,12 +366,12 @@ def test_a_folder_of_the_users_own_is_checked(
     )
 
 
-def test_bdd_anomaly_is_listed_and_checked_where_its_owner_put_it(
+def test_bdd_anomaly_is_listed_and_checked_in_a_prepared_folder(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert prepare.main(["bdd_anomaly", "--root", str(root)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: BDD100K is for those who register at https://bdd-data.berkeley")
+    assert error.startswith("error: BDD100K requires registration at https://bdd-data.berkeley")
     assert error.count("\n") == 1
     trees.write_bdd100k(root)
     known = prepare.archives.Published({"train": 6280, "validation": 910, "test": 810}, SIZE)

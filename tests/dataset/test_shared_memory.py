@@ -35,7 +35,7 @@ NAMESPACE = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=$0 tmpfs /dev/
         (0, (0, 1)),
     ],
 )
-def test_as_many_workers_as_the_memory_has_room_for(
+def test_workers_are_limited_by_shared_memory(
     monkeypatch: pytest.MonkeyPatch, free: int | None, expected: tuple[int, int]
 ) -> None:
     monkeypatch.setattr(shared_memory, "free_bytes", lambda: free)
@@ -43,7 +43,7 @@ def test_as_many_workers_as_the_memory_has_room_for(
     assert shared_memory.fitting_workers(0, 10 * MB, tells=True).processes == 0
 
 
-def test_fewer_workers_are_told_once(
+def test_fewer_workers_are_noted_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shared_memory, "free_bytes", lambda: 2**25)
@@ -57,7 +57,7 @@ def test_fewer_workers_are_told_once(
     )
 
 
-def test_processes_of_a_machine_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         os, "statvfs", lambda path: os.statvfs_result((0, 4096, 0, 0, 1000, *[0] * 5))
     )
@@ -66,7 +66,7 @@ def test_processes_of_a_machine_share_the_memory(monkeypatch: pytest.MonkeyPatch
     assert shared_memory.free_bytes() == 1024 * 1000
 
 
-def test_a_sample_of_five_scales_takes_a_third_of_what_floats_took(tmp_path: Path) -> None:
+def test_a_five_scale_sample_takes_a_third_of_the_memory_of_floats(tmp_path: Path) -> None:
     Image.new("RGB", (1280, 720)).save(tmp_path / "a.png")
     images = 304 * 536 + 376 * 672 + 456 * 800 + 528 * 936 + 568 * 1000
     expected = 3 * images + 4 * 720 * 1280  # and the label and the picture itself
@@ -74,10 +74,10 @@ def test_a_sample_of_five_scales_takes_a_third_of_what_floats_took(tmp_path: Pat
     assert expected < (12 * images + 4 * 720 * 1280) / 2.7
 
 
-def test_the_largest_picture_is_found_beside_what_is_none(tmp_path: Path) -> None:
+def test_the_largest_picture_is_found_among_other_files(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "small.png")
     Image.new("RGB", (40, 20)).save(tmp_path / "large.png")
-    (tmp_path / "rubbish.png").write_bytes(b"rubbish")
+    (tmp_path / "corrupt.png").write_bytes(b"corrupt")
     os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
     files = sorted(tmp_path.iterdir())
     assert shared_memory.largest_size([*files, tmp_path / "missing.png"]) == (20, 40)
@@ -95,9 +95,9 @@ def published_size(make_tree: Callable[..., Path]) -> Path:
 
 
 def test_a_five_scale_test_runs_in_64_megabytes(published_size: Path, tmp_path: Path) -> None:
-    from tests.reliability.tiny import TinyNetwork
+    from tests.reliability.tiny import tiny_network
 
-    torch.save({"model_state": TinyNetwork().state_dict()}, tmp_path / "a.pth")
+    torch.save({"model_state": tiny_network().state_dict()}, tmp_path / "a.pth")
     places = [
         "--data_root",
         published_size,

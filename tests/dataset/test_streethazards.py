@@ -12,6 +12,7 @@ from dataset.base import DatasetNotFound
 from dataset.description import IGNORE_INDEX
 from dataset.pictures import BadSample, read_image, read_label
 from dataset.readers.streethazards import STREETHAZARDS, StreetHazards
+from dataset.registry import describe
 
 CLASSES = """
 0 unlabeled 0,0,0 | 1 building 70,70,70 | 2 fence 190,153,153 | 3 other 250,170,160 |
@@ -135,7 +136,7 @@ def lines_of_arrays(entries: list[Any]) -> str:
 
 
 @pytest.mark.parametrize("form", [one_array, pretty_array, lines_of_entries, lines_of_arrays])
-def test_every_form_of_list_is_read_whole(
+def test_every_form_of_list_is_read_completely(
     make_tree: Callable[..., Path], form: Callable[[list[Any]], str]
 ) -> None:
     root = make_tree(train=3)
@@ -255,3 +256,23 @@ def test_only_png_and_jpeg_are_decoded(tmp_path: Path) -> None:
 def test_data_set_can_be_sent_to_a_spawned_worker(make_tree: Callable[..., Path]) -> None:
     pictures = StreetHazards(make_tree(train=2), "train")
     assert pickle.loads(pickle.dumps(pictures)).names == pictures.names
+
+
+@pytest.mark.parametrize("inside", ["train", "train/images"])
+def test_a_root_that_is_too_deep_is_told_where_the_data_is(
+    make_tree: Callable[..., Path], inside: str
+) -> None:
+    root = make_tree(train=1)
+    home = StreetHazards(root, "train").source.parents[1]
+    with pytest.raises(DatasetNotFound, match=f"it is in {home}, type --data_root {home}$"):
+        StreetHazards(home / inside, "train")
+
+
+def test_a_folder_that_is_a_known_data_set_is_called_by_its_name(
+    make_tree: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_tree(test=1)
+    with pytest.raises(DatasetNotFound, match=f"^{root} holds streethazards: type --dataset"):
+        describe("folder", root)
+    with pytest.raises(DatasetNotFound, match=r"classes\.txt is missing"):
+        describe("folder", tmp_path / "empty")

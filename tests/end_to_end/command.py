@@ -9,7 +9,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def start(*flags, launcher=(), **environment):
-    """Run run.py in the repository, one thread a process."""
+    """Run run.py in the repository, with one thread per process."""
     return subprocess.run(
         [sys.executable, *launcher, "run.py", *map(str, flags)],
         cwd=REPOSITORY,

@@ -1,8 +1,8 @@
-"""Every command in README.md and docs/: its words are accepted, its files exist, and it is run.
+"""Every command in README.md and docs/ is accepted, its files exist, and it is run.
 
-Those of run.py and of small programs run here, with a network of one block a stage on tiny data
-sets; torchrun's and --ablate's in the tests of processes and of grids. pytest's are this suite's
-own, and `make test` is its start; what the other targets of make start is understood.
+Those of run.py and of small programs run here, with a network of one block per stage on tiny data
+sets; those of torchrun and --ablate run in the tests of processes and of grids. Those of pytest are
+part of this suite, and `make test` starts it; for other targets of make the syntax is checked.
 """
 
 import argparse
@@ -31,8 +31,9 @@ from dataset import DATASETS, STREETHAZARDS, describe, prepare
 from dataset.base import DatasetNotFound
 from dataset.demo.writer import write_demo
 from modules import build_model
-from modules.resnet import BLOCKS
+from modules.backbones import BACKBONES
 from tests.dataset import trees
+from tests.reliability.tiny import ONE_BLOCK
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -90,7 +91,7 @@ COMMANDS = [command for document in DOCUMENTS for command in commands_of(documen
 
 
 class Parsed(BaseException):
-    """A program has read its command line."""
+    """A program has parsed its command line."""
 
 
 def check(words):
@@ -150,11 +151,11 @@ def check_module(name, words):
 
 
 PASSING_FLAGS_ON = {"benchmarks.latency"}
-"""Programs whose other flags are run.py's."""
+"""Programs that pass unknown flags on to run.py's parser."""
 
 
 def check_parser(start, words, module=""):
-    """Start a program up to where its command line is read."""
+    """Start a program until it has parsed its command line."""
     with pytest.MonkeyPatch.context() as patch:
         read = argparse.ArgumentParser.parse_args
         read_known = argparse.ArgumentParser.parse_known_args
@@ -244,7 +245,7 @@ def test_a_wrong_command_is_found(line, monkeypatch):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document):
+def test_links_point_to_existing_files(document):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text())
     for link in links:
         if "://" not in link:
@@ -292,7 +293,7 @@ def test_every_data_set_has_its_row_in_the_docs():
 
 
 def command_with(*parts):
-    """The first command of the docs that holds these words."""
+    """The first command of the docs with these words."""
     return next(command.words for command in COMMANDS if {*parts} <= {*command.words})
 
 
@@ -309,7 +310,7 @@ def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
     """Predict, export, evaluate, report, look at weights and data as the docs have it."""
     write_demo(tmp_path / "data", train=1, validation=1, test=2, size=(96, 64), seed=3)
     test = tmp_path / "data/StreetHazards/test"
-    monkeypatch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
+    monkeypatch.setitem(BACKBONES, "resnet50", ONE_BLOCK)
     torch.save({"model_state": build_model().state_dict()}, tmp_path / "FILE")
     monkeypatch.chdir(tmp_path)
 
@@ -353,7 +354,7 @@ SMALL = ("--epochs", "1", "--crop_size", "32", "--no_pretrained", "--num_workers
 
 
 def runs_of(commands):
-    """Trainings and tests by run.py, each once: neither order nor --nproc makes another of it."""
+    """Trainings and tests by run.py, each once, regardless of the flags' order and of --nproc."""
     runs = {}
     for command in commands:
         words = ["pans" if word == "NAME" else word for word in command.words]
@@ -367,7 +368,7 @@ def runs_of(commands):
 
 @pytest.fixture(scope="module")
 def data_sets(tmp_path_factory):
-    """A folder with all that the docs' trainings and tests look at."""
+    """A folder with all data that the docs' trainings and tests need."""
     root = tmp_path_factory.mktemp("docs")
     write_demo(root / "data", train=2, validation=1, test=2, size=(96, 64), seed=3)
     trees.write_bdd100k(root / "data")
@@ -383,7 +384,7 @@ def data_sets(tmp_path_factory):
 @pytest.mark.parametrize("words", runs_of(COMMANDS), ids=shlex.join)
 def test_trainings_and_tests_run(words, data_sets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
+    monkeypatch.setitem(BACKBONES, "resnet50", ONE_BLOCK)
     for name in ("data", "ROOT"):
         Path(name).symlink_to(data_sets / name)
     Path("docs").symlink_to(REPOSITORY / "docs")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import hubconf
 from modules import build_model
-from utils.checkpoint import CheckpointError, save_checkpoint
+from utils.checkpoint import MissingCheckpoint, save_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = """
@@ -80,5 +80,5 @@ def test_a_picture_is_turned_upright(checkpoint, picture, tmp_path):
 
 
 def test_a_missing_file_is_one_line():
-    with pytest.raises(CheckpointError, match=r"there is no checkpoint .*gone\.pth"):
+    with pytest.raises(MissingCheckpoint, match=r"there is no checkpoint .*gone\.pth"):
         hubconf.pans("gone.pth")

@@ -21,10 +21,11 @@ from dataset import STREETHAZARDS, evaluation_loader
 from dataset.demo.writer import write_demo
 from dataset.own_pictures import picture_sample
 from modules import build_model
+from modules.backbones import BACKBONES, Backbone
 from modules.normalisation import normalised as normalised_planes
-from modules.resnet import BLOCKS
 from modules.scores import cosine_score, msp_score
 from tests.end_to_end import command
+from tests.reliability.tiny import ONE_BLOCK
 
 REPOSITORY = Path(__file__).parents[2]
 SIZES = [(40, 72), (56, 88), (64, 104), (72, 120), (80, 128)]  # 96x160 at the five scales
@@ -33,11 +34,11 @@ KINDS = ("classes", "heat", "overlay", "panel")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Checkpoints of a network of one block a stage, and a tiny data set; runs stay in process."""
+    """Checkpoints of a network of one block per stage, and a tiny data set."""
     root = tmp_path_factory.mktemp("predict")
     write_demo(root / "data", train=2, validation=2, test=3, size=(160, 96), seed=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
+        patch.setitem(BACKBONES, "resnet50", ONE_BLOCK)
         torch.manual_seed(0)
         network = build_model()
         for module in network.modules():
@@ -142,7 +143,7 @@ def assert_pictures_show_the_score(picture, out, name):
         assert np.abs(shown.mean((0, 1)) - expected.mean((0, 1))).max() < 4, kind
 
 
-def test_a_fitted_score_is_that_which_a_test_has_kept(root, capsys):
+def test_a_fitted_score_uses_the_state_stored_by_a_test(root, capsys):
     path, own = pictures_of(root)[0], root / "own.pth"
     words = ["--predict", path, "--ckpt_test", own, "--score", "class_mean"]
     assert start(*words, "--out", root / "none") == 2
@@ -169,7 +170,7 @@ def distance_from_class_means(root, path):
         with torch.inference_mode():
             return [network.features(normalised(one))[0].numpy() for one in scaled]
 
-    sums, counts = np.zeros((13, 512)), np.zeros(13)
+    sums, counts = np.zeros((13, 8 * ONE_BLOCK.width)), np.zeros(13)
     alone = {"multi_scale": False, "num_workers": 0, "rank": 0, "world_size": 1}
     for sample in evaluation_loader(root / "data", "train", **alone):
         for one in features(Image.fromarray(sample.picture.numpy())):
@@ -190,7 +191,7 @@ def distance_from_class_means(root, path):
     return np.mean(maps, axis=0)
 
 
-def test_a_published_checkpoint_tells_its_classifier_and_typed_flags_win(root, capsys):
+def test_the_classifier_of_a_published_checkpoint_is_inferred_unless_passed(root, capsys):
     path = pictures_of(root)[0]
     flags = ["--predict", path, "--ckpt_test", root / "published.pth"]
     assert start(*flags, "--out", root / "p1") == 0, capsys.readouterr().err
@@ -203,7 +204,7 @@ def test_a_published_checkpoint_tells_its_classifier_and_typed_flags_win(root, c
     np.testing.assert_allclose(score, msp_score(softmax)[0], atol=1e-4)
 
 
-def test_calibration_leaves_the_asked_share_of_known_pixels(root, capsys):
+def test_calibration_reaches_the_requested_false_positive_rate(root, capsys):
     flags = ["--ckpt_test", root / "own.pth", "--data_root", root / "data", "--num_workers", 0]
     share = ["--calibrate_fpr", 0.05]
     validation = root / "data/StreetHazards/train/images/validation"
@@ -223,13 +224,13 @@ def test_calibration_leaves_the_asked_share_of_known_pixels(root, capsys):
     assert reached / known == pytest.approx(0.05, abs=1e-3)
 
 
-def test_unreadable_pictures_are_named_and_the_rest_is_done(root, tmp_path, capsys):
+def test_unreadable_pictures_are_named_and_the_rest_is_predicted(root, tmp_path, capsys):
     (tmp_path / "a.png").write_text("no picture")
     paths = [tmp_path / "a.png", tmp_path / "gone.jpg", pictures_of(root)[0]]
     flags = ["--ckpt_test", root / "own.pth", "--out", tmp_path / "out", "--no_multi_scale"]
     assert start("--predict", *paths, *flags) == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
-    assert "2 could not be looked at, the other 1 are done" in line
+    assert "2 could not be processed, the other 1 are done" in line
     assert "a.png cannot be decoded" in line
     assert "gone.jpg does not exist" in line
     assert len(list((tmp_path / "out/score").iterdir())) == 1
@@ -248,7 +249,7 @@ def write_lossless(av, path, pictures):
         container.mux(stream.encode())
 
 
-def test_every_second_frame_of_a_video_is_looked_at_as_its_picture_is(root, tmp_path, capsys):
+def test_every_second_frame_of_a_video_is_predicted_like_a_picture(root, tmp_path, capsys):
     av = pytest.importorskip("av", reason="reading videos is optional: pip install -e .[video]")
     pictures = pictures_of(root)
     write_lossless(av, tmp_path / "drive.mkv", pictures)
@@ -278,7 +279,7 @@ def assert_video_shows(decoded, folder):
         assert distances[number] < 8
 
 
-def test_calibration_lists_what_it_leaves_out(root, tmp_path, capsys):
+def test_calibration_lists_skipped_files(root, tmp_path, capsys):
     shutil.copytree(root / "data", tmp_path / "data")
     images = sorted((tmp_path / "data/StreetHazards").glob("**/images/validation/**/*.png"))
     flags = ["--predict", pictures_of(root)[0], "--ckpt_test", root / "own.pth"]
@@ -292,7 +293,7 @@ def test_calibration_lists_what_it_leaves_out(root, tmp_path, capsys):
     images[1].write_text("no picture")
     assert start(*flags) == 2
     errors = capsys.readouterr().err
-    assert "validation.odgt: not one of its 2 samples can be read, the first: " in errors
+    assert "validation.odgt: none of its 2 samples can be read, the first: " in errors
 
 
 def deep_supervision(name):
@@ -377,7 +378,7 @@ def test_a_folder_of_the_users_own_needs_overwrite(root, tmp_path, capsys):
     assert start(*flags) == 0
 
 
-def test_sheets_that_are_no_longer_wanted_go(root, tmp_path):
+def test_obsolete_contact_sheets_are_deleted(root, tmp_path):
     summary = {"checkpoint": "", "score": "", "pictures": [{"name": "x"}] * 17}
     (tmp_path / "predictions.json").write_text(json.dumps(summary))
     (tmp_path / "contact_sheet_002.png").write_text("old")
@@ -395,7 +396,7 @@ def test_a_video_without_its_package_does_not_stop_the_pictures(
     monkeypatch.setattr("dataset.own_pictures.find_spec", lambda name: None)
     flags = ["--ckpt_test", root / "own.pth", "--no_multi_scale", "--out", tmp_path / "out"]
     assert start("--predict", tmp_path / "in", *flags) == 2
-    assert "1 could not be looked at, the other 1 are done: " in capsys.readouterr().err
+    assert "1 could not be processed, the other 1 are done: " in capsys.readouterr().err
     assert (tmp_path / "out/score/a.npy").is_file()
     assert start("--predict", tmp_path / "in/b.mp4", *flags) == 2
     assert "--predict found nothing to read: " in capsys.readouterr().err
@@ -477,7 +478,7 @@ def test_of_several_processes_one_exports(root, tmp_path, monkeypatch):
     assert not path.exists()
 
 
-def test_the_onnx_file_is_valid_and_tells_its_preprocessing(exported):
+def test_the_onnx_file_is_valid_and_documents_its_preprocessing(exported):
     model = onnx.load(exported)
     onnx.checker.check_model(model)
     told = {entry.key: entry.value for entry in model.metadata_props}
@@ -529,5 +530,5 @@ def test_two_processes_write_each_picture_once(root, tmp_path):
 
 def build_real():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BLOCKS, "resnet50", (3, 4, 6, 3))
+        patch.setitem(BACKBONES, "resnet50", Backbone((3, 4, 6, 3)))
         return build_model()

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-import build
 import run
 from dataset import look
 from dataset.registry import open_dataset
 from metrics import evaluate
-from tests.reliability.tiny import TinyNetwork, tiny_network
+from modules.backbones import BACKBONES
+from tests.reliability.tiny import TINY, tiny_network
 from utils.logger import Logger
 
 REAL = Path(__file__).parents[3] / "shared/real/road_anomaly"
@@ -55,12 +55,12 @@ def test_their_sheet_and_shares(tmp_path, capsys):
 
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
-    """A network of three layers with random prototypes."""
-    monkeypatch.setattr(build, "build_model", tiny_network)
+    """A tiny network with random prototypes."""
+    monkeypatch.setitem(BACKBONES, "resnet50", TINY)
     monkeypatch.setattr(Logger, "figure", lambda *_: None)
     torch.manual_seed(1)
     options = {"classifier": "cosine", "cosine_scores": True, "multi_scala": True}
-    state = {"model_state": TinyNetwork().state_dict(), "options": options}
+    state = {"model_state": tiny_network().state_dict(), "options": options}
     torch.save(state, tmp_path / "tiny.pth")
     return tmp_path / "tiny.pth"
 

@@ -107,7 +107,7 @@ def reference(root):
     return [100 * np.mean(aurocs), 100 * np.mean(auprs), 100 * iou.mean()]
 
 
-def test_figures_are_those_of_scikit_learn_on_the_plain_network(tiny):
+def test_metrics_equal_scikit_learn_on_the_plain_network(tiny):
     root, *_ = tiny
     results = results_of(root, "one")
     assert results["checkpoint"] == str(root / "checkpoints/streethazards/one.pth")
@@ -124,7 +124,7 @@ def test_figures_are_those_of_scikit_learn_on_the_plain_network(tiny):
         ("torchrun", None, ("-m", "torch.distributed.run", "--nproc_per_node=2")),
     ],
 )
-def test_two_processes_give_the_figures_of_one(tiny, name, nproc, launcher):
+def test_two_processes_give_the_metrics_of_one(tiny, name, nproc, launcher):
     root, folders, _ = tiny
     checkpoint = root / "checkpoints/streethazards/one_best.pth"
     flags = ["--name", name, "--test", "--ckpt_test", checkpoint, *folders]

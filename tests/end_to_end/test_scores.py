@@ -56,7 +56,7 @@ def every_score(tiny):
     return results_of(tiny, "--score", "all", "--mc_dropout", "2", "--name", "all")
 
 
-def test_all_gives_finite_figures_for_each(tiny, every_score, capsys):
+def test_score_all_gives_finite_metrics_for_each_score(tiny, every_score, capsys):
     expected = [name for name in SCORES if not SCORES[name].missing("cosine")]
     assert list(every_score["scores"]) == expected
     for name, found in every_score["scores"].items():
@@ -74,7 +74,7 @@ def test_all_gives_finite_figures_for_each(tiny, every_score, capsys):
     )
 
 
-def test_what_is_put_aside_for_all_scores_fits_and_changes_nothing():
+def test_the_spool_of_all_scores_is_small_and_lossless():
     """At most 12 GB for 1500 images of 1280x720 at five scales, from 360x640; the same results.
 
     A dense CRF's map, which needs an optional package, takes as much as that of msp.
@@ -124,7 +124,7 @@ def test_what_is_put_aside_for_all_scores_fits_and_changes_nothing():
 @pytest.mark.parametrize(
     ("typed", "name"), [((), "prototype"), (("--msp",), "msp"), (("--score", "msp"), "msp")]
 )
-def test_single_runs_give_the_figures_of_all(tiny, every_score, typed, name):
+def test_single_runs_give_the_metrics_of_a_joint_run(tiny, every_score, typed, name):
     single = results_of(tiny, *typed)
     assert single["score"] == name
     assert single["scores"] == {name: every_score["scores"][name]}
@@ -133,7 +133,7 @@ def test_single_runs_give_the_figures_of_all(tiny, every_score, typed, name):
     assert single["Mean IoU"] == every_score["Mean IoU"]
 
 
-def test_two_processes_give_the_figures_of_one(tiny, every_score):
+def test_two_processes_give_the_metrics_of_one(tiny, every_score):
     names = ["standardized_maxlogit", "mc_dropout", "class_mean", "mahalanobis", "knn"]
     flags = [*tiny, "--name", "two", "--nproc", "2"]
     flags += ["--mc_dropout", "2", "--score", ",".join(names)]

@@ -10,21 +10,21 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
 from torch.nn import functional as F
 
-import build
 import run
 from dataset.demo import write_demo
-from tests.reliability.tiny import TinyNetwork
+from modules.backbones import BACKBONES
+from tests.reliability.tiny import TINY, tiny_network
 
 SIZES = {"input": (568, 1000), "label": (720, 1280)}
 
 
 @pytest.fixture(scope="module")
 def network():
-    """The network of three layers in the place of the ResNet, which takes seconds an image."""
+    """A tiny network instead of the ResNet, which takes seconds per image."""
     torch.manual_seed(3)
-    model = TinyNetwork().eval()
+    model = tiny_network().eval()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "build_model", lambda *words, **flags: TinyNetwork())
+        patch.setitem(BACKBONES, "resnet50", TINY)
         yield model
 
 
@@ -74,7 +74,7 @@ def reference(root, model, size):
     return [*(100 * np.mean(metrics, axis=0)), 100 * iou.mean()]
 
 
-def test_figures_are_those_of_scikit_learn_at_either_size(tmp_path, network):
+def test_metrics_equal_scikit_learn_at_either_size(tmp_path, network):
     write_data(tmp_path, 1, (1280, 720), network)
     expected = {name: reference(tmp_path, network, size) for name, size in SIZES.items()}
     for name, flags in {"input": (), "label": ("--eval_size", "label")}.items():

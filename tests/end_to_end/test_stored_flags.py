@@ -11,9 +11,11 @@ import run
 from argparser import Options, parse_options
 from dataset.demo.writer import write_demo
 from modules import build_model
-from modules.resnet import BLOCKS
+from modules.backbones import BACKBONES
 from predict import with_stored_flags
 from tests.dataset import trees
+from tests.reliability.tiny import ONE_BLOCK
+from utils.checkpoint import MissingCheckpoint
 from utils.errors import PansError
 
 TRAINED = "--classifier cosine --norm_act iabn --output_stride 16 --multi_scala --score prototype"
@@ -21,12 +23,12 @@ TRAINED = "--classifier cosine --norm_act iabn --output_stride 16 --multi_scala 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Checkpoints of networks of one block a stage, with and without the options of a run."""
+    """Checkpoints of networks of one block per stage, with and without the options of a run."""
     root = tmp_path_factory.mktemp("stored")
     write_demo(root / "data", train=1, validation=1, test=2, size=(96, 64), seed=3)
     trees.write_road_anomaly(root / "data")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
+        patch.setitem(BACKBONES, "resnet50", ONE_BLOCK)
         save(root / "own.pth", TRAINED.split())
         save(root / "bdd.pth", ["--dataset", "bdd_anomaly", "--ignore_classes", "car"])
         save(root / "checkpoints/streethazards/pans.pth", [*TRAINED.split(), "--name", "pans"])
@@ -70,7 +72,7 @@ STORED = {
 }
 
 
-def test_a_test_takes_what_is_not_typed(root):
+def test_a_test_takes_unset_flags_from_the_checkpoint(root):
     options, note = taken(root, "--test", "--ckpt_test", "own.pth")
     assert options == STORED
     file, _, flags = note.partition(": ")
@@ -84,8 +86,8 @@ def test_a_run_of_a_name_is_tested_with_its_own_flags(root):
     assert note.startswith(f"taken from {root}/checkpoints/streethazards/pans.pth: ")
     best, _ = taken(root, "--test", "--name", "pans", "--test_weights", "best")
     assert best == options | {"test_weights": "best"}  # of the newest, as long as no best is there
-    nothing, note = taken(root, "--test", "--name", "gone")
-    assert (nothing, note) == ({"name": "gone"}, None)
+    with pytest.raises(MissingCheckpoint, match=r"gone.pth; check --name, .*there are .*pans.pth"):
+        taken(root, "--test", "--name", "gone")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_a_run_of_a_name_is_tested_with_its_own_flags(root):
         ),
     ],
 )
-def test_typed_flags_override(root, typed, changes):
+def test_passed_flags_override_the_checkpoint(root, typed, changes):
     options, _ = taken(root, "--test", "--ckpt_test", "own.pth", *typed.split())
     expected = STORED | changes
     assert options == {name: value for name, value in expected.items() if value is not None}
@@ -139,7 +141,7 @@ def test_a_set_for_evaluation_only_has_the_network_s_classes(root):
     assert other == {}  # whose 13 classes the weights then do not fit
 
 
-def test_tensors_tell_of_a_file_without_flags(root):
+def test_flags_are_inferred_from_the_tensors_of_a_file_without_flags(root):
     cosine = {"classifier": "cosine", "cosine_scores": True}
     assert taken(root, "--test", "--ckpt_test", "foreign13.pth")[0] == cosine
     bdd = {"dataset": "bdd_anomaly", "num_classes": 17, "unk_class": 17}
@@ -148,7 +150,7 @@ def test_tensors_tell_of_a_file_without_flags(root):
         taken(root, "--test", "--ckpt_test", "foreign9.pth")
 
 
-def test_a_training_takes_nothing(root):
+def test_a_training_takes_no_flags_from_the_checkpoint(root):
     assert taken(root, "--name", "pans", "--ckpt_test", "own.pth") == ({"name": "pans"}, None)
 
 
@@ -161,7 +163,7 @@ def results_of(root, *words):
     return json.loads(path.read_text())
 
 
-def test_the_test_is_that_of_all_flags_typed(root, capsys):
+def test_the_test_equals_one_with_all_flags_passed(root, capsys):
     short = results_of(root, "--ckpt_test", root / "own.pth")
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if "taken from" in line]
@@ -178,7 +180,7 @@ def test_the_test_is_that_of_all_flags_typed(root, capsys):
     assert 0 < road["AUPR"] < 100
 
 
-def test_a_results_json_runs_its_test_again(root):
+def test_a_results_json_repeats_its_test(root):
     first = results_of(root, "--ckpt_test", root / "own.pth", "--no_multi_scale")
     path = Path(root / "logs/streethazards/Experiment/results.json")
     kept = path.rename(root / "first.json")
@@ -188,3 +190,27 @@ def test_a_results_json_runs_its_test_again(root):
     for results in (first, again):
         del results["environment"]
     assert first == again
+
+
+def test_a_run_is_found_by_its_name_whatever_it_was_trained_on(root, tmp_path):
+    bdd = tmp_path / "checkpoints/bdd_anomaly/one.pth"
+    bdd.parent.mkdir(parents=True)
+    bdd.write_bytes((root / "bdd.pth").read_bytes())
+    words = ["--checkpoints", str(tmp_path / "checkpoints"), "--test", "--name", "one"]
+    options, note = with_stored_flags(words)
+    assert (options.tested_checkpoint_path, options.num_classes) == (bdd, 17)
+    assert note.startswith(f"taken from {bdd}: ")
+    assert "--dataset=bdd_anomaly" in note
+    options, _ = with_stored_flags([*words, "--dataset", "road_anomaly"])
+    assert (options.ckpt_test, options.dataset) == (str(bdd), "road_anomaly")
+    assert options.trained_on == "bdd_anomaly"
+    missing = str(tmp_path / "checkpoints/streethazards/one.pth")
+    with pytest.raises(MissingCheckpoint, match=f"no checkpoint {missing}; .*there are {bdd}"):
+        with_stored_flags([*words, "--dataset", "streethazards"])
+    other = tmp_path / "checkpoints/bdd_anomaly_16/one_best.pth"
+    other.parent.mkdir()
+    other.write_bytes(b"")
+    assert with_stored_flags(words)[0].dataset == "bdd_anomaly"
+    other.rename(other.with_name("one.pth"))
+    with pytest.raises(PansError, match=f"name of {bdd} and .*; add --ckpt_test FILE"):
+        with_stored_flags(words)

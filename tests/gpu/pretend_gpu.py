@@ -67,6 +67,11 @@ NO_DRIVER = (
 )
 CUDA_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
+SCORES = (
+    "prototype,msp,maxlogit,entropy,energy,standardized_maxlogit,class_mean,mahalanobis,knn,"
+    "prototype_margin,mc_dropout"
+)
+
 
 class DeviceMix(RuntimeError):
     """Tensors of the host and of the device in one operation."""

@@ -7,7 +7,6 @@ import torch
 
 from benchmarks import gpu_check
 from tests.gpu.pretend_gpu import CUDA, PretendGpu
-from tests.gpu.test_program import small  # noqa: F401  # a network of one block a stage
 
 
 def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):

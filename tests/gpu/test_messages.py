@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from utils.distributed import start_process
-from utils.gpu import UnusableGpu, tf32_in, usable_gpus
+from utils.errors import PansError
+from utils.gpu import tf32_in, usable_gpus
 
 REPOSITORY = Path(__file__).parents[2]
 # As much of NVIDIA's libraries as CUDA's runtime asks for its version: it then refuses by itself.
@@ -64,16 +65,14 @@ def test_an_old_driver_does_not_train_on_cpus(old_driver, tmp_path):
     assert not ended.stdout
 
 
-def test_another_refusal_is_told_in_cudas_words(monkeypatch):
+def test_other_cuda_errors_are_passed_on(monkeypatch):
     def refuse():
         raise RuntimeError("system not yet initialized\nmore")
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", refuse)
-    with pytest.raises(
-        UnusableGpu, match=r"4 GPUs .* CUDA does not start: system not yet initiali"
-    ):
+    with pytest.raises(PansError, match=r"4 GPUs .* CUDA does not start: system not yet initiali"):
         usable_gpus()
 
 
@@ -93,7 +92,7 @@ def test_a_gpu_older_than_the_kernels_is_refused(monkeypatch, capability, refuse
     if not refused:
         assert start_process().device == torch.device("cuda", 0)
         return
-    with pytest.raises(UnusableGpu) as error:
+    with pytest.raises(PansError) as error:
         start_process()
     assert str(error.value).startswith(
         "Tesla V100-SXM2-32GB has compute capability 7.0, and PyTorch "
@@ -101,7 +100,7 @@ def test_a_gpu_older_than_the_kernels_is_refused(monkeypatch, capability, refuse
     assert "was built for 7.5 and newer: install an older PyTorch" in str(error.value)
 
 
-def test_start_up_names_where_float32_is_rounded(monkeypatch):
+def test_start_up_says_where_tf32_is_used(monkeypatch):
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert tf32_in("fp32", cuda) == " (TF32 in convolutions)"  # torch's default
     assert tf32_in("bf16", cuda) == tf32_in("fp32", cpu) == ""
@@ -109,7 +108,7 @@ def test_start_up_names_where_float32_is_rounded(monkeypatch):
     assert tf32_in("fp32", cuda) == " (no TF32)"
 
 
-def test_make_iabn_builds_the_package_for_the_torch_that_is_here():
+def test_make_iabn_builds_the_package_for_the_installed_torch():
     """A wheel from pip's cache, or one that is installed, may be of another torch."""
     command = ["make", "-n", "-W", "pyproject.toml", "iabn"]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)

@@ -82,7 +82,7 @@ def test_frozen_weights_leave_the_other_gradient_as_it_is():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(2, 5, 4, 6), (2, 5, 1, 1)])
-def test_cuda_itself_takes_every_call(layout, dtype, shape):
+def test_cuda_itself_accepts_every_call(layout, dtype, shape):
     x, grad = (tensor.contiguous(memory_format=layout) for tensor in data(shape, dtype))
     parameters = torch.promote_types(dtype, torch.float32)
     with PretendGpu(probe=True) as gpu:
@@ -115,7 +115,7 @@ def test_the_probe_sees_what_cuda_refuses():
         ({"dtype": torch.float32, "learns": True}, False),  # it would wait
     ],
 )
-def test_the_package_serves_where_it_neither_fails_nor_waits(monkeypatch, given, serves):
+def test_the_package_is_used_where_it_neither_fails_nor_waits(monkeypatch, given, serves):
     calls = []
 
     def package(x, *rest):
@@ -140,7 +140,7 @@ def test_the_package_serves_where_it_neither_fails_nor_waits(monkeypatch, given,
 @pytest.mark.skipif(
     PACKAGE is None, reason="the optional inplace-abn package is not built: make iabn"
 )
-def test_the_package_does_refuse_bf16():
+def test_the_package_refuses_bf16():
     x = torch.ones(2, 5, 3, 3, dtype=torch.bfloat16)
     vectors = [torch.ones(5) for _ in range(4)]
     with pytest.raises(RuntimeError):
@@ -204,7 +204,7 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path, sizes):
             torch.testing.assert_close(f[index], wanted[index], **DOUBLE)
 
 
-def test_a_wait_is_told_by_operation_and_line():
+def test_a_wait_is_reported_with_operation_and_line():
     with PretendGpu() as gpu:
         x = torch.ones(3, device=CUDA)
         assert not gpu.waits

@@ -8,51 +8,14 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-import modules.pyramid
-import modules.resnet
-import modules.segmentation
 import predict
 import train
 from argparser import parse_options
 from benchmarks import launches
-from dataset.demo import write_demo
 from modules import abn
-from tests.gpu.pretend_gpu import CUDA, PretendGpu, lines
+from modules.backbones import BACKBONES, Backbone
+from tests.gpu.pretend_gpu import CUDA, SCORES, PretendGpu, lines
 from utils.distributed import Process
-from utils.logger import Logger
-
-TINY = {"resnet50": (1, 1, 1, 1)}
-HEAD = 32  # channels, in the place of 512
-FLAGS = "--default --no_pretrained --crop_size 48 --num_workers 0 --epochs 2"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    write_demo(root, train=4, validation=1, test=1, size=(96, 64), seed=1)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    for module in (modules.resnet, modules.segmentation):
-        monkeypatch.setattr(module, "BLOCKS", TINY)
-    for module in (modules.pyramid, modules.segmentation):
-        monkeypatch.setattr(module, "HEAD_CHANNELS", HEAD)
-    monkeypatch.setattr(Logger, "figure", lambda *_: None)
-    # The package's C++ would take the tensors for the CPU's.
-    monkeypatch.setattr(abn, "package_function", None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def trainer(data, folder, words="", world_size=1):
-    flags = f"{FLAGS} --data_root {data} --logdir {folder} --checkpoints {folder} {words}"
-    options = parse_options(flags.split())
-    options.log_folder.mkdir(parents=True, exist_ok=True)
-    return train.Trainer(options, Process(0, 0, world_size, CUDA), Logger(None))
 
 
 def step(gpu, trained):
@@ -81,9 +44,9 @@ STEPS = (
 
 
 @pytest.mark.parametrize("words", STEPS)
-def test_a_training_step_waits_for_nothing(data, tmp_path, words):
+def test_a_training_step_waits_for_nothing(trainer, words):
     with PretendGpu() as gpu:
-        step(gpu, trainer(data, tmp_path, words))
+        step(gpu, trainer(words))
         assert not gpu.waits, lines(gpu.waits)
 
 
@@ -108,7 +71,7 @@ def two_processes():
 
 
 @pytest.mark.parametrize("words", ["", "--precision bf16"])
-def test_a_step_of_two_processes_waits_for_nothing(data, tmp_path, monkeypatch, words):
+def test_a_step_of_two_processes_waits_for_nothing(trainer, monkeypatch, words):
     exchanges = collections.Counter()
     for name in ("all_reduce", "all_gather_into_tensor"):
 
@@ -118,7 +81,7 @@ def test_a_step_of_two_processes_waits_for_nothing(data, tmp_path, monkeypatch, 
         monkeypatch.setattr(dist, name, none)
     monkeypatch.setattr(train, "DistributedDataParallel", NoExchange)
     with two_processes(), PretendGpu() as gpu:
-        trained = trainer(data, tmp_path, words, world_size=2)
+        trained = trainer(words, world_size=2)
         exchanges.clear()
         step(gpu, trained)
         assert not gpu.waits, lines(gpu.waits)
@@ -129,9 +92,9 @@ def test_a_step_of_two_processes_waits_for_nothing(data, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("words", ["", "--precision bf16", "--plain"])
-def test_cuda_takes_every_call_of_a_step(data, tmp_path, words):
+def test_cuda_accepts_every_call_of_a_step(trainer, words):
     with PretendGpu(probe=True) as gpu:
-        step(gpu, trainer(data, tmp_path, words))
+        step(gpu, trainer(words))
         assert not gpu.refusals, gpu.refusals
 
 
@@ -144,29 +107,31 @@ def deterministic():
 
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("words", ["", "--precision bf16"])
-def test_a_deterministic_step_needs_nothing_that_cuda_has_in_no_such_form(data, tmp_path, words):
+def test_a_deterministic_step_uses_only_operations_that_cuda_has_in_deterministic_form(
+    trainer, words
+):
     with PretendGpu(probe=True) as gpu:
-        step(gpu, trainer(data, tmp_path, words))
+        step(gpu, trainer(words))
         assert not gpu.refusals, gpu.refusals
 
 
-def test_layout_is_channels_last_but_for_the_plain_path(data, tmp_path):
+def test_layout_is_channels_last_but_for_the_plain_path(trainer):
     with PretendGpu() as gpu:
         for words, expected in (("", True), ("--plain", False)):
-            trained = trainer(data, tmp_path, words)
+            trained = trainer(words)
             weight = trained.model.body.mod2.block1.convs.conv2.weight
             assert weight.is_contiguous(memory_format=torch.channels_last) == expected
             assert ("channels_last" in trained.describe()) == expected
-        trained = trainer(data, tmp_path)
+        trained = trainer()
         step(gpu, trained)
         for parameter in trained.model.parameters():
             momentum = trained.optimizer.state[parameter]["momentum_buffer"]
             assert momentum.stride() == parameter.stride()
 
 
-def test_the_norms_are_counted_in_one_launch(data, tmp_path):
+def test_the_norms_are_counted_in_one_launch(trainer):
     with PretendGpu() as gpu:
-        trained = trainer(data, tmp_path)
+        trained = trainer()
         step(gpu, trained)
         counts = {m.num_batches_tracked.item() for m in trained.model._norms()}
     assert counts == {2}
@@ -174,45 +139,32 @@ def test_the_norms_are_counted_in_one_launch(data, tmp_path):
     assert gpu.launches["add_"] < 10
 
 
+@pytest.mark.usefixtures("small")
 def test_a_step_of_the_whole_body_stays_within_its_launches(data, tmp_path, monkeypatch):
-    for module in (modules.resnet, modules.segmentation):
-        monkeypatch.setattr(module, "BLOCKS", {"resnet50": (3, 4, 6, 3)})
+    monkeypatch.setitem(BACKBONES, "resnet50", Backbone((3, 4, 6, 3)))
     counted, waits = launches.count(data, tmp_path, "--precision bf16")
     assert 1000 < counted <= launches.GOAL
     assert waits == 0
 
 
-SCORES = (
-    "prototype,msp,maxlogit,entropy,energy,standardized_maxlogit,class_mean,mahalanobis,knn,"
-    "prototype_margin,mc_dropout"
-)
-
-
-def test_train_validate_save_resume_test_predict_calibrate(data, tmp_path):
+def test_train_validate_save_resume_test_predict_calibrate(trainer, data, tmp_path):
     """The same numbers as on the CPU, and no mix of devices on the way."""
     picture = next(data.rglob("*test*/**/*.png"))
     words = "--precision fp32 --no_multi_scala"
     with PretendGpu() as gpu:
-        first = trainer(data, tmp_path, words)
+        first = trainer(words)
         step(gpu, first)
         first._training_report(1.0)
         mean_iou = first.validate()
         first._save()
-        step(gpu, trainer(data, tmp_path, words))
-        results = trainer(data, tmp_path, f"--score {SCORES} {words}").test()
+        step(gpu, trainer(words))
+        results = trainer(f"--score {SCORES} {words}").test()
         out = f"--ckpt_test {first.options.checkpoint_path} --out {tmp_path}/out"
         out += f" --data_root {data} --num_workers 0 --calibrate_fpr 0.05 {words}"
         flags = f"--default --predict {picture} {out}"
         predict.predict(parse_options(flags.split()), Process(0, 0, 1, CUDA))
     assert (tmp_path / "out").is_dir()
-    cpu = train.Trainer(
-        parse_options(
-            f"{FLAGS} --data_root {data} --logdir {tmp_path} --checkpoints {tmp_path} "
-            f"--score {SCORES} {words}".split()
-        ),
-        Process(0, 0, 1, torch.device("cpu")),
-        Logger(None),
-    )
+    cpu = trainer(f"--score {SCORES} {words}", device=torch.device("cpu"))
     wanted = cpu.test()
     assert 0 <= mean_iou <= 1
     assert results["options"]["precision"] == "fp32"

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from metrics import InvalidScores, OneKindOfPixel, anomaly, image_anomaly_metrics
+from metrics import InvalidScores, anomaly, image_anomaly_metrics
+from utils.errors import PansError
 
 
 def published_fpr95(scores, is_anomaly):
@@ -66,7 +67,7 @@ def test_few_levels(seed, positives, negatives, levels):
 
 
 @pytest.mark.parametrize("positives", [1, 2, 9, 10, 19, 20, 21, 30, 39, 40, 60, 100, 1000])
-def test_every_draw_of_two_recalls(positives):
+def test_ties_between_two_recalls(positives):
     """At 10, 30 ... positives two recalls are equally far from 0.95 but for rounding."""
     rng = np.random.default_rng(positives)
     is_anomaly = np.arange(positives + 500) < positives
@@ -107,7 +108,7 @@ def test_equal_recall_takes_the_most_false_positives():
     assert metrics.fpr95 == 6 / 8
 
 
-def test_pixels_that_are_not_valid_count_as_neither():
+def test_pixels_that_are_not_valid_count_as_neither_kind():
     rng = np.random.default_rng(0)
     scores, is_anomaly = rng.normal(size=(2, 30, 40)).astype(np.float32), rng.random(1200) < 0.3
     is_anomaly = np.stack([is_anomaly.reshape(30, 40)] * 2)
@@ -129,7 +130,7 @@ def test_tensors(dtype):
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 99), st.integers(1, 50))
-def test_the_torch_path_equals_the_numpy_one(seed, positives, negatives, levels):
+def test_the_torch_path_equals_the_numpy_path(seed, positives, negatives, levels):
     """What runs on a CUDA device, here on tensors of the CPU."""
     rng = np.random.default_rng(seed)
     kinds = [rng.integers(0, levels, size) / levels for size in (positives, negatives)]
@@ -150,7 +151,7 @@ def test_cuda_tensors_stay_on_their_device():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_scores_without_a_rank_are_counted(bad):
+def test_non_finite_scores_are_counted(bad):
     scores = np.ones((4, 5), np.float32)
     scores[0, :3] = bad
     with pytest.raises(InvalidScores, match=r"^3 of 20 anomaly scores are NaN or infinite"):
@@ -159,7 +160,7 @@ def test_scores_without_a_rank_are_counted(bad):
 
 @pytest.mark.parametrize("mask", [np.zeros((4, 5), bool), np.ones((4, 5), bool)])
 def test_one_kind_of_pixel_has_no_metrics(mask):
-    with pytest.raises(OneKindOfPixel, match="both kinds"):
+    with pytest.raises(PansError, match="both kinds"):
         image_anomaly_metrics(np.ones((4, 5)), mask)
 
 

@@ -13,13 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ablate import GridError, expand, read_grid
+from ablate import expand, read_grid
 from metrics import AnomalyEvaluation
 from metrics.evaluate import parse_arguments, read_maps
 from metrics.maps import Entry, read_scores
 from metrics.report import main as report
 from metrics.report import write_results
 from tests.dataset.trees import tiff
+from utils.errors import PansError
 from utils.reading import Unreadable
 
 RUNS = int(os.environ.get("FUZZ_RUNS", "100"))
@@ -224,14 +225,14 @@ def test_any_grid_is_expanded_or_refused(tmp_path, data):
     path.write_bytes(data)
     try:
         cells = expand(read_grid(path), {"ablate": str(path)})
-    except GridError as error:
+    except PansError as error:
         one_line(error, f"{path}:", f"--ablate {path}")
     else:
         assert cells
         assert any(cell.runs for cell in cells)
 
 
-def test_damage_to_pixels_of_a_png_is_seen(tmp_path):
+def test_damaged_pixels_of_a_png_are_detected(tmp_path):
     """Pillow looks at no checksum of its pixels, but at that of their compression."""
     whole = saved_picture(BYTES, "PNG")
     start = whole.index(b"IDAT") - 4

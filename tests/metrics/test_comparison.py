@@ -41,7 +41,7 @@ def test_results_are_those_of_each_score_alone(compared):
     assert results["scores"]["good"]["AUROC"] > 60 > 40 > results["scores"]["bad"]["AUROC"]
 
 
-def test_a_map_is_computed_again_from_its_parts():
+def test_a_map_is_recomputed_from_its_parts():
     """Both ways give the same results, and the parts alone are put aside."""
     rng = np.random.default_rng(1)
     evaluations = [
@@ -60,7 +60,7 @@ def test_a_map_is_computed_again_from_its_parts():
     assert whole.results() == of_parts.results()
 
 
-def test_the_table_has_a_row_a_score(compared):
+def test_the_table_has_one_row_per_score(compared):
     results, alone = compared
     head, _, *rows = markdown_scores(results).splitlines()
     columns = [cell.strip() for cell in head.strip("|").split("|")]

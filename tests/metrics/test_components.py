@@ -92,14 +92,14 @@ def test_worked_by_hand():
     assert scores.f1 == pytest.approx(4 / (4 + 1 + 1) / 11)
 
 
-def test_a_score_at_a_level_counts_as_found_and_not_as_false():
+def test_a_value_equal_to_the_level_counts_as_found_and_not_as_false():
     """SegmentMeIfYouCan's comparisons: sIoU >= t is found, PPV < t is false."""
     at_each_level = ComponentMatch(np.array([0.5]), np.array([0.5]))
     # Up to 0.5 found and not false: F1 is 1 on 6 of 11 levels; above it missed and false.
     assert component_scores([at_each_level]).f1 == pytest.approx(6 / 11)
 
 
-def test_an_object_under_the_least_size_is_as_if_it_were_void():
+def test_an_object_under_the_minimum_size_is_treated_as_void():
     """Objects of 2 and 6 pixels; a prediction of 4 covers the small one and 2 normal pixels."""
     truth, predicted = np.zeros((2, 2, 9), dtype=bool)
     truth[0, 0:2] = truth[:, 6:9] = True

@@ -43,7 +43,7 @@ def test_counts_and_scores_are_those_of_scikit_learn():
     assert scores["Classes present"] == 13
 
 
-def test_a_class_that_the_truth_lacks_is_not_in_the_mean():
+def test_a_class_absent_from_the_ground_truth_is_not_in_the_mean():
     matrix = torch.tensor([[3, 1, 0], [0, 0, 0], [0, 2, 4]])
     scores = segmentation_scores(matrix)
     assert scores["Classes present"] == 2

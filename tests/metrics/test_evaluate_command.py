@@ -69,7 +69,7 @@ def error_of(folder, *more):
     return message.replace(str(folder), "")
 
 
-def test_equals_the_figures_of_a_run(folders):
+def test_the_metrics_equal_those_of_a_run(folders):
     predictions = ("--predictions", str(folders / "predictions"))
     results = evaluate(parse_arguments(arguments(folders, *predictions)))
     assert results == in_run(class_names=CLASS_NAMES)
@@ -128,7 +128,7 @@ def test_the_command_prints_a_table_and_writes_the_results(folders):
     assert results["AUROC"] == in_run()["AUROC"]
     assert results["Mean IoU"] is None
     assert f"| per image | AUROC | {results['AUROC']:.2f} |" in ended.stdout
-    assert "9/9" in ended.stderr  # the progress bar: three images, looked at three times
+    assert "9/9" in ended.stderr  # the progress bar: three images, read three times
 
 
 def test_the_command_ends_with_one_line_on_an_error(folders):
@@ -217,7 +217,7 @@ def test_predictions_out_of_range_are_named(folders):
     assert message == "/predictions/t6/1.png goes up to 13; at most 12 is possible"
 
 
-def test_scores_without_a_rank_are_named(folders):
+def test_non_finite_scores_are_named(folders):
     scores = make_maps("t5/10")[0]
     scores[20, 20] = np.inf
     np.save(folders / "scores/t5/10.npy", scores)
@@ -259,7 +259,7 @@ def test_errors_end_with_one_line_and_exit_code_2(folders, capsys, more, expecte
     assert captured.err.splitlines()[-1].startswith(f"error: {expected}")
 
 
-def test_scores_crowded_at_a_value_are_looked_at_once_more(folders, capsys):
+def test_scores_concentrated_at_a_value_get_a_further_pass(folders, capsys):
     """Saturated ones: their ties are not seen at the first pass."""
     for name in IMAGES:
         scores = 1 - np.exp(-9 * np.abs(make_maps(name)[0])) * 0.7

@@ -82,7 +82,7 @@ def test_the_headline_is_the_mean_over_images(results, images):
     )
 
 
-def test_pooled_figures_are_those_of_all_pixels_at_once(results, images):
+def test_pooled_metrics_are_those_of_all_pixels_as_one_set(results, images):
     scores, _, labels = (np.stack(maps) for maps in zip(*images, strict=True))
     exact = image_anomaly_metrics(scores, labels == CLASSES, labels != 255)
     pooled = figures(results, "pooled")
@@ -172,7 +172,7 @@ def test_every_rule_names_the_size_that_was_measured_at(results, images):
     assert mixed.results()["measured_at"] == "each image's size of the label"
 
 
-def test_images_of_one_kind_are_skipped_and_constant_maps_named(images):
+def test_images_with_one_kind_of_pixel_are_skipped_and_constant_maps_named(images):
     evaluation = evaluate(range(2))
     scores, prediction, label = images[2]
     evaluation.update(7, "no anomaly", scores, prediction, np.where(label == CLASSES, 1, label))
@@ -185,7 +185,7 @@ def test_images_of_one_kind_are_skipped_and_constant_maps_named(images):
     assert results["AUROC"] == pytest.approx((2 * two + 50) / 3)
 
 
-def test_scores_without_a_rank_name_their_image(images):
+def test_non_finite_scores_name_their_image(images):
     scores, prediction, label = images[0]
     scores = scores.copy()
     scores[10, :4] = np.nan
@@ -200,7 +200,7 @@ def test_no_image_may_count_twice():
         evaluate([0, 1, 0]).results()
 
 
-def test_without_images_or_predictions_there_are_no_such_figures(images):
+def test_without_images_or_predictions_these_metrics_are_none(images):
     empty = AnomalyEvaluation(CLASSES).results()
     assert (empty["AUROC"], empty["images"]) == (None, 0)
     assert figures(empty, "components") == {"sIoU": None, "PPV": None, "mean F1": None}
@@ -213,7 +213,7 @@ def test_without_images_or_predictions_there_are_no_such_figures(images):
     assert figures(results, "components") == figures(evaluate(range(5)).results(), "components")
 
 
-def test_a_full_disk_costs_only_what_needs_the_maps_again(monkeypatch, results):
+def test_a_full_disk_omits_only_what_needs_the_second_pass(monkeypatch, results):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
@@ -233,7 +233,7 @@ def test_a_missing_folder_for_the_maps_is_the_reason_given(tmp_path):
     assert "missing" in results["protocols"]["open set"]["rule"]
 
 
-def test_maps_that_can_be_read_again_are_not_kept(results, tmp_path):
+def test_maps_that_can_be_reread_are_not_stored(results, tmp_path):
     def reread(index):
         scores, prediction, label = make_image(index)
         return scores, label, prediction
@@ -251,7 +251,7 @@ def test_tensors_equal_arrays(images, results):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int64])
-def test_scores_closer_than_float32_tells_apart_are_told_apart(images, dtype):
+def test_scores_closer_than_float32_resolution_are_distinguished(images, dtype):
     """Spread as they are, and within a millionth of a float32's step."""
     evaluations = AnomalyEvaluation(CLASSES, **SIZES), AnomalyEvaluation(CLASSES, **SIZES)
     for index, (scores, prediction, label) in enumerate(images):
@@ -280,7 +280,7 @@ def test_saturated_scores_have_no_component_as_in_the_benchmark(images):
     assert figures(results, "open set")["open-mIoU"] == pytest.approx(results["Mean IoU"])
 
 
-def test_pooled_figures_that_are_too_coarse_are_counted_once_more(images):
+def test_pooled_metrics_with_wide_bounds_are_counted_again(images):
     results = evaluate(range(5), crowded).results()
     scores, _, labels = (np.stack(maps) for maps in zip(*images, strict=True))
     exact = image_anomaly_metrics(crowded(scores), labels == CLASSES, labels != 255)
@@ -308,7 +308,7 @@ def _evaluate_part(rank, processes, folder, transform):
 
 
 @pytest.mark.parametrize(("processes", "transform"), [(2, None), (6, None), (3, crowded)])
-def test_the_number_of_processes_changes_no_bit(processes, transform, tmp_path):
+def test_results_do_not_depend_on_the_number_of_processes(processes, transform, tmp_path):
     """With 6 processes one of them has no image; crowded scores are counted twice."""
     mp.start_processes(
         _evaluate_part, (processes, tmp_path, transform), processes, start_method="fork"

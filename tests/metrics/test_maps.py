@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from metrics.evaluate import evaluate, main, parse_arguments
-from metrics.maps import BadScoreMaps, match_files, read_scores
+from metrics.maps import match_files, read_scores
 from tests.dataset.trees import png, tiff
+from utils.errors import PansError
 from utils.reading import Unreadable
 
 h5py = pytest.importorskip("h5py", reason="reading HDF5 is optional: pip install -e .[hdf5]")
@@ -38,7 +39,7 @@ def assert_exact(path, array):
 
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("kind", TYPES)
-def test_arrays_keep_every_number(tmp_path, kind, order):
+def test_arrays_are_stored_losslessly(tmp_path, kind, order):
     array = numbers(kind)
     there = array.astype(array.dtype.newbyteorder(order))
     np.save(tmp_path / "a.npy", there)
@@ -143,8 +144,8 @@ def save_two_arrays_in_a_row(path):
     ("name", "save", "expected"),
     [
         ("a.npy", save_two_arrays_in_a_row, "holds more than one array; keep the scores alone"),
-        ("a.npy", save_long_double, "more than 8 bytes a number; use float64"),
-        ("a.npy", save_named_npy, "is an NPZ archive and no NPY array; name it .npz"),
+        ("a.npy", save_long_double, "more than 8 bytes per number; use float64"),
+        ("a.npy", save_named_npy, "is an NPZ archive, not an NPY array; rename it to .npz"),
         ("a.npy", save_header("{'descr': '<f8'"), "can't be read (it is an NPY array; "),
         (
             "a.npy",
@@ -154,17 +155,21 @@ def save_two_arrays_in_a_row(path):
         ("a.npy", content(b""), "can't be read (it is empty"),
         ("a.npy", os.mkfifo, "it is a pipe, a socket or a device"),
         ("a.npz", save_two_arrays, "holds 2 arrays (a.npy, b.npy); keep the scores alone"),
-        ("a.npz", content(b"PK\3\4rubbish"), "can't be read (it is a ZIP or NPZ archive; "),
+        ("a.npz", content(b"PK\3\4corrupt"), "can't be read (it is a ZIP or NPZ archive; "),
         ("a.hdf5", save_group, "holds value; name the array of the scores 'value'"),
         ("a.hdf5", save_text_in_hdf5, "holds object of shape ()"),
-        ("a.hdf5", content(b"\x89HDF\r\n\x1a\nrubbish"), "can't be read (it is an HDF5 file; "),
+        ("a.hdf5", content(b"\x89HDF\r\n\x1a\ncorrupt"), "can't be read (it is an HDF5 file; "),
         ("a.tif", save_pages, "holds several pages; keep the scores alone"),
-        ("a.tif", content(tiff(numbers("f4"))[:-1]), "is cut off: 215 of 216 bytes"),
-        ("a.tif", content(tiff(np.ones((4, 4, 3), "f4"))), "holds 3 numbers a pixel; make it one"),
+        ("a.tif", content(tiff(numbers("f4"))[:-1]), "is truncated: 215 of 216 bytes"),
+        (
+            "a.tif",
+            content(tiff(np.ones((4, 4, 3), "f4"))),
+            "holds 3 numbers per pixel; expected one",
+        ),
         ("a.tif", content(tiff(numbers("f8"), more={317: 3}.items())), "predictor 3"),
         ("a.tif", content(tiff(numbers("u4"), more={259: 5}.items())), "compression 5"),
         ("a.tif", content(tiff(numbers("u1"), photometric=3)), "interpretation 3"),  # a palette's
-        ("a.tif", content(b"II*\0rubbish"), "is a damaged TIFF, without a size"),
+        ("a.tif", content(b"II*\0corrupt"), "is a damaged TIFF, without a size"),
         ("a.png", content(png(4, 0)), "has mode L;4; expected grey of 8 or 16 bits"),
         ("a.png", content(png(8, 2)), "has mode RGB; expected grey of 8 or 16 bits"),
     ],
@@ -241,7 +246,7 @@ def test_a_folder_of_segment_me_if_you_can(tmp_path):
     words = ["--scores", str(tmp_path / "s"), "--labels", str(tmp_path / "l")]
     results = evaluate(parse_arguments([*words, "--dataset", "road_anomaly_21"]))
     assert (results["images"], results["AUROC"], results["FPR95"]) == (3, 100.0, 0.0)
-    with pytest.raises(BadScoreMaps, match=r"1 score maps without a label in .*: airplane0001"):
+    with pytest.raises(PansError, match=r"1 score maps without a label in .*: airplane0001"):
         evaluate(parse_arguments([*words, "--dataset", "road_anomaly"]))
 
 
@@ -266,21 +271,21 @@ def test_road_anomaly_marks_anomalies_by_2(tmp_path):
 
 def test_folders_that_differ_are_not_matched(tmp_path):
     tree(tmp_path, ["t5/1.npy"], ["t6/1.png"])
-    with pytest.raises(BadScoreMaps, match=r"1 score maps without a label in .*: t5/1; 1 labels"):
+    with pytest.raises(PansError, match=r"1 score maps without a label in .*: t5/1; 1 labels"):
         match_files(tmp_path / "s", tmp_path / "l", None, None)
 
 
-def test_two_files_of_a_name_are_refused(tmp_path):
+def test_two_files_of_one_name_are_refused(tmp_path):
     tree(tmp_path, ["a.npy"], ["a.png"])
     for name in ("a.tif", "a.tiff"):
         (tmp_path / "s" / name).write_bytes(tiff(SCORES))
-    with pytest.raises(BadScoreMaps, match=r"several kinds, npy and tif; choose by --format"):
+    with pytest.raises(PansError, match=r"several kinds, npy and tif; choose by --format"):
         match_files(tmp_path / "s", tmp_path / "l", None, None)
-    with pytest.raises(BadScoreMaps, match=r"s/a\.tif and .*s/a\.tiff share a name; keep one"):
+    with pytest.raises(PansError, match=r"s/a\.tif and .*s/a\.tiff share a name; keep one"):
         match_files(tmp_path / "s", tmp_path / "l", None, "tif")
 
 
-def test_the_kind_of_file_is_found_and_hidden_files_are_not_there(tmp_path):
+def test_the_format_is_detected_and_hidden_files_are_skipped(tmp_path):
     tree(tmp_path, labels=["a.png", "._a.png", "__MACOSX/b.png", ".thumbs/c.png"])
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/a.tif").write_bytes(tiff(SCORES))
@@ -314,7 +319,7 @@ def test_255_is_ignored_whatever_the_offset(tmp_path):
     ("base", "kind"),
     [(2**40, "i8"), (2**60, "i8"), (2**63 - 2, "i8"), (2**31, "u4"), (1, "f8"), (-(2**63), "i8")],
 )
-def test_neighbouring_scores_of_any_type_are_told_apart(tmp_path, base, kind):
+def test_neighbouring_scores_of_any_type_are_distinguished(tmp_path, base, kind):
     """Anomalies score one step higher: an AUROC of 100, where float32 or float64 would give 50."""
     tree(tmp_path, ["a.npy"], ["a.png"])
     scores = np.full(LABEL.shape, base, kind)
@@ -359,7 +364,7 @@ def test_palette_pngs_are_predictions_but_no_labels(tmp_path):
         results_of(tmp_path)
 
 
-def test_images_of_one_kind_have_pooled_figures_alone(tmp_path, capsys):
+def test_images_with_one_kind_of_pixel_have_only_pooled_metrics(tmp_path, capsys):
     tree(tmp_path, ["a.npy", "b.npy"], ["a.png", "b.png"])
     for name, value in (("a", 0), ("b", 1)):
         Image.fromarray(np.full((12, 16), value, np.uint8)).save(tmp_path / f"l/{name}.png")
@@ -380,11 +385,11 @@ def test_images_of_one_kind_have_pooled_figures_alone(tmp_path, capsys):
     assert main([*words, "--num_classes", "1", "--anomaly_index", "1"]) == 0
     assert "| per image | AUROC |  |" in capsys.readouterr().out
     Image.fromarray(np.zeros((12, 16), np.uint8)).save(tmp_path / "l/b.png")
-    with pytest.raises(BadScoreMaps, match="hold only one of normal and anomalous pixels"):
+    with pytest.raises(PansError, match="hold only one of normal and anomalous pixels"):
         results_of(tmp_path)
 
 
-def test_out_is_none_of_the_inputs(tmp_path):
+def test_out_must_not_be_an_input(tmp_path):
     tree(tmp_path, ["a.npy"], ["a.png"])
-    with pytest.raises(BadScoreMaps, match=r"--out: .*a\.npy is one of the files to read"):
+    with pytest.raises(PansError, match=r"--out: .*a\.npy is one of the files to read"):
         results_of(tmp_path, "--out", str(tmp_path / "s/../s/a.npy"))

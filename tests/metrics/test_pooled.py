@@ -101,14 +101,14 @@ def test_within_1e_4_of_the_exact_values_and_within_the_bound(kind, base_rate):
 @pytest.mark.parametrize(
     "kind", ["8 bits", "16 bits", "half precision", "constant", "all within 1e-5"]
 )
-def test_scores_of_few_bits_or_in_a_narrow_band_are_exact_and_said_to_be(kind):
+def test_scores_of_few_bits_or_in_a_narrow_band_are_exact_and_known_to_be(kind):
     scores, is_anomaly = draw(kind, 0.05)
     errors, bounds = errors_and_bounds(count(scores, is_anomaly), scores, is_anomaly)
     assert errors == pytest.approx([0, 0, 0], abs=1e-12)
     assert bounds == [0, 0, 0]
 
 
-def test_the_bound_tells_where_the_bins_are_too_coarse():
+def test_the_bound_shows_where_the_bins_are_too_coarse():
     """1e-4 is missed, and not in silence."""
     scores, is_anomaly = draw_clustered()
     errors, bounds = errors_and_bounds(count(scores, is_anomaly), scores, is_anomaly)
@@ -142,7 +142,7 @@ def test_a_second_pass_proves_1e_4(kind, base_rate):
         max_size=4,
     ),
 )
-def test_no_error_beyond_the_bounds_of_either_pass(seed, base_rate, clusters):
+def test_no_error_exceeds_the_bounds_of_either_pass(seed, base_rate, clusters):
     """Mixtures of clusters (centre, width, skew): tied, narrow, wide, skewed, beyond 2^100."""
     rng = np.random.default_rng(seed)
     pixels = 8000
@@ -173,7 +173,7 @@ def test_scores_beyond_2_to_the_100_are_not_called_exact_before_a_second_pass():
 
 
 @pytest.mark.parametrize("other", [7.0, 0.8])
-def test_a_second_pass_takes_the_scores_of_the_first_only(other):
+def test_a_second_pass_accepts_only_the_scores_of_the_first(other):
     counts = PooledCounts()
     counts.update(np.array([0.9, 0.8]), np.array([0.8, 0.1]))
     refined = counts.refined()
@@ -269,7 +269,7 @@ def test_a_plateau_of_a_third_of_the_normal_pixels():
     assert (sharp.fpr_at_recall_95, sharp.fpr_at_recall_95_bound) == (exact, 0)
 
 
-def test_integers_beyond_2_to_the_53_and_fractions_have_no_common_rank():
+def test_integers_beyond_2_to_the_53_cannot_be_ranked_with_fractions():
     kinds = [(np.array([2**60]), np.zeros(0)), (0.5 + np.array([1e-9, 3e-9]), np.array([0.5]))]
     counts = PooledCounts()
     for anomalous, normal in kinds:
@@ -278,7 +278,7 @@ def test_integers_beyond_2_to_the_53_and_fractions_have_no_common_rank():
         sharpened(counts, lambda: kinds)
 
 
-def test_scores_that_no_type_holds_are_refused():
+def test_scores_too_large_for_any_type_are_refused():
     for scores, words in ((np.array([2**63], np.uint64), "2\\^63"), (np.ones(1, "g"), "float64")):
         with pytest.raises(InvalidScores, match=words):
             PooledCounts().update(scores, scores)
@@ -337,7 +337,7 @@ def test_without_both_kinds_there_are_no_metrics():
     assert counts.metrics() is counts.curve() is counts.histogram() is None
 
 
-def test_the_order_of_the_images_changes_nothing():
+def test_results_do_not_depend_on_the_order_of_the_images():
     scores, is_anomaly = draw("normal", 0.1)
     order = np.random.default_rng(1).permutation(scores.size)
     shuffled = count(scores[order], is_anomaly[order], parts=7)
@@ -346,7 +346,7 @@ def test_the_order_of_the_images_changes_nothing():
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=2, max_size=60))
-def test_keys_have_the_order_of_the_scores_and_lead_back(scores):
+def test_keys_have_the_order_of_the_scores_and_can_be_inverted(scores):
     scores = np.unique(np.array(scores, np.float32) + np.float32(0))
     keys = ordered_keys(scores).astype(np.int64)
     assert (np.diff(keys) > 0).all()
@@ -444,7 +444,7 @@ def test_the_curve_is_that_of_scikit_learn(kind):
 
 
 @pytest.mark.parametrize("kind", ["normal", "near one", "over 30 decades"])
-def test_the_curve_goes_along_that_of_scikit_learn(kind):
+def test_the_curve_follows_that_of_scikit_learn(kind):
     scores, is_anomaly = draw(kind, 0.1, 20_000)
     curve = count(scores, is_anomaly).curve()
     false, recall, _ = roc_curve(is_anomaly, scores, drop_intermediate=False)
@@ -479,7 +479,7 @@ def test_the_histogram_is_that_of_numpy(kind, again):
         assert beyond.size <= 0.0021 * mask.sum()
 
 
-def test_one_far_score_does_not_squeeze_the_histogram():
+def test_an_outlier_does_not_squeeze_the_histogram():
     scores, is_anomaly = draw("normal", 0.1, 50_000)
     scores[7] = 1e9
     histogram = count(scores, is_anomaly).histogram()
@@ -537,7 +537,7 @@ def test_threshold_at_a_false_positive_rate_within_a_plateau():
     assert threshold == values[np.argmax(reached <= 0.2 * scores.size)]
 
 
-def test_threshold_of_a_score_that_too_many_share_lies_above_it():
+def test_the_threshold_is_above_a_score_shared_by_too_many_pixels():
     counts = PooledCounts()
     counts.update(np.zeros(0), np.full(100, 0.25, np.float32))
     threshold = counts.threshold_at_fpr(0.05)

@@ -35,7 +35,7 @@ def rows(table):
     return [tuple(cell.strip() for cell in line[1:-1].split("|")) for line in lines]
 
 
-def test_the_table_holds_every_figure_of_the_results():
+def test_the_table_has_every_metric_of_the_results():
     results = run(0)
     found = {row[:2]: row[2:] for row in rows(markdown_table(results))[2:]}
     figures = {
@@ -62,7 +62,7 @@ def test_the_table_says_what_was_measured():
         assert rule in table
 
 
-def test_missing_figures_are_empty_cells_and_nulls(tmp_path):
+def test_missing_metrics_are_empty_cells_and_nulls(tmp_path):
     results = run(0, predicted=False)
     found = {row[:2]: row[2] for row in rows(markdown_table(results))}
     assert found["segmentation", "Mean IoU"] == found["open set", "open-mIoU"] == ""
@@ -73,7 +73,7 @@ def test_missing_figures_are_empty_cells_and_nulls(tmp_path):
     assert written["AUROC"] == results["AUROC"]
 
 
-def test_runs_are_put_together():
+def test_runs_are_combined():
     runs = [run(seed) for seed in range(4)] + [run(9, predicted=False)]
     auroc = [one["AUROC"] for one in runs]
     combined = combine_runs(runs)
@@ -93,7 +93,7 @@ def test_runs_are_put_together():
     assert float(found["segmentation", "Mean IoU"][0]) == pytest.approx(100 * mean_iou, abs=0.0051)
 
 
-def test_the_command_takes_one_file_or_several(tmp_path, capsys):
+def test_the_command_accepts_one_file_or_several(tmp_path, capsys):
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     for seed, path in enumerate(paths):
         write_results(path, run(seed))
@@ -104,7 +104,7 @@ def test_the_command_takes_one_file_or_several(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]"])
-def test_a_file_that_is_no_results_is_named(tmp_path, content):
+def test_a_file_that_is_not_a_results_json_is_named(tmp_path, content):
     path = tmp_path / "results.json"
     path.write_text(content)
     with pytest.raises(UnreadableResults, match=r"results\.json is not a results\.json"):
@@ -134,7 +134,7 @@ def test_a_byte_order_mark_is_no_part_of_the_results(tmp_path):
     assert read_results(tmp_path / "a.json")["images"] == run(0)["images"]
 
 
-def test_a_pipe_is_no_results_file(tmp_path):
+def test_a_pipe_is_not_accepted_as_a_results_file(tmp_path):
     os.mkfifo(tmp_path / "results.json")
     with pytest.raises(UnreadableResults):
         read_results(tmp_path / "results.json")
@@ -161,9 +161,7 @@ def test_a_pipe_is_no_results_file(tmp_path):
         ),
     ],
 )
-def test_runs_that_were_not_measured_alike_are_not_put_together(
-    tmp_path, capsys, change, difference
-):
+def test_runs_that_were_measured_differently_are_not_combined(tmp_path, capsys, change, difference):
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     write_results(paths[0], run(0))
     write_results(paths[1], change(run(1)))
@@ -187,7 +185,7 @@ def test_a_missing_file_ends_with_one_line_and_exit_code_2(tmp_path, capsys, mon
     assert capsys.readouterr().err == f"{line}; there are logs/streethazards/pans/results.json\n"
 
 
-def test_a_folder_stands_for_the_results_in_it(tmp_path, capsys):
+def test_a_folder_means_the_results_in_it(tmp_path, capsys):
     write_results(tmp_path / "results.json", run(0))
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out == markdown_table(run(0))

@@ -84,7 +84,7 @@ def test_overwrites_its_input_and_saves_nothing_else_of_its_size():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_reduced_precision_is_float32_but_for_rounding(dtype):
+def test_reduced_precision_equals_float32_up_to_rounding(dtype):
     x, weight, bias, grad = make_input((4, 5, 16, 16), torch.float32)
     x, grad = x.to(dtype), grad.to(dtype)
 
@@ -147,7 +147,7 @@ def test_agrees_with_the_inplace_abn_package(activation, training):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_one_value_a_channel_is_refused_in_training_only():
+def test_one_value_per_channel_is_refused_in_training_only():
     norm = InPlaceABN(5)
     with pytest.raises(ValueError, match=r"more than one value.*\(1, 5, 1, 1\)"):
         norm(torch.zeros(1, 5, 1, 1))

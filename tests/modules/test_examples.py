@@ -16,7 +16,7 @@ FITTED = [f"modules.scores.{name}" for name, score in SCORES.items() if score.fi
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_print_what_they_say(name):
+def test_docstring_examples_print_the_shown_output(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 

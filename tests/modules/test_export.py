@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from modules.inference.export import ExportError, MatrixPooling, check_export_support
+from modules.export import MatrixPooling, check_export_support
+from utils.errors import PansError
 
 
 @pytest.mark.parametrize("cells", [1, 2, 3, 6])
@@ -21,7 +22,7 @@ def test_missing_packages_are_named(monkeypatch):
     find = importlib.util.find_spec
     missing = {"onnxscript"}
     monkeypatch.setattr(
-        "modules.inference.export.find_spec", lambda name: None if name in missing else find(name)
+        "modules.export.find_spec", lambda name: None if name in missing else find(name)
     )
-    with pytest.raises(ExportError, match=r"needs the optional packages onnxscript.*pip install"):
+    with pytest.raises(PansError, match=r"needs the optional packages onnxscript.*pip install"):
         check_export_support()

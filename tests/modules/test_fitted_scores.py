@@ -15,17 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from modules.scores import SCORES, NetworkOutput, fitted_states, knn
-from modules.scores.fitted import (
-    NotFitted,
-    add_exact,
-    exact,
-    kept_state,
-    labelled_features,
-    rounded,
-    state_path,
-)
+from modules.scores.fitted import kept_state, state_path
+from modules.scores.score_map import add_exact, exact, labelled_features, rounded
 from modules.scores.standardized_maxlogit import max_logit_sums, statistics_of
 from utils.distributed import Process
+from utils.errors import PansError
 
 PROCESS = Process(0, 0, 1, torch.device("cpu"))
 FITTED = [name for name, score in SCORES.items() if score.fitted]
@@ -101,7 +95,7 @@ def map_of_a_test(name, states):
     shape = (5, 7)
     features = torch.randn(1, CHANNELS, *shape, generator=torch.Generator().manual_seed(3)).double()
     output = NetworkOutput([torch.zeros(1, CLASSES, *shape)], shape, [features], states=states)
-    (part,) = SCORES[name].parts_of(output)
+    (part,) = SCORES[name].map.parts_of(output)
     return features.flatten(2)[0].T, part.flatten()
 
 
@@ -194,7 +188,7 @@ def test_labels_are_resized_to_the_nearest_pixel_of_every_scale():
     assert classes.tolist() == [10, 25, 28, *range(7), *range(8, 36)]
 
 
-def test_exact_sums_depend_on_no_order():
+def test_exact_sums_do_not_depend_on_the_order():
     generator = torch.Generator().manual_seed(0)
     values = 10.0 ** (20 * torch.rand(50, 7, generator=generator, dtype=torch.float64) - 10)
     values *= torch.randn(50, 7, generator=generator, dtype=torch.float64).sign()
@@ -213,12 +207,12 @@ def test_exact_sums_depend_on_no_order():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e19])
-def test_sums_of_no_use_are_refused(value):
-    with pytest.raises(NotFitted, match="not finite, or too large"):
+def test_values_that_cannot_be_summed_are_refused(value):
+    with pytest.raises(PansError, match="not finite, or too large"):
         exact(torch.tensor([1.0, value]).double())
 
 
-def test_states_are_the_same_whoever_saw_which_image(images, checkpoint, monkeypatch):
+def test_fitted_states_do_not_depend_on_the_distribution_of_images(images, checkpoint, monkeypatch):
     monkeypatch.setattr(knn, "SAMPLE_SIZE", 50)
     one = fitted_states(FITTED, Network(), Loader(images), PROCESS, checkpoint, [], 7)
     sent = []  # what each of two processes sends to all
@@ -246,7 +240,7 @@ def test_standardized_maxlogit_has_the_moments_of_all_pixels(images, states):
         torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=0)
 
 
-def test_states_are_taken_once_for_the_same_weights_images_and_settings(images, checkpoint):
+def test_scores_are_fitted_once_for_the_same_weights_images_and_settings(images, checkpoint):
     network, loader = Network(), Loader(images)
     runs = []
     for settings in (["bf16"], ["bf16"], ["fp32"], ["fp32"]):
@@ -269,7 +263,7 @@ def test_states_are_taken_once_for_the_same_weights_images_and_settings(images, 
 
 
 @pytest.mark.parametrize("changed", ["0.png", "0_label.png"])
-def test_files_that_were_written_anew_are_used_again(changed, images, checkpoint, tmp_path):
+def test_rewritten_files_are_used_again(changed, images, checkpoint, tmp_path):
     network, loader = Network(), Loader(images, tmp_path)
     runs = []
     for content in ("a", "a", "another"):
@@ -300,7 +294,7 @@ def test_a_file_of_something_else_is_replaced(content, images, checkpoint):
     assert kept_state("class_mean", checkpoint, []) is not None
 
 
-def test_a_folder_that_cannot_be_written_to_costs_the_pass_again(images, checkpoint):
+def test_with_a_read_only_folder_the_score_is_fitted_again(images, checkpoint):
     state_path("class_mean", checkpoint).mkdir()  # it refuses root as well
     network = Network()
     for runs in (3, 6):
@@ -313,5 +307,5 @@ def test_images_without_a_known_pixel_are_refused(name, images, checkpoint):
     loader = Loader(images)
     for sample in loader:
         sample.label.fill_(255)
-    with pytest.raises(NotFitted, match=f"{name}: no training label holds a known class"):
+    with pytest.raises(PansError, match=f"{name}: no training label has a known class"):
         fitted_states([name], Network(), loader, PROCESS, checkpoint, [])

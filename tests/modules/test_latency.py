@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from argparser import Options
-from benchmarks.latency import BadSize, flops_of, report, sizes_of
+from benchmarks.latency import flops_of, report, sizes_of
 from build import model_of
+from utils.errors import PansError
 
 # The sum of the sizes of the published checkpoint's tensors, running statistics left out.
 PUBLISHED_PARAMETERS = 51_314_752
@@ -55,5 +56,5 @@ def test_sizes_of_the_test_scales() -> None:
 
 @pytest.mark.parametrize("size", ["720", "0x8", "axb", "-9x16", "1x2x3"])
 def test_another_size_is_refused(size: str) -> None:
-    with pytest.raises(BadSize, match="expected HEIGHTxWIDTH"):
+    with pytest.raises(PansError, match="expected HEIGHTxWIDTH"):
         sizes_of(size, multi_scale=False)

@@ -35,7 +35,7 @@ def test_the_formula_by_hand():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_an_input_made_in_inference_mode_first_can_be_trained_on_later():
+def test_an_input_first_used_in_inference_mode_can_be_trained_on_later():
     with torch.inference_mode():
         normalised(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))
     weight = torch.ones(3, 3, 1, 1, requires_grad=True)

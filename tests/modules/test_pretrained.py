@@ -14,7 +14,8 @@ from torch import nn
 from torchvision.models import ResNet50_Weights
 
 from modules import build_model
-from modules.resnet import BLOCKS, STRIDES_AND_DILATIONS
+from modules.backbones import BACKBONES, Backbone
+from modules.resnet import STRIDES_AND_DILATIONS
 from modules.weights.pretrained import (
     CHECKPOINT,
     IMAGENET,
@@ -69,7 +70,7 @@ def imagenet_file(tmp_path_factory):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """One block a stage: the same code, in a tenth of the time."""
-    monkeypatch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
+    monkeypatch.setitem(BACKBONES, "resnet50", Backbone((1, 1, 1, 1)))
 
 
 # The ImageNet file with in-place ABN
@@ -103,7 +104,7 @@ def test_either_name_is_found(tmp_path, name):
     assert find_backbone_file(tmp_path, "resnet50") == tmp_path / name
 
 
-def test_absence_says_what_to_do(tmp_path):
+def test_missing_weights_are_reported_with_a_remedy(tmp_path):
     with pytest.raises(
         WeightsError, match=r"50_iabn_sync\.pth\.tar.*--pretrained torchvision.*--no_pretrained"
     ):
@@ -229,7 +230,7 @@ def test_published_checkpoints_are_recognised(small_blocks, prefix, classifier, 
     assert weights.state.keys() == network.state_dict().keys()
 
 
-def test_a_checkpoint_is_no_imagenet_file(small_blocks, tmp_path):
+def test_a_checkpoint_is_not_accepted_as_imagenet_weights(small_blocks, tmp_path):
     torch.save(build_model().state_dict(), tmp_path / "pans.pth")
     with pytest.raises(WeightsError, match=r"pans\.pth is a whole PAnS checkpoint.*--ckpt"):
         backbone_weights(str(tmp_path / "pans.pth"), "resnet50", tmp_path)
@@ -256,7 +257,7 @@ def spoil(state, name, change):
         (lambda s: {"lr": 0.1}, "the checkpoint holds no network"),
     ],
 )
-def test_what_is_not_whole_is_refused(small_blocks, change, message):
+def test_incomplete_weights_are_refused(small_blocks, change, message):
     state = build_model().body.state_dict()
     assert identify(state, "here").kind == IMAGENET
     with pytest.raises(WeightsError, match=f"here.*{message}"):
@@ -300,7 +301,7 @@ def told(capsys):
     return {line[:12].strip(): line[12:] for line in lines}
 
 
-def test_the_command_tells_what_the_imagenet_file_is(imagenet_file, capsys, monkeypatch):
+def test_the_command_identifies_the_imagenet_file(imagenet_file, capsys, monkeypatch):
     path, _ = imagenet_file
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
     monkeypatch.setitem(KNOWN_MD5, md5, "a known file")

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from modules import build_model
-from modules.resnet import BLOCKS
+from modules.backbones import BACKBONES
 from modules.weights.pretrained import main
 from modules.weights.published import to_published
+from tests.reliability.tiny import ONE_BLOCK
 from utils.weight_files import WeightsError, load_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pans_state_dict.json"
@@ -62,7 +63,7 @@ def test_names_and_groups_are_those_of_the_published_checkpoints():
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
+    monkeypatch.setitem(BACKBONES, "resnet50", ONE_BLOCK)
     torch.manual_seed(0)
     return build_model()
 
@@ -82,7 +83,7 @@ def published_optimizer(model):
     return optimizer, Poly(optimizer)
 
 
-def test_the_published_optimizer_takes_up_momentum_and_schedule(small, tmp_path, capsys):
+def test_the_published_optimizer_loads_momentum_and_schedule(small, tmp_path, capsys):
     momentum = {i: torch.randn_like(p) for i, p in enumerate(small.parameters())}
     torch.save(own_checkpoint(small.state_dict(), momentum), tmp_path / "own.pth")
     main([str(tmp_path / "own.pth"), "--out", str(tmp_path / "new.pth"), "--published"])
@@ -113,7 +114,7 @@ def test_frozen_norms_have_no_momentum(small, tmp_path):
     assert [len(group["params"]) for group in groups] == expected
 
 
-def test_a_published_checkpoint_stays_what_it_is_and_weights_alone_are_weights(small, tmp_path):
+def test_a_published_checkpoint_is_kept_as_it_is_and_weights_alone_stay_weights(small, tmp_path):
     own = tmp_path / "own.pth"
     momentum = {i: torch.zeros_like(p) for i, p in enumerate(small.parameters())}
     torch.save(own_checkpoint(small.state_dict(), momentum), own)

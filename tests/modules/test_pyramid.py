@@ -1,4 +1,4 @@
-"""The exact pyramid head against the published order of work."""
+"""The exact pyramid head against the reference implementation."""
 
 import pytest
 import torch
@@ -31,8 +31,8 @@ def test_convolve_upsampled_is_the_convolution_of_the_upsampled(size):
 @pytest.mark.parametrize("size", [(9, 13), (5, 6)])
 def test_exact_head_equals_the_plain_one_values_and_gradients(size):
     torch.manual_seed(0)
-    plain = PyramidHead(norm_factory("iabn"), plain=True).double()
-    exact = PyramidHead(norm_factory("iabn")).double()
+    plain = PyramidHead((1024, 2048), norm_factory("iabn"), plain=True).double()
+    exact = PyramidHead((1024, 2048), norm_factory("iabn")).double()
     exact.load_state_dict(plain.state_dict())
     mod5 = torch.randn(2, 2048, *size, dtype=torch.float64)
     grad = torch.randn(2, 512, *size, dtype=torch.float64)

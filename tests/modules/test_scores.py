@@ -188,7 +188,7 @@ def test_classes_without_spread_get_the_statistics_of_all_pixels():
     assert standardized_max_logit(torch.zeros(1, 3, 1, 1), **constant).item() == 0
 
 
-def test_standardized_max_logit_uses_the_statistics_of_the_winner():
+def test_standardized_max_logit_uses_the_statistics_of_the_predicted_class():
     mean, deviation = torch.tensor([5.0, 1.0]), torch.tensor([2.0, 0.5])
     logits = torch.tensor([[4.0, 0.0], [3.0, 2.0]]).view(1, 2, 1, 2)
     found = standardized_max_logit(logits, mean, deviation)
@@ -269,7 +269,7 @@ def looked():
     return scorer, images, picture, scorer.forward(images, (50, 70), picture, 5)
 
 
-def test_every_score_is_a_finite_map_from_one_look(looked):
+def test_every_score_is_a_finite_map_from_one_forward_pass(looked):
     scorer, _, _, output = looked
     maps = scorer.maps(output)
     assert list(maps) == list(scorer.names)

@@ -72,7 +72,7 @@ def test_its_gradients_are_those_of_the_convolution(monkeypatch, always, dilatio
 
 @FILTERINGS
 @pytest.mark.parametrize("strip", [1, 20_000, 1 << 30])
-def test_strips_fit_together(monkeypatch, always, strip, filtering):
+def test_strips_equal_the_whole_convolution(monkeypatch, always, strip, filtering):
     monkeypatch.setattr(winograd, "STRIP_BYTES", strip)
     monkeypatch.setattr(winograd, "best_filtering", lambda *_: filtering)
     convolution, x = problem(2, (33, 18))
@@ -89,7 +89,7 @@ def test_strips_fit_together(monkeypatch, always, strip, filtering):
         close(own, other)
 
 
-def test_only_the_gradients_that_are_needed_are_computed(always):
+def test_only_the_needed_gradients_are_computed(always):
     convolution, x = problem(1, (9, 13))
     frozen = convolution.weight.detach()
     conv3x3(x.requires_grad_(), frozen).sum().backward()
@@ -126,7 +126,32 @@ def test_the_filtering_with_the_fewest_products_is_taken(size, dilation, expecte
     assert best_filtering(size, dilation) is expected
 
 
-def test_a_reduced_precision_a_narrow_layer_and_the_plain_path_are_direct():
+@pytest.mark.parametrize("dilation", [1, 4])
+def test_under_autocast_broad_layers_and_their_gradients_round_a_few_times_as_much(dilation):
+    """Relative to the direct sum in bfloat16, both against float64."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 512, 16, 24, dtype=torch.bfloat16, requires_grad=True)
+    weight = (torch.randn(512, 512, 3, 3) / 68).requires_grad_()
+    grad_out = torch.randn(2, 512, 16, 24, dtype=torch.bfloat16)
+
+    def results(out, *inputs):
+        return [out, *torch.autograd.grad(out, inputs, grad_out.to(out.dtype))]
+
+    exact_inputs = [each.detach().double().requires_grad_() for each in (x, weight)]
+    exact = results(F.conv2d(*exact_inputs, None, 1, dilation, dilation), *exact_inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        direct = F.conv2d(x, weight, None, 1, dilation, dilation)
+        own = conv3x3(x, weight, dilation=dilation)
+    assert own.grad_fn.name() == "_ConvolutionBackward"
+    direct, own = results(direct, x, weight), results(own, x, weight)
+    assert [each.dtype for each in own] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    for found, library, truth in zip(own, direct, exact, strict=True):
+        errors = [(each.double() - truth).norm() / truth.norm() for each in (found, library)]
+        assert 0 < errors[0] < 0.01
+        assert errors[0] < 4 * errors[1]
+
+
+def test_narrow_layers_and_the_reference_implementation_use_the_library():
     x, weight = torch.randn(2, 256, 12, 12), torch.randn(256, 256, 3, 3, requires_grad=True)
     assert conv3x3(x, weight).grad_fn.name() == "_ConvolutionBackward"
     with torch.autocast("cpu", torch.bfloat16):

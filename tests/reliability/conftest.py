@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,15 +10,16 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-import build
 import train
 from argparser import parse_options
 from dataset.demo.writer import write_demo
+from modules.backbones import BACKBONES
+from tests.reliability.tiny import TINY
 from utils.checkpoint import load_checkpoint
 from utils.distributed import Process
 from utils.logger import Logger
 
-TINY = Path(__file__).with_name("tiny.py")
+PROGRAM = Path(__file__).with_name("tiny.py")
 TRAINING = (
     "--default --no_pretrained --crop_size 48 --epochs 2 --num_workers 0 --print_interval 1 "
     "--sample_num 0"
@@ -88,11 +88,11 @@ class Runs:
             "CUDA_VISIBLE_DEVICES": "",
             **(environment or {}),
         }
-        path = TINY
+        path = PROGRAM
         if program:
             path = self.folder / "program.py"
             path.write_text(program)
-            environment["PYTHONPATH"] = str(TINY.parent)
+            environment["PYTHONPATH"] = str(PROGRAM.parent)
         return subprocess.Popen(
             [sys.executable, *launcher, str(path), *self.flags, *flags],
             env=environment,
@@ -127,15 +127,6 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Runs:
 
 
 def make_small(patch: pytest.MonkeyPatch) -> None:
-    """The tiny network, and no drawing of figures, which takes longer than all the rest."""
-    patch.setattr(build, "build_model", tiny_network())
+    """The tiny backbone, and no drawing of figures, which takes longer than all the rest."""
+    patch.setitem(BACKBONES, "resnet50", TINY)
     patch.setattr(Logger, "figure", lambda *_: None)
-
-
-def tiny_network() -> Callable[..., Any]:
-    spec = importlib.util.spec_from_file_location("tiny", TINY)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.tiny_network

@@ -1,4 +1,4 @@
-"""Bad checkpoints to go on from: each one clear line; and rubbish for the reader."""
+"""Bad checkpoints to resume from: one clear line each; and corrupt input to the reader."""
 
 import io
 import os
@@ -149,10 +149,10 @@ WHOLE = whole()
 )
 @settings(max_examples=RUNS, deadline=None)
 @pytest.mark.filterwarnings("ignore")
-def test_rubbish_is_read_or_refused_in_one_line(
+def test_corrupt_input_is_read_or_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
-    path = tmp_path_factory.getbasetemp() / "rubbish.pth"
+    path = tmp_path_factory.getbasetemp() / "corrupt.pth"
     path.write_bytes(content)
     try:
         end = load_checkpoint(path)

@@ -110,7 +110,11 @@ def faults() -> dict[str, tuple[str, str | None]]:
             r"killed by signal: Bus error\.",
             r"a loader process was ended by a signal \(Bus error\), most likely .* /dev/shm",
         ),
-        ("hang", "timed out after 1.0 seconds", "the loader has given no batch for 1.0 seconds"),
+        (
+            "hang",
+            "timed out after 1.0 seconds",
+            "the loader has delivered no batch for 1.0 seconds",
+        ),
         ("files", "Too many open files", "this process may not open more files, .*ulimit -n"),
         (
             "ancdata",
@@ -119,7 +123,7 @@ def faults() -> dict[str, tuple[str, str | None]]:
         ),
     ],
 )
-def test_torchs_own_words_are_known(
+def test_torchs_own_messages_are_recognised(
     faults: dict[str, tuple[str, str | None]], what: str, words: str, line: str
 ) -> None:
     if what == "memory" and what not in faults:
@@ -151,8 +155,8 @@ def test_stopped_loader_processes_end_the_run_with_a_line(runs: Any) -> None:
     code, lines = end_without_reports(process)
     assert code == 1
     assert lines == [
-        "error: the loader has given no batch for 1.0 seconds: its disk or network hangs; look at "
-        "--data_root, or raise --timeout"
+        "error: the loader has delivered no batch for 1.0 seconds: its disk or network hangs; "
+        "check --data_root, or raise --timeout"
     ]
     assert not any(Path(f"/proc/{pid}").exists() for pid in loaders)
 

@@ -13,26 +13,27 @@ import torch
 from utils.faults import known_fault
 
 TOO_MUCH = 2**50
-REMEDY = "mend it and run the same command again, without --restart"
+REMEDY = "fix it and run the same command again, without --restart"
 EXPECTED = "this machine has too little memory; lower --batch_size or --crop_size or --num_workers"
 
 # The second process may take no more than 64 MB beyond what it has, once it has done ten steps.
 HUNGRY = """
 import os, resource, sys, tiny, torch
 
-class Hungry(tiny.TinyNetwork):
-    steps = 0
+steps = 0
+forward = tiny.SegmentationModel.forward
 
-    def forward(self, images):
-        self.steps += self.training
-        if os.environ.get("RANK") == "1" and self.steps == 11:
-            pages = int(open("/proc/self/statm").read().split()[0])
-            limit = pages * resource.getpagesize() + 2**26
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-            torch.ones(2**28)
-        return super().forward(images)
+def hungry(self, images):
+    global steps
+    steps += self.training
+    if os.environ.get("RANK") == "1" and steps == 11:
+        pages = int(open("/proc/self/statm").read().split()[0])
+        limit = pages * resource.getpagesize() + 2**26
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        torch.ones(2**28)
+    return forward(self, images)
 
-tiny.tiny_network = lambda *words, **flags: Hungry()
+tiny.SegmentationModel.forward = hungry
 tiny.__file__ = __file__
 sys.exit(tiny.main())
 """
@@ -51,19 +52,19 @@ def bytes_of_python() -> Any:
 
 
 @pytest.mark.parametrize("take", [bytes_of_torch, bytes_of_numpy, bytes_of_python])
-def test_real_failures_are_known(take: Callable[[], Any]) -> None:
+def test_real_failures_are_recognised(take: Callable[[], Any]) -> None:
     with pytest.raises((MemoryError, RuntimeError)) as caught:
         take()
     assert known_fault(caught.value) == EXPECTED
 
 
-def test_a_gpus_failure_is_known() -> None:
+def test_a_gpu_failure_is_recognised() -> None:
     line = known_fault(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
     assert line is not None
     assert line.startswith("the GPU has too little memory; lower --batch_size or --crop_size")
 
 
-def test_what_the_disk_refuses_is_known(tmp_path: Path) -> None:
+def test_disk_errors_are_recognised(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError) as caught:
         (tmp_path / "file/logs").mkdir()
@@ -75,7 +76,7 @@ def test_what_the_disk_refuses_is_known(tmp_path: Path) -> None:
     assert known_fault(BrokenPipeError(errno.EPIPE, "Broken pipe")) is None
 
 
-def test_a_process_without_memory_ends_all_with_one_line(runs: Any) -> None:
+def test_a_process_out_of_memory_ends_all_with_one_line(runs: Any) -> None:
     flags = ("--nproc", "2", "--batch_size", "1", "--epochs", "60", "--ckpt_interval", "1")
     process = runs.start(*flags, program=HUNGRY)
     _, errors = process.communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""The places that a run writes to: its own alone, looked at before it starts, written whole."""
+"""The folders that a run writes to: locked, checked before it starts, written atomically."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("job", ["train", "test", "predict", "ablate"])
-def test_what_another_run_writes_to_is_refused(
+def test_folders_of_another_run_are_refused(
     runs: Any, data: Path, monkeypatch: pytest.MonkeyPatch, job: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -181,7 +181,9 @@ def make_link_to_nothing(path: Path) -> None:
         (make_link_to_nothing, "is a link to /gone/x.pth, which is not there; mount its disk"),
     ],
 )
-def test_what_is_no_file_is_named(runs: Any, make: Any, words: str, name: str) -> None:
+def test_checkpoint_names_that_are_not_files_are_refused(
+    runs: Any, make: Any, words: str, name: str
+) -> None:
     runs.checkpoints.mkdir(parents=True)
     make(runs.checkpoints / name)
     with pytest.raises(CheckpointError, match=words):
@@ -208,7 +210,9 @@ def test_links_to_another_disk_stay_links(runs: Any, unbroken: Any) -> None:
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_missing_split_is_told_before_the_first_step(runs: Any, data: Path, split: str) -> None:
+def test_a_missing_split_is_reported_before_the_first_step(
+    runs: Any, data: Path, split: str
+) -> None:
     shutil.copytree(data, runs.folder / "data")
     (found,) = (runs.folder / "data").rglob(f"{split}.odgt")
     found.unlink()
@@ -217,7 +221,7 @@ def test_a_missing_split_is_told_before_the_first_step(runs: Any, data: Path, sp
     assert files_below(runs.folder / "checkpoints") == files_below(runs.folder / "logs") == {}
 
 
-def test_checkpoints_that_do_not_fit_are_told_before_the_first_step(
+def test_checkpoints_that_do_not_fit_on_the_disk_are_reported_before_the_first_step(
     runs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
@@ -230,14 +234,14 @@ def test_checkpoints_that_do_not_fit_are_told_before_the_first_step(
     assert files_below(runs.folder / "checkpoints") == {}
 
 
-def test_start_up_tells_what_checkpoints_take(
+def test_start_up_reports_the_size_of_checkpoints(
     runs: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs.fit()
     assert f"checkpoints: 0.1 MB in {runs.checkpoints} at most, " in capsys.readouterr().out
 
 
-def test_what_cannot_be_a_folder_is_one_line(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_folder_is_one_line(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
     (runs.folder / "file").touch()
     for flag in ("--checkpoints", "--logdir"):
         assert start(runs, flag, f"{runs.folder}/file") == 2
@@ -310,7 +314,7 @@ def test_a_failed_start_leaves_no_run_and_no_loss(runs: Any) -> None:
     assert not (logs / "streethazards/new").exists()
 
 
-def test_a_full_disk_keeps_the_results_before(
+def test_a_full_disk_keeps_the_earlier_results(
     runs: Any,
     files_of_at_most: Callable[[int], AbstractContextManager[None]],
     capfd: pytest.CaptureFixture[str],
@@ -354,10 +358,10 @@ def test_logs_that_cannot_be_written_end_no_training(
     assert runs.state()["iteration"] == 8
     warnings = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
     assert len(warnings) == 1
-    assert f"{logs} takes no more" in warnings[0]
+    assert f"{logs} cannot be written to" in warnings[0]
 
 
-def test_the_reader_of_a_run_may_leave(runs: Any) -> None:
+def test_the_reader_of_the_output_may_exit(runs: Any) -> None:
     process = runs.start()
     assert process.stdout is not None
     process.stdout.close()
@@ -368,7 +372,7 @@ def test_the_reader_of_a_run_may_leave(runs: Any) -> None:
     assert (runs.folder / "logs/streethazards/x/results.json").is_file()
 
 
-def test_a_name_that_the_output_does_not_know(runs: Any) -> None:
+def test_a_name_outside_the_encoding_of_the_output(runs: Any) -> None:
     runs.fit("--name", "ü")
     command = [sys.executable, "-c", "import sys, run; sys.exit(run.main(sys.argv[1:]))"]
     done = subprocess.run(

@@ -45,7 +45,7 @@ def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torc
         assert torch.equal(found[name], value), name
 
 
-def test_sigint_saves_and_tells_how_to_go_on(runs: Any) -> None:
+def test_sigint_saves_and_says_how_to_resume(runs: Any) -> None:
     process = runs.start(*LONG)
     wait_for((runs.checkpoints / "x.pth").exists, process)
     process.send_signal(signal.SIGINT)
@@ -53,7 +53,7 @@ def test_sigint_saves_and_tells_how_to_go_on(runs: Any) -> None:
     assert code == 128 + signal.SIGINT
     assert lines[0] == "SIGINT: saving after this step"
     assert re.match(
-        r"error: stopped by SIGINT: step \d+ is saved in .*/x\.pth; go on with: python ", lines[1]
+        r"error: stopped by SIGINT: step \d+ is saved in .*/x\.pth; resume with: python ", lines[1]
     )
     assert lines[1].endswith(" ".join(LONG))
     assert len(lines) == 2
@@ -97,14 +97,14 @@ def test_a_killed_loader_process_is_named(runs: Any) -> None:
     process = runs.start(*LONG, "--num_workers", "1")
     wait_for((runs.checkpoints / "x.pth").exists, process)
     (worker,) = [pid for pid in children(process.pid) if is_loader(pid)]
-    os.kill(worker, signal.SIGTERM)  # from a stranger: it goes on
+    os.kill(worker, signal.SIGTERM)  # from another process: it continues
     os.kill(worker, signal.SIGINT)
     step = runs.state()["iteration"]
     wait_for(lambda: runs.state()["iteration"] > step, process)
     os.kill(worker, signal.SIGKILL)
     code, lines = end(process)
     assert code == 1
-    assert re.match(r"error: a? ?loader process .* for want of memory", lines[0])
+    assert re.match(r"error: a? ?loader process .* most likely out of memory", lines[0])
     assert len(lines) == 1
 
 
@@ -127,7 +127,7 @@ def wait_until_gone(pids: list[int]) -> None:
     assert [pid for pid in pids if is_alive(pid)] == []
 
 
-def test_nobody_outlives_a_killed_launcher(runs: Any) -> None:
+def test_no_process_outlives_a_killed_launcher(runs: Any) -> None:
     """Two processes, each with a loader process, one of which is stopped."""
     flags = (*LONG, "--nproc", "2", "--batch_size", "1", "--num_workers", "1")
     process = runs.start(*flags)
@@ -151,7 +151,7 @@ def test_nobody_outlives_a_killed_launcher(runs: Any) -> None:
     third.communicate()
 
 
-def test_two_processes_answer_a_warning_and_a_hang_up(runs: Any) -> None:
+def test_two_processes_handle_sigusr1_and_sighup(runs: Any) -> None:
     flags = (*LONG, "--ckpt_interval", "60", "--nproc", "2", "--batch_size", "1")
     process = runs.start(*flags)
     logs = runs.folder / "logs/streethazards/x"
@@ -186,7 +186,7 @@ def test_tasks_of_srun_are_the_processes_of_one_run(runs: Any) -> None:
     assert runs.state()["iteration"] == 4
 
 
-def test_tasks_that_nobody_tells_apart_train_nothing(runs: Any) -> None:
+def test_tasks_without_ranks_train_nothing(runs: Any) -> None:
     for process in tasks(runs, 2):
         code, lines = end(process)
         assert code == 2
@@ -210,14 +210,14 @@ def test_a_taken_port_is_one_line(runs: Any) -> None:
     assert not [line for line in lines if "Traceback" in line]
 
 
-def test_a_host_that_nobody_knows_is_one_line(runs: Any) -> None:
+def test_an_unknown_host_is_one_line(runs: Any) -> None:
     code, lines = meet(runs, MASTER_ADDR="no.such.host.invalid", MASTER_PORT="29999")
     assert code == 2
     assert lines[-1].startswith("error: the host no.such.host.invalid (MASTER_ADDR) is unknown")
     assert not [line for line in lines if "Traceback" in line]
 
 
-def test_a_shell_that_allows_few_files_is_told_at_the_start(runs: Any) -> None:
+def test_a_shell_that_allows_few_files_is_reported_at_start_up(runs: Any) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     process = runs.start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30)))
     code, lines = end(process)

@@ -1,4 +1,4 @@
-"""A run of the published code goes on here: epoch, momentum of every parameter, schedule."""
+"""Resuming a run of the published code: epoch, momentum of every parameter, schedule."""
 
 from pathlib import Path
 from typing import Any
@@ -8,17 +8,15 @@ import pytest
 import torch
 
 import run
-from tests.reliability.tiny import TinyNetwork
+from tests.reliability.tiny import tiny_network
 from utils.checkpoint import CheckpointError, load_checkpoint
 
 
 def published(own: dict[str, Any], **schedule: Any) -> dict[str, Any]:
     """A checkpoint of this code in the published structure, made by torch's own classes."""
-    model = TinyNetwork()
+    model = tiny_network()
     model.load_state_dict(own["model_state"])
-    body = [*model.conv.parameters(), *model.norm.parameters()]
-    groups = [{"params": group} for group in (body, list(model.dropout.parameters()))]
-    groups += [{"params": list(model.cls.parameters())}]
+    groups = [{"params": list(part.parameters())} for part in (model.body, model.head, model.cls)]
     optimizer = torch.optim.SGD(groups, 0.007, momentum=0.9, weight_decay=1e-4, nesterov=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / 8) ** 0.9)
     for _ in range(4):
@@ -44,7 +42,7 @@ def after_one_epoch(unbroken: Any) -> dict[str, Any]:
     return own
 
 
-def test_a_published_run_goes_on_with_epoch_momentum_and_schedule(
+def test_a_published_run_resumes_with_epoch_momentum_and_schedule(
     runs: Any, unbroken: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = after_one_epoch(unbroken)
@@ -76,16 +74,17 @@ def test_norms_that_are_frozen_here_leave_the_others_their_momentum(
     own = after_one_epoch(unbroken)
     torch.save(published(own), runs.folder / "published.pth")
     trainer = runs.trainer("--ckpt", str(runs.folder / "published.pth"))
-    trainer.model.freeze_norms = lambda: trainer.model.norm.requires_grad_(False)
     object.__setattr__(trainer.options, "fix_bn", True)
     trainer._prepare_training()
-    for number, (name, parameter) in enumerate(trainer.model.named_parameters()):
-        if not name.startswith("norm."):
+    for number, parameter in enumerate(trainer.model.parameters()):
+        if parameter.requires_grad:
             expected = own["optimizer_state"]["state"][number]["momentum_buffer"]
             assert torch.equal(trainer.optimizer.state[parameter]["momentum_buffer"], expected)
 
 
-def test_other_steps_an_epoch_are_refused_unless_accepted(runs: Any, unbroken: Any) -> None:
+def test_another_number_of_steps_per_epoch_is_refused_unless_accepted(
+    runs: Any, unbroken: Any
+) -> None:
     path = runs.folder / "published.pth"
     torch.save(published(after_one_epoch(unbroken), last_epoch=8), path)
     with pytest.raises(CheckpointError, match="8 steps an epoch there, 4 here"):
@@ -96,7 +95,7 @@ def test_other_steps_an_epoch_are_refused_unless_accepted(runs: Any, unbroken: A
 
 
 @pytest.mark.parametrize("part", ["optimizer_state", "scheduler_state", "epoch"])
-def test_a_spoilt_state_of_training_is_one_line(runs: Any, unbroken: Any, part: str) -> None:
+def test_a_corrupt_training_state_is_one_line(runs: Any, unbroken: Any, part: str) -> None:
     path = runs.folder / "published.pth"
     torch.save(published(after_one_epoch(unbroken)) | {part: None}, path)
     with pytest.raises(CheckpointError, match=r"does not fit .* --restart --ckpt") as caught:
@@ -107,9 +106,7 @@ def test_a_spoilt_state_of_training_is_one_line(runs: Any, unbroken: Any, part: 
     assert (trainer.epoch, trainer.iteration) == (0, 0)
 
 
-def test_a_run_that_is_done_elsewhere_is_tested_under_its_new_name(
-    runs: Any, unbroken: Any
-) -> None:
+def test_a_run_completed_elsewhere_is_tested_under_its_new_name(runs: Any, unbroken: Any) -> None:
     path = unbroken.checkpoints / "x.pth"
     trainer = runs.fit("--ckpt", str(path), "--name", "second")
     assert trainer.epoch == 2
@@ -121,7 +118,7 @@ def test_a_run_that_is_done_elsewhere_is_tested_under_its_new_name(
 
 
 @pytest.mark.parametrize("given", ["first", "first.pth"])
-def test_a_checkpoint_goes_by_its_name_in_the_folder_of_the_data_set(
+def test_a_checkpoint_is_found_by_name_in_the_folder_of_the_data_set(
     runs: Any, unbroken: Any, given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs.checkpoints.mkdir(parents=True)
@@ -161,7 +158,7 @@ def test_pictures_are_predicted_by_the_name_of_a_checkpoint(runs: Any, data: Pat
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("flags", [("--ckpt", "gone"), ("--test", "--ckpt_test", "gone")])
-def test_a_missing_checkpoint_is_looked_for_in_both_places(
+def test_a_missing_checkpoint_is_searched_for_in_both_places(
     runs: Any, capsys: pytest.CaptureFixture[str], flags: Any
 ) -> None:
     assert run.main([*runs.flags, "--nproc", "1", *flags]) == 2

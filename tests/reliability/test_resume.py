@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from argparser import OptionError, flags_that_bear_on, parse_options
-from dataset.loaders import TooFewImages
+from argparser import OptionError, flags_that_affect, parse_options
 from dataset.pictures import BadSample
-from resume import Shape, position_in, set_aside
+from resume import RunSize, position_in, set_aside
 from utils.checkpoint import CheckpointError, load_checkpoint, previous_path, save_checkpoint
+from utils.errors import PansError
 from utils.interruption import Interrupted, typed_command
 
 EVERY_STEP = ("--ckpt_minutes", "1e-9")
@@ -88,15 +88,14 @@ def test_a_report_over_several_steps_spans_the_stop(runs: Any) -> None:
     with pytest.raises(Interrupted):
         runs.stop_at(1, terminate, "--print_interval", "4")
     runs.fit("--print_interval", "4")
-    assert torch.equal(
-        runs.state()["model_state"]["conv.weight"], whole["model_state"]["conv.weight"]
-    )
+    name = "body.mod1.conv1.weight"
+    assert torch.equal(runs.state()["model_state"][name], whole["model_state"][name])
     points = runs.points("train/loss")
     assert [step for step, _ in points] == [4, 8]
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
-def test_a_validation_that_is_broken_off_is_repeated(runs: Any, unbroken: Any, epoch: int) -> None:
+def test_an_interrupted_validation_is_repeated(runs: Any, unbroken: Any, epoch: int) -> None:
     trainer = runs.trainer()
     validate = trainer.validate
 
@@ -135,7 +134,7 @@ def test_a_finished_run_is_not_trained_again(runs: Any, capsys: pytest.CaptureFi
     assert "x.pth has done its 2 epochs: on to the test" in capsys.readouterr().out
 
 
-def test_start_up_tells_where_it_goes_on(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_start_up_reports_where_it_resumes(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Interrupted):
         runs.stop_at(5, terminate)
     runs.fit()
@@ -164,7 +163,7 @@ def test_another_run_does_not_continue_it(runs: Any, flag: str, value: str, word
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_changes_are_taken_if_asked(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changes_are_accepted_if_requested(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Interrupted):
         runs.stop_at(5, terminate)  # 2 of 4 steps of the second epoch
     trainer = runs.trainer(
@@ -180,10 +179,10 @@ def test_changes_are_taken_if_asked(runs: Any, capsys: pytest.CaptureFixture[str
     assert "step 6 is step 3 here" in capsys.readouterr().out
 
 
-def test_other_processes_are_refused_unless_asked(runs: Any) -> None:
+def test_another_number_of_processes_is_refused_unless_accepted(runs: Any) -> None:
     runs.fit()
     state, path = runs.state(), runs.checkpoints / "x.pth"
-    options, shape = parse_options(runs.flags), Shape(2, 2)
+    options, shape = parse_options(runs.flags), RunSize(2, 2)
     words = "1 processes there, 2 here; 4 steps an epoch there, 2 here"
     with pytest.raises(CheckpointError, match=words):
         position_in(state, path, options, shape)
@@ -192,7 +191,7 @@ def test_other_processes_are_refused_unless_asked(runs: Any) -> None:
     assert (found.epoch, found.iteration) == (2, 4)
 
 
-def test_restart_begins_anew_and_keeps_what_there_was(runs: Any, unbroken: Any) -> None:
+def test_restart_starts_from_scratch_and_keeps_older_files(runs: Any, unbroken: Any) -> None:
     runs.fit("--lr", "0.1")
     old = runs.state()
     runs.fit("--restart")
@@ -204,16 +203,16 @@ def test_restart_begins_anew_and_keeps_what_there_was(runs: Any, unbroken: Any) 
     assert (runs.checkpoints / "x_old2.pth").is_file()
 
 
-def test_the_command_to_go_on_with_lacks_restart_and_nothing_else() -> None:
+def test_the_command_for_resuming_omits_only_restart() -> None:
     words = ["run.py", "--name", "restart", "--restart", "--default"]
     assert typed_command(words) == "python run.py --name restart --default"
 
 
-def test_steps_that_cannot_be_made_are_refused(runs: Any) -> None:
+def test_too_few_images_for_a_step_are_refused(runs: Any) -> None:
     for flags in (("--batch_size", "1"), ("--batch_size", "1", "--norm_act", "std")):
         with pytest.raises(OptionError, match="argument --batch_size: one image has no batch"):
             runs.fit(*flags)
-    with pytest.raises(TooFewImages, match="8 images, fewer than 5 batches of 2 on each of 1"):
+    with pytest.raises(PansError, match="8 images, fewer than 5 batches of 2 on each of 1"):
         runs.fit("--accumulate", "5")
 
 
@@ -236,9 +235,7 @@ def test_restart_takes_weights_of_the_files_it_sets_aside(
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_split_of_which_nothing_can_be_read_is_one_line(
-    runs: Any, data: Path, split: str
-) -> None:
+def test_a_split_without_readable_samples_is_one_line(runs: Any, data: Path, split: str) -> None:
     shutil.copytree(data, runs.folder / "data")
     images = list((runs.folder / "data/StreetHazards").glob(f"**/images/{split}/**/*.png"))
     for image in images:
@@ -247,11 +244,11 @@ def test_a_split_of_which_nothing_can_be_read_is_one_line(
     if split == "test":
         trainer.fit()
     look = {"validation": trainer.fit, "test": trainer.test}[split]
-    with pytest.raises(BadSample, match=f"{split}.odgt: not one of its 3 samples can be read"):
+    with pytest.raises(BadSample, match=f"{split}.odgt: none of its 3 samples can be read"):
         look()
 
 
-def test_a_test_notes_what_the_weights_do_not_tell(
+def test_a_test_notes_what_the_weights_do_not_determine(
     runs: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs.fit("--output_stride", "16")
@@ -281,23 +278,23 @@ def test_restart_keeps_every_earlier_run_of_a_name_with_brackets(runs: Any) -> N
     assert kept == ["run 1", "run 2"]
 
 
-def test_the_best_checkpoint_does_not_put_off_the_next_one(runs: Any) -> None:
+def test_the_best_checkpoint_does_not_delay_the_next_one(runs: Any) -> None:
     trainer = runs.trainer("--ckpt_minutes", "10")
     trainer._prepare_training()
     trainer.interruption._saved_at -= 601
     trainer._save(newest=False, best=True)
-    assert trainer.interruption.demand().save
+    assert trainer.interruption.poll().save
     trainer._save()
-    assert not trainer.interruption.demand().save
+    assert not trainer.interruption.poll().save
 
 
-def test_reports_go_on_over_epochs_that_are_shorter_than_their_interval(runs: Any) -> None:
+def test_reports_span_epochs_that_are_shorter_than_their_interval(runs: Any) -> None:
     runs.fit("--print_interval", "3", "--epochs", "3")
     assert [step for step, _ in runs.points("train/loss")] == [3, 6, 9, 12]
 
 
 @pytest.mark.parametrize("variable", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
-def test_a_launcher_that_starts_again_continues_in_spite_of_restart(
+def test_a_restarted_launcher_resumes_in_spite_of_restart(
     runs: Any, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     with pytest.raises(Interrupted):
@@ -328,7 +325,7 @@ def test_ckpt_of_another_name_is_continued_under_this_one(runs: Any, unbroken: A
     assert differing(without_flags(runs.state()), without_flags(unbroken.state())) == []
 
 
-def test_weights_alone_begin_a_run(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_alone_start_a_new_run(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
     runs.fit()
     weights = runs.state()["model_state"]
     torch.save({"state_dict": weights, "epoch": 7}, runs.folder / "weights.pth")
@@ -340,11 +337,11 @@ def test_weights_alone_begin_a_run(runs: Any, capsys: pytest.CaptureFixture[str]
         trainer._prepare_training()
         assert (trainer.epoch, trainer.iteration) == (0, 0)
         assert differing(dict(trainer.model.state_dict()), dict(weights)) == []
-        assert f"begins with the weights of {flags[1]}" in capsys.readouterr().out
+        assert f"starts with the weights of {flags[1]}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "gone"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
     runs: Any, unbroken: Any, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(Killed):
@@ -372,9 +369,9 @@ def test_two_damaged_checkpoints_end_in_one_line(runs: Any) -> None:
         runs.fit()
 
 
-def test_every_flag_says_what_it_bears_on() -> None:
+def test_every_flag_declares_what_it_affects() -> None:
     words = ("weights", "start", "test", "nothing")
-    parts = [flags_that_bear_on(word) for word in words]
+    parts = [flags_that_affect(word) for word in words]
     assert (
         sum(map(len, parts)) == len(frozenset().union(*parts)) == len(parse_options([]).to_dict())
     )
@@ -392,7 +389,7 @@ def damage(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [damage, Path.unlink])
-def test_a_lost_best_checkpoint_is_told_at_the_start_and_replaced(
+def test_a_lost_best_checkpoint_is_reported_at_start_up_and_replaced(
     runs: Any, harm: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(Interrupted):
@@ -407,7 +404,7 @@ def test_a_lost_best_checkpoint_is_told_at_the_start_and_replaced(
     trainer._prepare_training()
     warning = next(line for line in capsys.readouterr().out.splitlines() if "WARNING" in line)
     assert "x_best.pth" in warning
-    assert warning.endswith("the best weights from here on are kept instead")
+    assert warning.endswith("the best of the following weights are kept instead")
     assert trainer.best_score == -1
     runs.fit()
     assert load_checkpoint(best)["epoch"] == 2
@@ -415,7 +412,7 @@ def test_a_lost_best_checkpoint_is_told_at_the_start_and_replaced(
 
 
 @pytest.mark.parametrize("harm", [damage, Path.unlink])
-def test_a_test_of_lost_best_weights_takes_the_newest(
+def test_a_test_falls_back_to_the_newest_weights_if_the_best_are_lost(
     runs: Any, harm: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs.fit()
@@ -484,7 +481,7 @@ def test_every_signal_to_end_saves(runs: Any, number: signal.Signals) -> None:
     assert runs.state()["iteration"] == 3
 
 
-def test_sigusr1_saves_and_goes_on(runs: Any, unbroken: Any) -> None:
+def test_sigusr1_saves_and_continues(runs: Any, unbroken: Any) -> None:
     seen = []
 
     def ask() -> None:

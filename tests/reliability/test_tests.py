@@ -14,14 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import predict
 import run
-from tests.reliability.tiny import TinyNetwork
+from tests.reliability.tiny import tiny_network
 from utils.checkpoint import load_checkpoint
 from utils.interruption import Interrupted
 
 
 def tiny_state(seed: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
-    return TinyNetwork().state_dict()
+    return tiny_network().state_dict()
 
 
 def points(runs: Any) -> dict[str, list[int]]:
@@ -32,7 +32,7 @@ def points(runs: Any) -> dict[str, list[int]]:
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_test_that_is_run_again_takes_the_place_of_the_first(runs: Any) -> None:
+def test_a_repeated_test_replaces_the_first(runs: Any) -> None:
     assert run.main([*runs.flags, "--nproc", "1"]) == 0
     once = points(runs)
     assert once["test/AUROC"] == [8]
@@ -52,7 +52,7 @@ def test_a_test_that_is_run_again_takes_the_place_of_the_first(runs: Any) -> Non
     ("flags", "file"),
     [((), "x.pth"), (("--test_weights", "best"), "x_best.pth"), (("--ckpt_test",), "other.pth")],
 )
-def test_the_last_weights_are_tested_unless_others_are_asked_for(
+def test_the_last_weights_are_tested_unless_others_are_requested(
     runs: Any, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], file: str
 ) -> None:
     runs.fit()
@@ -89,7 +89,7 @@ def terminate() -> None:
 
 
 @pytest.mark.usefixtures("alone")
-def test_what_does_not_train_leaves_a_run_alone(
+def test_jobs_other_than_training_do_not_change_a_run(
     runs: Any, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # torch's exporter takes half a minute, and tests/end_to_end/test_predict.py tests it.
@@ -98,7 +98,7 @@ def test_what_does_not_train_leaves_a_run_alone(
         runs.stop_at(1, terminate, "--batch_size", "8", "--val_interval", "1")
     (runs.checkpoints / "x.pth").write_bytes(b"PK")  # what a run would look at, but not a test
     before = {path.name: path.read_bytes() for path in runs.checkpoints.iterdir()}
-    # Flags with which the run would not be continued, or would begin anew.
+    # Flags with which the run would not resume, or would start from scratch.
     flags = ["--nproc", "1", "--lr", "0.5", "--batch_size", "4", "--restart"]
     flags += ["--ckpt_test", str(runs.checkpoints / "x_best.pth")]
     images, out = f"{data}/StreetHazards/test/images", f"{runs.folder}/out"
@@ -113,7 +113,7 @@ def test_what_does_not_train_leaves_a_run_alone(
     assert {path.name: path.read_bytes() for path in runs.checkpoints.iterdir()} == before
 
 
-def test_a_training_prints_a_line_a_report_and_one_an_epoch(
+def test_a_training_prints_one_line_per_report_and_per_epoch(
     runs: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs.fit("--val_interval", "2")

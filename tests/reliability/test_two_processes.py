@@ -12,31 +12,30 @@ from dataset.demo.writer import write_demo
 # every step.
 SPOILT = """
 import os, sys, tiny, torch
+from modules import segmentation
 
 RANK = os.environ.get("RANK", "0")
 
-class Spoilt(tiny.TinyNetwork):
-    def __init__(self):
-        super().__init__()
-        self.history = []
+history = []
 
+class Spoilt(tiny.SegmentationModel):
     def features(self, images):
-        if not self.training and self.history:
-            torch.save(self.history, os.path.join(os.path.dirname(__file__), RANK + ".pth"))
+        if not self.training and history:
+            torch.save(history, os.path.join(os.path.dirname(__file__), RANK + ".pth"))
         return super().features(images)
 
     def forward(self, images):
         if self.training:
-            step = len(self.history)
-            self.history.append(self.conv.weight.detach().clone())
+            weight, step = self.body.mod1.conv1.weight, len(history)
+            history.append(weight.detach().clone())
             if RANK == "1" and step in (2, 5):
-                self.conv.weight.register_hook(lambda gradient: self.spoil(gradient, step))
+                weight.register_hook(lambda gradient: self.spoil(gradient, step))
         return super().forward(images)
 
     def spoil(self, gradient, step):
-        return gradient * float("nan") if len(self.history) == step + 1 else gradient
+        return gradient * float("nan") if len(history) == step + 1 else gradient
 
-tiny.tiny_network = lambda *words, **flags: Spoilt()
+segmentation.SegmentationModel = Spoilt
 tiny.__file__ = __file__
 sys.exit(tiny.main())
 """
@@ -50,7 +49,7 @@ def finish(runs: Any, *flags: str, program: str = "") -> None:
     assert process.returncode == 0, errors
 
 
-def test_a_gradient_of_one_process_that_is_nan_has_both_skip_the_step(runs: Any) -> None:
+def test_a_nan_gradient_in_one_process_makes_both_skip_the_step(runs: Any) -> None:
     finish(runs, *TWO, program=SPOILT)
     first, second = (torch.load(runs.folder / f"{rank}.pth") for rank in (0, 1))
     assert len(first) == len(second) == 8
@@ -74,7 +73,7 @@ sys.exit(tiny.main())
 """
 
 
-def test_a_process_that_leaves_out_an_image_answers_as_often_as_the_other(
+def test_a_process_that_skips_an_image_polls_as_often_as_the_other(
     runs: Any, tmp_path: Path
 ) -> None:
     write_demo(tmp_path / "data", train=4, validation=4, test=2, size=(96, 64), seed=1)
@@ -103,7 +102,8 @@ def test_the_same_seed_gives_the_same_numbers_with_as_many_processes(runs: Any) 
     one, two = runs.state("1once"), runs.state("2once")
     # As many images in a step, but drawn in another order, and other dropout.
     assert one["steps_per_epoch"] == two["steps_per_epoch"] == 4
-    assert not torch.equal(one["model_state"]["conv.weight"], two["model_state"]["conv.weight"])
+    name = "body.mod1.conv1.weight"
+    assert not torch.equal(one["model_state"][name], two["model_state"][name])
 
 
 def assert_same_weights(one: dict[str, Any], other: dict[str, Any]) -> None:

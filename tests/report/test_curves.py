@@ -13,7 +13,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from metrics import AnomalyEvaluation, PooledCounts
 from metrics.report import markdown_table, write_results
 from report.curves import (
-    log_anomaly_figures,
+    log_anomaly_metrics,
     log_prototypes,
     precision_recall_figure,
     prototype_cosines,
@@ -39,7 +39,7 @@ def evaluated(predicted=True, anomalous=True):
 
 def log(folder, evaluation, results, tag="test"):
     with Logger(folder) as logger:
-        log_anomaly_figures(logger, tag, results, evaluation.pooled, 7)
+        log_anomaly_metrics(logger, tag, results, evaluation.pooled, 7)
     guidance = {"scalars": 0, "tensors": 0, "images": 0, "histograms": 0}
     return EventAccumulator(str(folder), size_guidance=guidance).Reload()
 
@@ -75,14 +75,14 @@ def test_score_histograms_count_every_pixel_of_their_kind(tmp_path):
     events = log(tmp_path, evaluation, results)
     histogram = evaluation.pooled.histogram()
     for name, counts in (("normal", histogram.normal), ("anomalous", histogram.anomalous)):
-        (event,) = events.Histograms(f"test scores/{name}")
+        (event,) = events.Histograms(f"test/scores_{name}")
         shown = event.histogram_value
         assert shown.num == counts.sum() == getattr(evaluation.pooled, name)
         assert list(shown.bucket)[-64:] == counts.tolist()
         assert list(shown.bucket_limit)[-64:] == histogram.edges[1:].tolist()
 
 
-def test_figures_are_drawn(tmp_path):
+def test_curves_and_histograms_are_drawn(tmp_path):
     tags = log(tmp_path, *evaluated()).Tags()["images"]
     assert sorted(tags) == ["test/precision_recall", "test/roc", "test/scores"]
 
@@ -94,7 +94,7 @@ def test_without_anomalies_there_is_no_curve(tmp_path):
     assert "| segmentation | Mean IoU |" in make_ndarray(event.tensor_proto).item().decode()
 
 
-def test_curves_have_their_points_and_its_figures():
+def test_curves_have_their_points_and_metrics():
     rng = np.random.default_rng(0)
     anomalous, normal = rng.normal(1, 1, 500), rng.normal(0, 1, 4500)
     counts = PooledCounts()

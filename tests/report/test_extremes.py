@@ -67,8 +67,8 @@ def expected():
     for name in ("AUROC", "AUPR"):
         order = sorted(ranked, key=lambda index: (getattr(ranked[index], name.lower()), index))
         for place in range(SHOWN):
-            panels[f"test worst {name}/{place + 1}"] = order[place]
-            panels[f"test best {name}/{place + 1}"] = order[-1 - place]
+            panels[f"worst and best/worst {name} {place + 1}"] = order[place]
+            panels[f"worst and best/best {name} {place + 1}"] = order[-1 - place]
     return panels
 
 
@@ -76,7 +76,7 @@ def test_the_extremes_are_those_of_sorting_all_images(tmp_path):
     extremes = Extremes(SHOWN, draw)
     offer_all(extremes, range(IMAGES))
     with Logger(tmp_path) as logger:
-        extremes.log(logger, "test", 3)
+        extremes.log(logger, 3)
     assert logged(tmp_path) == expected()
 
 
@@ -93,11 +93,11 @@ def test_maps_are_kept_of_the_extremes_only():
 
 
 @pytest.mark.parametrize(("shown", "indices"), [(0, range(9)), (3, []), (3, [4])])
-def test_nothing_to_show_is_nothing_logged(tmp_path, shown, indices):
+def test_without_images_nothing_is_logged(tmp_path, shown, indices):
     extremes = Extremes(shown, draw)
     offer_all(extremes, indices)
     with Logger(tmp_path) as logger:
-        extremes.log(logger, "test", 0)
+        extremes.log(logger, 0)
     assert logged(tmp_path) == {}
 
 
@@ -105,7 +105,7 @@ def test_fewer_images_than_shown_are_all_shown(tmp_path):
     extremes = Extremes(5, draw)
     offer_all(extremes, [0, 1])
     with Logger(tmp_path) as logger:
-        extremes.log(logger, "test", 0)
+        extremes.log(logger, 0)
     found = logged(tmp_path)
     assert len(found) == 8
     assert set(found.values()) == {0, 1}
@@ -116,10 +116,10 @@ def _log_part(rank, folder):
     extremes = Extremes(SHOWN, draw)
     offer_all(extremes, range(rank, IMAGES, 2))
     with Logger(folder / "events" if rank == 0 else None) as logger:
-        extremes.log(logger, "test", 3)
+        extremes.log(logger, 3)
     dist.destroy_process_group()
 
 
-def test_two_processes_show_what_one_does(tmp_path: Path):
+def test_two_processes_show_the_same_as_one(tmp_path: Path):
     mp.start_processes(_log_part, (tmp_path,), 2, start_method="fork")
     assert logged(tmp_path / "events") == expected()

@@ -12,8 +12,9 @@ from PIL import Image
 
 from dataset.own_pictures import Source
 from dataset.readers.streethazards import STREETHAZARDS
-from report.predictions import NotWritten, PredictionFolder
+from report.predictions import PredictionFolder
 from report.visualize import HeatScale
+from utils.errors import PansError
 
 HEADING = {"checkpoint": "a.pth", "score": "msp", "threshold": 0.5}
 SOURCES = [Source(Path(f"/in/{name}.png"), name) for name in "abc"]
@@ -125,7 +126,7 @@ def test_a_full_disk_leaves_whole_files_and_a_true_list(
             with files_of_at_most(400):
                 predict(folder, "b")
 
-    with pytest.raises(NotWritten, match="File too large"):
+    with pytest.raises(PansError, match="File too large"):
         fill_the_disk()
     assert [one["name"] for one in told(tmp_path)["pictures"]] == ["a"]
     for path in tmp_path.rglob("*.png"):

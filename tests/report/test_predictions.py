@@ -72,7 +72,7 @@ def test_a_threshold_is_in_the_middle_of_one_scale_for_all_pictures() -> None:
         assert HeatScale(None, 0).limits(score) == (-1, 1)
 
 
-def test_without_a_threshold_a_harmless_gradient_spans_a_fifth_of_the_range_at_least() -> None:
+def test_without_a_threshold_the_scale_spans_at_least_a_fifth_of_the_range() -> None:
     gradient = np.linspace(0.1, 0.12, 101)[None]
     low, high = np.percentile(gradient, (1, 99))
     assert HeatScale((0, 1)).limits(gradient) == pytest.approx((low, low + 0.2))
@@ -175,7 +175,7 @@ def test_panels_of_any_shape_show_all_four_pictures(height: int, width: int) -> 
     assert_shows_every_class(panel[-70:])
 
 
-def test_names_of_classes_and_pictures_are_never_read_as_formulas_and_fit() -> None:
+def test_names_of_classes_and_pictures_are_drawn_literally_and_fit() -> None:
     names = [f"$class_{{ {'x' * (number % 30)}\u65e5 {number}" for number in range(40)]
     info = replace(STREETHAZARDS, class_colours=dict.fromkeys(names, (9, 80, 200)))
     panel = prediction_panel(**{**maps_of(90, 160), "info": info})
@@ -192,7 +192,7 @@ def sheet_of(names: list[str]) -> np.ndarray:
     return contact_sheet([entry._replace(name=name) for name in names], STREETHAZARDS, 0.2)
 
 
-def test_the_contact_sheet_shows_two_pictures_a_row_over_one_legend() -> None:
+def test_the_contact_sheet_shows_two_pictures_per_row_and_one_legend() -> None:
     sheet = sheet_of(["a", "b" * 300, "c"])
     assert sheet.shape[1] == 1920
     assert abs(sheet.shape[0] - (35 + 2 * (35 + 200) + 45)) <= 1

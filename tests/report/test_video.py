@@ -49,7 +49,7 @@ def test_frames_come_back_in_order_with_their_colours(tmp_path, monkeypatch, enc
 @pytest.mark.parametrize(
     ("told", "written"), [(Fraction(0), 1), (Fraction(90000), 1000), (Fraction(25, 2), "25/2")]
 )
-def test_rates_of_broken_headers_are_made_plain(tmp_path, told, written):
+def test_frame_rates_of_broken_headers_are_corrected(tmp_path, told, written):
     write_video(tmp_path / "video.mp4", flat_pictures(tmp_path, (16, 16)), told)
     assert frames_of(tmp_path / "video.mp4")[0].average_rate == Fraction(written)
 
@@ -57,7 +57,7 @@ def test_rates_of_broken_headers_are_made_plain(tmp_path, told, written):
 def test_without_an_encoder_one_line_says_so_and_nothing_is_left(tmp_path, monkeypatch):
     frames = flat_pictures(tmp_path, (16, 16))
     monkeypatch.setattr("report.video._ENCODERS", ("no_such_encoder",))
-    with pytest.raises(NoVideo, match=r"video\.mp4 is not written: this PyAV has neither of"):
+    with pytest.raises(NoVideo, match=r"video\.mp4 is not written: this PyAV has none of"):
         write_video(tmp_path / "video.mp4", frames, Fraction(5))
     monkeypatch.undo()
     (tmp_path / "video.mp4").write_text("earlier")

@@ -107,7 +107,7 @@ class Nodes:
         assert codes == [0, 0], [self.output(node).read_text() for node in (0, 1)]
 
 
-def test_a_lost_node_comes_back_and_nothing_is_lost(folder: Path, namespaces: list[str]) -> None:
+def test_a_lost_node_is_restarted_and_nothing_is_lost(folder: Path, namespaces: list[str]) -> None:
     whole = Nodes(namespaces, folder, "whole_nodes")
     whole.end(whole.start(0), whole.start(1))
     broken = Nodes(namespaces, folder, "broken_nodes")
@@ -145,7 +145,9 @@ def wait_for_checkpoint(nodes: Nodes, *processes: subprocess.Popen[str]) -> None
         time.sleep(0.01)
 
 
-def test_a_cable_that_is_cut_for_good_ends_all_on_both(folder: Path, namespaces: list[str]) -> None:
+def test_a_permanently_lost_connection_ends_all_processes_on_both_nodes(
+    folder: Path, namespaces: list[str]
+) -> None:
     """Processes and launchers alike, in bounded time."""
     nodes = Nodes(namespaces, folder, "cut_nodes")
     processes = nodes.start(0), nodes.start(1)
@@ -162,9 +164,7 @@ def test_a_cable_that_is_cut_for_good_ends_all_on_both(folder: Path, namespaces:
     assert load_checkpoint(nodes.path)["iteration"] == 240
 
 
-def test_the_first_node_is_lost_and_all_are_started_again(
-    folder: Path, namespaces: list[str]
-) -> None:
+def test_the_first_node_is_lost_and_all_are_restarted(folder: Path, namespaces: list[str]) -> None:
     """It holds the rendezvous, so that the other one ends too."""
     nodes = Nodes(namespaces, folder, "first_nodes")
     lost, other = nodes.start(0), nodes.start(1)

@@ -20,7 +20,7 @@ def run_two(first, second):
         second(background)
 
 
-def test_calls_run_in_their_order_in_another_thread():
+def test_calls_run_in_order_in_another_thread():
     seen = []
 
     def slow(number):
@@ -34,7 +34,7 @@ def test_calls_run_in_their_order_in_another_thread():
     assert threading.get_ident() not in {thread for _, thread in seen}
 
 
-def test_a_call_may_change_what_inference_mode_has_made():
+def test_a_call_may_modify_tensors_made_in_inference_mode():
     with torch.inference_mode(), Background() as background:
         counts = torch.zeros(2)
         background.run(partial(counts.add_, 1))
@@ -70,6 +70,6 @@ def test_a_signal_waits_for_nothing():
     ended.set()
 
 
-def test_what_is_on_the_host_stays_where_it_is():
+def test_host_tensors_stay_on_the_host():
     tensor = torch.ones(3)
     assert to_host(tensor) is tensor

@@ -41,7 +41,7 @@ def files_in(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_saved_checkpoints_are_loaded_unchanged(tmp_path: Path) -> None:
     parameter = nn.Parameter(torch.randn(4, 3))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
     parameter.square().sum().backward()
@@ -175,7 +175,7 @@ def test_failing_rename_leaves_the_old_checkpoint(
     assert files_in(tmp_path) == ["a.pth"]
 
 
-def test_faults_of_the_program_are_not_blamed_on_the_disk(tmp_path: Path) -> None:
+def test_program_errors_are_not_blamed_on_the_disk(tmp_path: Path) -> None:
     with pytest.raises((AttributeError, pickle.PicklingError)):
         save_checkpoint(tmp_path / "a.pth", {"f": lambda: None})
     assert files_in(tmp_path) == []
@@ -279,7 +279,7 @@ def test_standard_classifier_is_recognised() -> None:
 def test_other_number_of_classes_is_recognised() -> None:
     message = refusal(Network(), Network(classes=5).state_dict())
     assert "other shape (1): cls.cls.weight [5, 4, 1, 1] for [3, 4, 1, 1]" in message
-    assert message.endswith("; it was trained with another number of classes")
+    assert "; it was trained with another number of classes, so name the --dataset" in message
 
 
 def test_other_backbone_is_recognised() -> None:

@@ -6,7 +6,8 @@ from torch import nn
 
 from modules.abn import norm_factory
 from modules.residual import Bottleneck
-from utils.compilation import NoCompiler, compiled
+from utils.compilation import compiled
+from utils.errors import PansError
 
 
 def test_a_compiled_block_has_the_same_gradients_and_statistics():
@@ -26,5 +27,5 @@ def test_a_compiled_block_has_the_same_gradients_and_statistics():
 
 def test_without_a_compiler_it_says_what_to_do(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(NoCompiler, match="no-such-compiler was not found; install it"):
+    with pytest.raises(PansError, match="no-such-compiler was not found; install it"):
         compiled(nn.Identity())

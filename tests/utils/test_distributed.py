@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from utils.distributed import (
-    LaunchError,
     Process,
     default_nproc,
     gather_objects,
@@ -122,7 +121,7 @@ def test_launch_joins_processes_and_shares_the_cores(program: Path) -> None:
     assert [path.name for path in program.parent.iterdir()] == ["program.py"]
 
 
-def test_the_first_process_of_a_machine_is_done_before_the_others_begin(program: Path) -> None:
+def test_the_first_process_of_a_machine_finishes_before_the_others_start(program: Path) -> None:
     ended = run(program, str(program), "first", "2")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == ["0 in", "0 out", "1 in", "1 out"]
@@ -138,16 +137,16 @@ def test_killed_process_ends_all_and_is_named(program: Path) -> None:
     ended = run(program, str(program), "kill", "2")
     assert ended.returncode == 1
     assert ended.stderr.endswith(
-        "error: process 1 was ended by SIGKILL, most likely for want of memory\n"
+        "error: process 1 was ended by SIGKILL, most likely out of memory\n"
     )
 
 
-def test_a_process_that_nccl_aborts_is_told_with_the_remedy(program: Path) -> None:
+def test_a_process_aborted_by_nccl_is_reported_with_the_remedy(program: Path) -> None:
     ended = run(program, str(program), "abort", "2")
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == (
         "error: process 1 was ended by SIGABRT; on GPUs that most likely means: a process has "
-        "waited in vain for another one, which hangs or is far slower; look at the machines and "
+        "waited in vain for another one, which hangs or is far slower; check the machines and "
         "their network, or raise --timeout"
     )
 
@@ -216,7 +215,7 @@ def test_inconsistent_environments_are_refused(
     else:
         variables.setenv(name, value)
     assert launched()
-    with pytest.raises(LaunchError, match=re.escape(message)):
+    with pytest.raises(PansError, match=re.escape(message)):
         start_process()
 
 
@@ -228,7 +227,7 @@ def test_restarts_of_several_nodes_need_fresh_stores(variables: pytest.MonkeyPat
     }
     for name, value in torchrun.items():
         variables.setenv(name, value)
-    with pytest.raises(LaunchError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every node"):
+    with pytest.raises(PansError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every node"):
         start_process()
     variables.setenv("WORLD_SIZE", "1")
     variables.setenv("RANK", "0")
@@ -243,7 +242,7 @@ def test_restarts_of_several_nodes_need_fresh_stores(variables: pytest.MonkeyPat
             assert start_process().world_size == 1
 
 
-def test_local_rank_of_the_environment_wins(variables: pytest.MonkeyPatch) -> None:
+def test_local_rank_of_the_environment_overrides_the_flag(variables: pytest.MonkeyPatch) -> None:
     variables.setenv("WORLD_SIZE", "1")
     variables.setenv("RANK", "0")
     variables.setenv("LOCAL_RANK", "0")
@@ -256,9 +255,9 @@ def test_local_rank_of_the_environment_wins(variables: pytest.MonkeyPatch) -> No
 def test_fewer_gpus_than_processes_are_refused(variables: pytest.MonkeyPatch) -> None:
     variables.setattr(torch.cuda, "is_available", lambda: True)
     variables.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(LaunchError, match=r"2 processes on this machine .* and 1 can be seen"):
+    with pytest.raises(PansError, match=r"2 processes on this machine .* and 1 can be seen"):
         start_process()
-    with pytest.raises(LaunchError, match=r"4 processes on this machine .* and 1 can be seen"):
+    with pytest.raises(PansError, match=r"4 processes on this machine .* and 1 can be seen"):
         launch(["program.py"], 4)
 
 

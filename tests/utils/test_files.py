@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import remove_leftovers, replacing, same_file, write_text
+from utils.files import remove_leftovers, replacing, same_file, sha256_of, write_text
 
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_holds_the_old_until_the_new_stands(tmp_path: Path) -> None:
+def test_a_file_keeps_the_old_content_until_the_new_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "new/a.json"
     write_text(path, "ü")
     with replacing(path) as file:
@@ -25,7 +25,7 @@ def test_a_file_holds_the_old_until_the_new_stands(tmp_path: Path) -> None:
     assert names_in(path.parent) == ["a.json"]
 
 
-def test_who_fails_leaves_the_old(
+def test_a_failed_write_keeps_the_old_file(
     tmp_path: Path, files_of_at_most: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     path = tmp_path / "a.json"
@@ -44,7 +44,7 @@ def test_who_fails_leaves_the_old(
     assert names_in(tmp_path) == ["a.json"]
 
 
-def test_two_writers_do_not_meet(tmp_path: Path) -> None:
+def test_two_writers_do_not_interfere(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with replacing(path) as one, replacing(path) as other:
         one.write(b"one")
@@ -87,8 +87,15 @@ def test_the_same_file_under_two_names(
     assert second.read_text() == "1"
 
 
-def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     for name in (".a[1].pth.0123abcd.tmp", ".a1.pth.0123abcd.tmp", "a[1].pth", ".a[1].pth.lock"):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path / "a[1].pth")
     assert names_in(tmp_path) == [".a1.pth.0123abcd.tmp", ".a[1].pth.lock", "a[1].pth"]
+
+
+def test_sha256_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")  # the example of FIPS 180-2
+    assert sha256_of(tmp_path / "file") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )

@@ -167,7 +167,7 @@ def test_flush_puts_points_on_the_disk(tmp_path: Path) -> None:
     assert points(tmp_path, "loss") == [(0, 1.0)]
 
 
-def test_points_stay_where_the_clock_was_set_back(
+def test_points_are_kept_when_the_clock_was_set_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, begun in enumerate((5000.0, 5000.0, 1400.0, 1400.0, 2000.0)):
@@ -181,7 +181,7 @@ def test_points_stay_where_the_clock_was_set_back(
     assert [step for step, _ in points(tmp_path, "loss")] == list(range(55))
 
 
-def test_a_test_takes_the_place_of_an_earlier_one_when_it_is_through(tmp_path: Path) -> None:
+def test_a_test_replaces_an_earlier_one_once_it_is_complete(tmp_path: Path) -> None:
     def log(value: float) -> None:
         with Logger(tmp_path) as logger, logger.replacing_test():
             logger.scalars({"test/AUROC": value}, 7)
@@ -221,7 +221,7 @@ def test_a_full_disk_ends_the_log_with_one_warning(
     error = capfd.readouterr().err
     assert error.count("WARNING") == 1
     assert error.strip().endswith(
-        "takes no more (File too large): nothing else is logged for TensorBoard, and the run "
-        "goes on"
+        "cannot be written to (File too large): nothing further is logged for TensorBoard, the run "
+        "continues"
     )
     assert "Traceback" not in error

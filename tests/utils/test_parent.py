@@ -49,7 +49,7 @@ def test_a_child_ends_with_a_killed_parent(state: str) -> None:
     assert not is_alive(child)
 
 
-def test_who_comes_too_late_ends_at_once() -> None:
+def test_a_child_whose_parent_has_ended_already_ends_at_once() -> None:
     text = "from utils.parent import end_with_starter as e; e(); print('alive')"
     done = subprocess.run(
         [sys.executable, "-c", text],

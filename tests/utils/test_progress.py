@@ -34,7 +34,7 @@ def fail_in_a_loop(shown: bool) -> None:
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_a_report_begins_a_line(
+def test_a_report_starts_on_a_new_line(
     shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_ERROR_FILE"):
@@ -68,7 +68,7 @@ def lines_of_a_pipe(program: str) -> list[str]:
     return done.stderr.decode().splitlines()
 
 
-def test_without_a_terminal_a_line_a_report_and_one_at_the_end() -> None:
+def test_without_a_terminal_there_is_one_line_per_report_and_one_at_the_end() -> None:
     *reports, start, end = lines_of_a_pipe(LOOP)
     assert reports == ["epoch 1/2  2/4  loss 1", "epoch 1/2  4/4  loss 3"]
     assert start.startswith("test:   0%")
@@ -76,7 +76,7 @@ def test_without_a_terminal_a_line_a_report_and_one_at_the_end() -> None:
     assert "3/3" in end
 
 
-def test_without_a_terminal_a_long_loop_prints_now_and_then(
+def test_without_a_terminal_a_long_loop_prints_occasionally(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 1e-9)

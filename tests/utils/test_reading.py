@@ -36,14 +36,14 @@ def test_each_folder_is_searched_once_under_its_own_name(tmp_path):
     assert [path.name for path in pictures] == ["1.png", "4.PNG"]
 
 
-def test_a_root_that_is_hidden_itself_is_searched(tmp_path):
+def test_a_hidden_root_is_searched(tmp_path):
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache/1.png").touch()
     assert files_below(tmp_path / ".cache") == [tmp_path / ".cache/1.png"]
     assert files_below(tmp_path / "missing") == []
 
 
-def test_text_is_read_without_its_mark_and_never_from_a_pipe(tmp_path):
+def test_text_is_read_without_byte_order_mark_and_never_from_a_pipe(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_bytes(b"\xef\xbb\xbfroad 1 2 3")
     assert read_text(path) == "road 1 2 3"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from utils.errors import PansError
-from utils.run_lock import HELD_VARIABLE, PlaceTaken, holding, lock_file
+from utils.run_lock import HELD_VARIABLE, holding, lock_file
 
 REPOSITORY = Path(__file__).parents[2]
 HOLD = """
@@ -39,12 +39,13 @@ def other(tmp_path: Path) -> Any:
         process.kill()
 
 
-def test_a_place_is_held_once_and_its_holder_named(tmp_path: Path, other: Any) -> None:
+def test_a_lock_is_held_once_and_its_holder_is_named(tmp_path: Path, other: Any) -> None:
     message = f"run x is running already: process {other.pid} on .* since 20.*--name"
-    with pytest.raises(PlaceTaken, match=message), holding([tmp_path / "lock"], "run x"):
+    with pytest.raises(PansError, match=message), holding([tmp_path / "lock"], "run x"):
         pass
     for number in (signal.SIGSTOP, signal.SIGKILL):  # who is stopped still holds it
-        with pytest.raises(PlaceTaken), holding([tmp_path / "lock"], "run x"):
+        refused = pytest.raises(PansError, match="run x is running already")
+        with refused, holding([tmp_path / "lock"], "run x"):
             pass
         other.send_signal(number)
     other.wait()
@@ -53,7 +54,7 @@ def test_a_place_is_held_once_and_its_holder_named(tmp_path: Path, other: Any) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_processes_that_are_started_share_what_is_held(tmp_path: Path) -> None:
+def test_started_processes_share_the_lock(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with holding([lock, lock], "run x"):
         assert os.environ[HELD_VARIABLE] == str(lock)
@@ -90,7 +91,7 @@ def no_locks(*words: object) -> None:
 
 
 @pytest.mark.parametrize("kernel_locks", [True, False])
-def test_another_machine_holds_while_it_is_heard_of(
+def test_a_lock_of_another_machine_holds_while_it_shows_signs_of_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel_locks: bool
 ) -> None:
     """Its kernel's locks may not reach this one."""
@@ -99,7 +100,7 @@ def test_another_machine_holds_while_it_is_heard_of(
     lock = tmp_path / "lock"
     leave(lock, 20, machine="another")
     message = r"process 12 on node7 since then, last heard of 2\d s ago; it counts as ended"
-    with pytest.raises(PlaceTaken, match=message), holding([lock], "run x"):
+    with pytest.raises(PansError, match=message), holding([lock], "run x"):
         pass
     leave(lock, 100, machine="another")
     with holding([lock], "run x"):
@@ -127,18 +128,19 @@ def test_a_launcher_may_start_its_run_again_elsewhere(
         with holding([tmp_path / "lock"], "run x"):
             pass
     else:
-        with pytest.raises(PlaceTaken), holding([tmp_path / "lock"], "run x"):
+        refused = pytest.raises(PansError, match="run x is running already")
+        with refused, holding([tmp_path / "lock"], "run x"):
             pass
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "7"])
-def test_a_lock_file_of_anything_else_is_taken(tmp_path: Path, content: str) -> None:
+def test_a_lock_file_with_other_content_is_taken_over(tmp_path: Path, content: str) -> None:
     (tmp_path / "lock").write_text(content)
     with holding([tmp_path / "lock"], "run x"):
         pass
 
 
-def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     lock = lock_file(tmp_path / "file/streethazards/x")
     assert lock == tmp_path / "file/streethazards/.x.lock"

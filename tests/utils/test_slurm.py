@@ -2,7 +2,8 @@
 
 import pytest
 
-from utils.slurm import NoStep, first_host, ranks_of_step
+from utils.errors import PansError
+from utils.slurm import first_host, ranks_of_step
 
 STEP = {
     "SLURM_JOB_ID": "77",
@@ -17,7 +18,7 @@ STEP = {
 }
 
 
-def test_a_task_of_several_nodes_by_hand() -> None:
+def test_a_task_on_several_nodes() -> None:
     assert ranks_of_step(STEP) == {
         "RANK": "4",
         "LOCAL_RANK": "0",
@@ -35,7 +36,7 @@ def test_one_node_needs_no_name_of_it() -> None:
     assert (found["MASTER_ADDR"], found["LOCAL_WORLD_SIZE"]) == ("localhost", "5")
 
 
-def test_typed_addresses_win() -> None:
+def test_passed_addresses_override_the_environment() -> None:
     found = ranks_of_step({**STEP, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
     assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("10.0.0.1", "29500")
 
@@ -69,14 +70,14 @@ def test_nothing_to_join(environment: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("lacking", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST"])
-def test_tasks_that_nobody_tells_apart_are_refused(lacking: str) -> None:
+def test_tasks_without_ranks_are_refused(lacking: str) -> None:
     environment = {name: value for name, value in STEP.items() if name != lacking}
-    with pytest.raises(NoStep, match=r"5 tasks.*srun python run\.py"):
+    with pytest.raises(PansError, match=r"5 tasks.*srun python run\.py"):
         ranks_of_step(environment)
 
 
-def test_a_script_of_a_job_is_no_task_of_it() -> None:
+def test_a_batch_script_is_not_an_srun_task() -> None:
     """sbatch gives it the first task's numbers."""
     script = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    with pytest.raises(NoStep, match="4 tasks"):
+    with pytest.raises(PansError, match="4 tasks"):
         ranks_of_step({**script, "SLURM_NODELIST": "gpu1"})

@@ -1,4 +1,4 @@
-"""The network as an ONNX file, for any program that runs those."""
+"""Export of the network as an ONNX file."""
 
 import warnings
 from collections.abc import Mapping
@@ -20,10 +20,6 @@ NEEDED_PACKAGES = ("onnx", "onnxscript")
 SMALLEST_SIDE = 8
 
 
-class ExportError(PansError):
-    """The packages that write ONNX are missing, or the file cannot be written."""
-
-
 class ScoredNetwork(nn.Module):
     """(N, 3, H, W) normalised images -> low-resolution logits, (N, H, W) score and classes."""
 
@@ -34,13 +30,13 @@ class ScoredNetwork(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.network(image)
         output = NetworkOutput([logits], image.shape[2:])
-        # First of all, so that a score of confidences takes it from these too, not by strips.
+        # First, so that a confidence score uses these probabilities too, not strips.
         classes = output.probabilities.argmax(dim=1)
         return logits, self.score.map_of(output), classes
 
 
 def exportable(model: SegmentationModel) -> SegmentationModel:
-    """A float32 copy on the CPU with folded norms, which takes every size."""
+    """A float32 copy on the CPU with folded norms that accepts any input size."""
     network = fold_norms(model).float().cpu()
     for branch in network.head.ppm:
         assert isinstance(branch, nn.Sequential)
@@ -51,14 +47,10 @@ def exportable(model: SegmentationModel) -> SegmentationModel:
 
 
 def check_export_support() -> None:
-    """Whether ONNX can be written here.
-
-    Raises:
-        ExportError: an optional package is missing.
-    """
+    """Raise PansError if an optional package is missing."""
     missing = [name for name in NEEDED_PACKAGES if find_spec(name) is None]
     if missing:
-        raise ExportError(
+        raise PansError(
             f"--export onnx needs the optional packages {' and '.join(missing)}, which are not "
             f"installed; pip install -e '.[onnx]'"
         )
@@ -69,12 +61,12 @@ def export_onnx(
 ) -> None:
     """Write `model` and an anomaly score of its logits at one scale as one ONNX file.
 
-    Input `image`: (batch, 3, height, width) float32, normalised, 8 pixels a side or more. Outputs:
+    Input `image`: (batch, 3, height, width) float32, normalised, sides of at least 8. Outputs:
     `logits` (batch, classes, h, w), `score` (batch, height, width), `classes` (batch, height,
     width) int64.
 
     Raises:
-        ExportError: as `check_export_support`, or the file cannot be written.
+        PansError: see `check_export_support`; or the file cannot be written.
     """
     check_export_support()
     sides = {2: Dim("height", min=SMALLEST_SIDE), 3: Dim("width", min=SMALLEST_SIDE)}
@@ -96,6 +88,6 @@ def export_onnx(
         with replacing(path) as file:
             program.save(file.name)
     except OSError as error:
-        raise ExportError(
-            f"{path} could not be written ({error}); name a file in a folder with space by --out"
+        raise PansError(
+            f"{path} could not be written ({error}); pass a file in another folder as --out"
         ) from error
