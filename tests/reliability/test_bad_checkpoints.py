@@ -64,19 +64,19 @@ BAD_STATES = {
         "a state of training that does not fit",
     ),
     "weights are not finite": (
-        with_weights(torch.full((13, 8, 1, 1), torch.nan)),
+        with_weights(torch.full((13, 4, 1, 1), torch.nan)),
         "values that are not finite, NaN or infinity: tensors (1): cls.cls.weight",
     ),
     "weights have no values": (
-        with_weights(torch.empty(13, 8, 1, 1, device="meta")),
+        with_weights(torch.empty(13, 4, 1, 1, device="meta")),
         "the checkpoint's cls.cls.weight is no plain tensor of real numbers",
     ),
     "weights are sparse": (
-        with_weights(torch.ones(13, 8, 1, 1).to_sparse()),
+        with_weights(torch.ones(13, 4, 1, 1).to_sparse()),
         "the checkpoint's cls.cls.weight is no plain tensor of real numbers",
     ),
     "weights are complex": (
-        with_weights(torch.ones(13, 8, 1, 1, dtype=torch.complex64)),
+        with_weights(torch.ones(13, 4, 1, 1, dtype=torch.complex64)),
         "the checkpoint's cls.cls.weight is no plain tensor of real numbers",
     ),
     "momentum is sparse": (
@@ -113,9 +113,9 @@ BAD_STATES = {
     "other classes": (
         lambda state: {
             **state,
-            "model_state": {**state["model_state"], "cls.cls.weight": torch.ones(9, 8, 1, 1)},
+            "model_state": {**state["model_state"], "cls.cls.weight": torch.ones(9, 4, 1, 1)},
         },
-        "other shape (1): cls.cls.weight [9, 8, 1, 1] for [13, 8, 1, 1]",
+        "other shape (1): cls.cls.weight [9, 4, 1, 1] for [13, 4, 1, 1]",
     ),
 }
 
