@@ -148,7 +148,7 @@ def expand(grid: Grid, typed: Mapping[str, Any]) -> list[Cell]:
     ]
     for axis, values in grid.axes.items():
         for value in values:
-            reasons = [cell.left_out for cell in cells if cell.values[axis] == value]
+            reasons = [cell.left_out for cell in cells if cell.values[axis] is value]
             if all(reasons):
                 raise PansError(f"{grid.path}: no run accepts {axis} = {value!r}: {reasons[0]}")
     if all(cell.left_out for cell in cells):

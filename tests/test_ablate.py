@@ -169,6 +169,7 @@ def test_values_that_are_not_file_names_get_unique_names(tmp_path):
         ("[[published]]\nname=2021\nsource='b'\nfigures={AUPR=1}", "which are strings"),
         ("[[published]]\nname='a'\nsource='b'\nfigures={AUPR='1'}", "a table of numbers"),
         ("[[published]]\nname='a'\nsource='b'\nfigures={AUC=1}", "'AUC' has no place here"),
+        ("[grid]\nlr = [0.1, nan]", "no run accepts lr = nan: argument --lr: "),
         ("[grid]\nepochs = [1, 0]", "no run accepts epochs = 0: argument --epochs: must be 1 or"),
         ("seeds = [-1]", "no combination is valid: argument --random_seed: must be 0 or more"),
     ],

@@ -62,11 +62,14 @@ def find_checkpoint(given: str, folder: Path) -> Path:
 
     Raises:
         MissingCheckpoint: none exists.
+        CheckpointError: one of them is a folder, a pipe or a broken link.
     """
     places = checkpoint_places(given, folder)
     for place in places:
         if place.is_file() or previous_path(place).is_file():
             return place
+    for place in places:
+        refuse_no_file(place)
     others = ", ".join(map(str, places[1:]))
     raise MissingCheckpoint(
         f"there is no checkpoint {places[0]}{f' (also looked for {others})' * bool(others)}; "

@@ -1,3 +1,4 @@
+import os
 import pickle
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from utils.checkpoint import (
     CheckpointError,
+    find_checkpoint,
     load_checkpoint,
     load_model_state,
     model_state,
@@ -102,6 +104,23 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, zipped: boo
     assert not proof.exists()
     torch.load(path, weights_only=False)
     assert proof.exists()  # the file was indeed able to
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (Path.mkdir, "is a folder where a checkpoint was expected"),
+        (os.mkfifo, "is a pipe or a device where a checkpoint was expected"),
+        (lambda path: path.symlink_to("/gone/x.pth"), "is a link to /gone/x.pth, which is not"),
+    ],
+)
+@pytest.mark.parametrize("given", ["x.pth", "x"])
+def test_a_checkpoint_that_is_no_file_is_not_called_missing(
+    tmp_path: Path, given: str, make: Callable[[Path], None], words: str
+) -> None:
+    make(tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=words):
+        find_checkpoint(given, tmp_path)
 
 
 @pytest.mark.parametrize(
