@@ -27,7 +27,7 @@ channels exchanged. The taps' is, because the map is linear in them,
 which are matrix products again, over tiles instead of channels.
 
 In float32, rounding errors are twice those of the direct sum with F(2x2), six times with F(4x4);
-in bfloat16 three times with F(2x2), which cannot be seen in a whole network's gradient.
+in bfloat16 three times with F(2x2).
 """
 
 from collections.abc import Callable, Sequence
