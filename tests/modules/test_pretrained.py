@@ -247,7 +247,7 @@ def spoil(state, name, change):
     [
         (lambda s: {k: v for k, v in s.items() if k != "mod5.block1.proj_bn.bias"}, "1 tensors mi"),
         (lambda s: s | {"mod1.conv1.weight": torch.zeros(64, 1, 7, 7)}, "1 that do not fit"),
-        (lambda s: spoil(s, "mod1.conv1.weight", float("nan")), "mod1.conv1.weight holds infin"),
+        (lambda s: spoil(s, "mod1.conv1.weight", float("nan")), "mod1.conv1.weight has infin"),
         (lambda s: spoil(s, "mod1.bn1.running_var", -1.0), "mod1.bn1.running_var is negative"),
         (lambda s: {f"layer{k}": v for k, v in s.items()}, "is none of PAnS checkpoint, Image"),
         (
