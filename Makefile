@@ -51,7 +51,7 @@ bench-metrics: .venv/installed-dev ## the metrics against scikit-learn and torch
 	$(BIN)/python -m benchmarks.metrics
 
 torture: .venv/installed-dev ## kill and hang runs and fill their disks, many times; 100,000 corrupt inputs to the readers
-	FUZZ_RUNS=10000 TORTURE_KILLS=40 $(BIN)/python -m pytest \
+	FUZZ_RUNS=10000 TORTURE_KILLS=30 $(BIN)/python -m pytest \
 		tests/reliability tests/torture tests/dataset/test_bad_input.py tests/metrics/test_any_bytes.py
 
 # A wheel from pip's cache may have been built for another torch.
