@@ -153,7 +153,7 @@ def test_no_process_outlives_a_killed_launcher(runs: Any) -> None:
 
 def test_two_processes_handle_sigusr1_and_sighup(runs: Any) -> None:
     flags = (*LONG, "--ckpt_interval", "60", "--nproc", "2", "--batch_size", "1")
-    process = runs.start(*flags)
+    process = runs.start(*flags, "--crop_size", "192")  # steps slow enough to be interrupted
     logs = runs.folder / "logs/streethazards/x"
     wait_for(lambda: list(logs.glob("*tfevents*")), process)
     process.send_signal(signal.SIGUSR1)
