@@ -13,6 +13,7 @@ from utils.errors import exit_code
 from utils.flag_files import read_toml
 from utils.output import lasting_output
 from utils.run_lock import holding, lock_file
+from utils.slurm import task_count
 
 _NAMING = ("name", "dataset", "logdir", "checkpoints", "test", "predict", "ckpt_test", "out")
 
@@ -52,8 +53,7 @@ def hold_at_once(argv: Sequence[str]) -> ExitStack:
 
 
 def _is_one_of_several() -> bool:
-    tasks = (os.environ.get(name) or "1" for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"))
-    return "RANK" in os.environ or "WORLD_SIZE" in os.environ or set(tasks) != {"1"}
+    return "RANK" in os.environ or "WORLD_SIZE" in os.environ or task_count(os.environ) != "1"
 
 
 def _told_places(typed: Mapping[str, Any]) -> list[Path]:

@@ -409,9 +409,10 @@ def predict(options: Options, process: Process) -> None:
     if process.is_main and labels:
         print(_words_on_labels(labels))
     from_main(process, folder.begin)
+    checkpoint = _weights_file(options)
     heading = {
-        "checkpoint": str(_weights_file(options)),
-        "checkpoint_sha256": sha256_of(_weights_file(options)),
+        "checkpoint": str(checkpoint),
+        "checkpoint_sha256": from_main(process, lambda: sha256_of(checkpoint)),
         "score": options.scores[0],
         "multi_scale": options.multi_scala,
         "classes": list(info.class_names),

@@ -154,8 +154,8 @@ def without_label_maps(
             return not pictures.isdisjoint(_beginnings(source.name))
         return source.path.with_suffix("") in places and _has_one_channel(source.path)
 
-    labels = [source for source in sources if is_label_map(source)]
-    return [source for source in sources if source not in labels], labels
+    labels = dict.fromkeys(source for source in sources if is_label_map(source))
+    return [source for source in sources if source not in labels], list(labels)
 
 
 def _is_png(source: Source) -> bool:

@@ -9,6 +9,11 @@ from utils.errors import PansError
 _FIRST_PORT, _PORTS = 15000, 15000  # below the ephemeral ports
 
 
+def task_count(environment: Mapping[str, str]) -> str:
+    """The number of tasks of the step, or of the job outside a step; "1" without SLURM."""
+    return environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or "1"
+
+
 def ranks_of_step(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that torchrun would set, from srun's; empty if srun started only one task.
 
@@ -18,7 +23,7 @@ def ranks_of_step(environment: Mapping[str, str]) -> dict[str, str]:
     if "RANK" in environment or "WORLD_SIZE" in environment:
         return {}
     is_step = "SLURM_STEP_ID" in environment or "SLURM_STEP_NUM_TASKS" in environment
-    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or "1"
+    tasks = task_count(environment)
     if tasks == "1":
         return {}
     needed = ("SLURM_PROCID", "SLURM_LOCALID")
