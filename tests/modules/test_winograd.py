@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from modules import winograd
 from modules.inference.folding import fold_norms
-from modules.inference.winograd import WinogradConv2d, use_winograd
+from modules.inference.winograd import FEWEST_CHANNELS, WinogradConv2d, use_winograd
 from modules.segmentation import build_model
 from modules.winograd import FOUR, TWO, Conv3x3, best_filtering, conv3x3
 
@@ -22,8 +22,9 @@ def problem(dilation, size, dtype=torch.float64, channels=(7, 5)):
     return convolution, torch.randn(2, channels[0], *size, dtype=dtype)
 
 
-def evaluated(convolution, filtering):
-    return WinogradConv2d(convolution.weight, convolution.bias, convolution.dilation[0], filtering)
+def evaluated(convolution, filtering, dtype=None):
+    weight, bias = convolution.weight, convolution.bias
+    return WinogradConv2d(weight, bias, convolution.dilation[0], dtype or weight.dtype, filtering)
 
 
 def close(found, expected):
@@ -99,21 +100,33 @@ def test_only_the_needed_gradients_are_computed(always):
     assert not conv3x3(x.detach(), frozen).requires_grad
 
 
+@FILTERINGS
+def test_in_float32_it_is_the_convolution_up_to_rounding(filtering):
+    convolution, x = problem(2, (33, 18), torch.float32, channels=(70, 50))
+    with torch.inference_mode():
+        found = evaluated(convolution, filtering)(x)
+        torch.testing.assert_close(found, convolution(x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("dtype", "filtering", "factor"),
-    [(torch.float32, TWO, 2.5), (torch.float32, FOUR, 8), (torch.bfloat16, TWO, 3)],
+    [
+        (torch.float32, TWO, 4),
+        (torch.float32, FOUR, 12),
+        (torch.bfloat16, TWO, 3),
+        (torch.bfloat16, FOUR, 10),
+    ],
 )
 def test_rounding_is_a_few_times_that_of_the_direct_sum(dtype, filtering, factor):
     convolution, x = problem(2, (24, 40), torch.float32, channels=(512, 64))
-    own = evaluated(convolution, filtering)
+    own = evaluated(convolution, filtering, dtype)
     with torch.inference_mode():
         exact = convolution.double()(x.double())
         direct = F.conv2d(
             x.to(dtype), convolution.weight.to(dtype), convolution.bias.to(dtype), 1, 2, 2
         )
         errors = [
-            (out.double() - exact).square().mean().sqrt()
-            for out in (direct, own.to(dtype)(x.to(dtype)))
+            (out.double() - exact).square().mean().sqrt() for out in (direct, own(x.to(dtype)))
         ]
     assert 0 < errors[1] < factor * errors[0]
 
@@ -166,13 +179,16 @@ def test_narrow_layers_and_the_reference_implementation_use_the_library():
     ("output_stride", "dtype", "replaced"),
     [(8, torch.float32, 12), (16, torch.float32, 11), (8, torch.bfloat16, 9)],
 )
-def test_evaluation_uses_it_in_the_broad_layers_of_stride_1(output_stride, dtype, replaced):
+def test_evaluation_uses_it_in_the_broad_layers_of_stride_1(
+    monkeypatch, output_stride, dtype, replaced
+):
+    monkeypatch.setitem(FEWEST_CHANNELS, torch.float64, FEWEST_CHANNELS[dtype])
     torch.manual_seed(0)
     model = fold_norms(build_model(output_stride=output_stride)).double()
     images = torch.randn(1, 3, 57, 72, dtype=torch.float64)
     with torch.inference_mode():
         expected = model(images)
-        use_winograd(model, dtype)
+        use_winograd(model, torch.float64)
         torch.testing.assert_close(model(images), expected, rtol=1e-9, atol=1e-9)
     names = [name for name, module in model.named_modules() if isinstance(module, WinogradConv2d)]
     assert names.count("head.mod5_convolution") == 1
