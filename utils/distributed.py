@@ -320,10 +320,8 @@ def _is_first_to_fail() -> bool:
     claim = attempt_folder / f"{_CLAIM}{os.environ.get('MASTER_PORT')}"
     try:
         claim.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, FileExistsError)
     return True
 
 
@@ -365,11 +363,10 @@ def _kill_loader_processes() -> None:
     """Kill remaining loader processes, also stopped ones, for which Python would wait forever."""
     children = multiprocessing.active_children()
     # torch's handler would raise an error about killed workers.
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for child in children:
-        child.kill()
-        child.join()
-    signal.signal(signal.SIGCHLD, handler)
+    with handling({signal.SIGCHLD: signal.SIG_DFL}):
+        for child in children:
+            child.kill()
+            child.join()
 
 
 def _fail(exit_code: int, report: str) -> int:

@@ -40,13 +40,8 @@ def exit_code(command: Callable[[], None]) -> int:
     """
     try:
         command()
-    except PansError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except OSError as error:
-        print(
-            f"error: {one_line(str(error))}; fix it and run the same command again",
-            file=sys.stderr,
-        )
+    except (PansError, OSError) as error:
+        remedy = "" if isinstance(error, PansError) else "; fix it and run the same command again"
+        print(f"error: {one_line(str(error))}{remedy}", file=sys.stderr)
         return USER_ERROR
     return 0

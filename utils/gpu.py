@@ -4,7 +4,7 @@ import ctypes
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -50,12 +50,10 @@ def _refusal() -> str:
 def _driver_version() -> str:
     """The driver version from nvidia-smi."""
     text = ctypes.create_string_buffer(80)
-    try:
+    with suppress(OSError, AttributeError):
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
         nvml.nvmlInit_v2()
         nvml.nvmlSystemGetDriverVersion(text, ctypes.c_uint(len(text)))
-    except (OSError, AttributeError):
-        pass
     return text.value.decode() or "of unknown version"
 
 

@@ -77,8 +77,6 @@ class Request(NamedTuple):
 
 T = TypeVar("T")
 
-_NOTHING = Request(save=False, stop=0)
-
 
 def heeded_signals() -> list[signal.Signals]:
     """`ENDING_SIGNALS`, without SIGHUP if nohup has disabled it."""
@@ -182,7 +180,7 @@ class Interruption:
         if self._group is None:
             return Request(bool(due or self._signal), self._signal)
         self._steps_left -= 1
-        return _NOTHING if self._steps_left else self._agree(due)
+        return Request(save=False, stop=0) if self._steps_left else self._agree(due)
 
     def _agree(self, due: bool) -> Request:
         now = time.monotonic()

@@ -118,8 +118,7 @@ class Logger:
 
     def image(self, tag: str, picture: Picture, step: int) -> None:
         """A picture, (H, W, 3) uint8."""
-        if self._folder is not None:
-            self._write("add_image", tag, picture, step, dataformats="HWC")
+        self._write("add_image", tag, picture, step, dataformats="HWC")
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """A matplotlib figure, as a picture."""
@@ -141,55 +140,39 @@ class Logger:
             true_positives, false_positives: (T,) counts at descending thresholds; at the last one
                 all are positive.
         """
-        if self._folder is not None:
-            # The tab expects the lowest threshold first.
-            true, false = true_positives[::-1], false_positives[::-1]
-            self._write(
-                "add_pr_curve_raw",
-                tag,
-                true,
-                false,
-                false[0] - false,
-                true[0] - true,
-                true / np.maximum(true + false, 1),
-                true / true[0],
-                step,
-                len(true),
-            )
+        # The tab expects the lowest threshold first.
+        true, false = true_positives[::-1], false_positives[::-1]
+        true_negatives, false_negatives = false[0] - false, true[0] - true
+        counts = true, false, true_negatives, false_negatives
+        precision, recall = true / np.maximum(true + false, 1), true / true[0]
+        self._write("add_pr_curve_raw", tag, *counts, precision, recall, step, len(true))
 
     def histogram(
-        self,
-        tag: str,
-        edges: NDArray[np.floating],
-        counts: NDArray[np.integer],
-        step: int,
+        self, tag: str, edges: NDArray[np.floating], counts: NDArray[np.integer], step: int
     ) -> None:
         """Counts (B,) between edges (B+1,), for the HISTOGRAMS and DISTRIBUTIONS tabs."""
-        if self._folder is not None:
-            middles = (edges[:-1] + edges[1:]) / 2
-            self._write(
-                "add_histogram_raw",
-                tag,
-                min=edges[0],
-                max=edges[-1],
-                num=counts.sum(),
-                sum=counts @ middles,
-                sum_squares=counts @ middles**2,
-                bucket_limits=edges[1:].tolist(),
-                bucket_counts=counts.tolist(),
-                global_step=step,
-            )
+        middles = (edges[:-1] + edges[1:]) / 2
+        self._write(
+            "add_histogram_raw",
+            tag,
+            min=edges[0],
+            max=edges[-1],
+            num=counts.sum(),
+            sum=counts @ middles,
+            sum_squares=counts @ middles**2,
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=step,
+        )
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         """Markdown, as the TEXT tab draws it."""
-        if self._folder is not None:
-            self._write("add_text", tag, markdown, step)
+        self._write("add_text", tag, markdown, step)
 
     def table(self, tag: str, values: Mapping[str, Any], step: int = 0) -> None:
         """Names and values as a table of two columns."""
-        if self._folder is not None:
-            rows = "".join(f"| {name} | {_cell(value)} |\n" for name, value in values.items())
-            self.text(tag, "| option | value |\n| --- | --- |\n" + rows, step)
+        rows = "".join(f"| {name} | {_cell(value)} |\n" for name, value in values.items())
+        self.text(tag, "| option | value |\n| --- | --- |\n" + rows, step)
 
     def hparams(self, options: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
         """Options and final metrics for TensorBoard's HPARAMS tab; the metrics are logged too.
@@ -210,14 +193,11 @@ class Logger:
 
         A tag is a regular expression.
         """
-        if self._folder is not None:
-            self._write(
-                "add_custom_scalars",
-                {
-                    category: {title: ["Multiline", list(tags)] for title, tags in charts.items()}
-                    for category, charts in categories.items()
-                },
-            )
+        charts_by_category = {
+            category: {title: ["Multiline", list(tags)] for title, tags in charts.items()}
+            for category, charts in categories.items()
+        }
+        self._write("add_custom_scalars", charts_by_category)
 
     def flush(self) -> None:
         """Write everything logged so far to the disk."""

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 PARENT_VARIABLE = "PANS_PARENT"
@@ -28,16 +28,21 @@ def children() -> list[int]:
 
 
 @contextmanager
-def as_parent() -> Iterator[None]:
-    """Processes started in the body that call `end_with_starter` end with this process."""
-    before = os.environ.get(PARENT_VARIABLE)
-    os.environ[PARENT_VARIABLE] = str(os.getpid())
+def passed_on(variable: str, value: str) -> Iterator[None]:
+    """Set an environment variable for the processes started in the body."""
+    before = os.environ.get(variable)
+    os.environ[variable] = value
     try:
         yield
     finally:
-        os.environ.pop(PARENT_VARIABLE)
+        os.environ.pop(variable)
         if before is not None:
-            os.environ[PARENT_VARIABLE] = before
+            os.environ[variable] = before
+
+
+def as_parent() -> AbstractContextManager[None]:
+    """Processes started in the body that call `end_with_starter` end with this process."""
+    return passed_on(PARENT_VARIABLE, str(os.getpid()))
 
 
 def end_with_parent(parent: int | None = None) -> None:

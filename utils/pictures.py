@@ -22,22 +22,9 @@ from utils.reading import Unreadable, require_file, what_is
 PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 # Formats that need a conversion: found, so that they are refused instead of overlooked.
-FOREIGN_SUFFIXES = (
-    ".heic",
-    ".heif",
-    ".avif",
-    ".gif",
-    ".jp2",
-    ".jxl",
-    ".exr",
-    ".hdr",
-    ".psd",
-    ".dng",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-)
+_GRAPHICS_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".exr", ".hdr", ".psd")
+_RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw")
+FOREIGN_SUFFIXES = _GRAPHICS_SUFFIXES + _RAW_SUFFIXES
 SMALLEST_SIDE = 8
 
 # Warnings about files that are read nevertheless.
@@ -54,7 +41,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Decoding
 
 
 def read_picture(
@@ -71,7 +57,7 @@ def read_picture(
             neither RGB nor grey.
     """
     picture, mode = decode(path, formats, remedy)
-    if not is_colour_of_8_bits(picture, mode):
+    if picture.mode not in _COLOUR_MODES or ";16" in mode:
         out = f"{path.stem}_8_bit.png"
         raise Unreadable(
             f"{path} has mode {mode}; expected an 8-bit picture such as RGB(A), convert it, such "
@@ -154,11 +140,6 @@ def upright(picture: Image.Image) -> Image.Image:
     return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
 
 
-def is_colour_of_8_bits(picture: Image.Image, file_mode: str) -> bool:
-    """Whether a picture is colour or grey with at most 8 bits per channel, by `mode_in_file`."""
-    return picture.mode in _COLOUR_MODES and ";16" not in file_mode
-
-
 def mode_in_file(picture: Image.Image) -> str:
     """The mode of a picture's file, such as "RGB;16B"; to be called before decoding."""
     # In these modes Pillow also returns other depths, stretched or cut to 8 bits.
@@ -174,9 +155,6 @@ def mode_in_file(picture: Image.Image) -> str:
                 case (_, int(largest)) if picture.tile[0].codec_name == "ppm" and largest > 255:
                     return f"{picture.mode};16"
     return picture.mode
-
-
-# Files that cannot be decoded
 
 
 def _undecodable(path: Path, formats: Sequence[str], error: Exception) -> Unreadable:

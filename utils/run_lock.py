@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import PansError
+from utils.parent import passed_on
 
 HELD_VARIABLE = "PANS_HELD"
 """The environment variable in which a process passes its locks to its children."""
@@ -39,14 +40,14 @@ def lock_file(place: Path) -> Path:
 
 @contextmanager
 def holding(lock_files: Iterable[Path], what: str) -> Iterator[None]:
-    """Hold places for the time of the body; those that this process's parent holds are given.
+    """Lock places while the body runs; locks that a parent process holds are not taken again.
 
     Args:
-        lock_files: one a place, in a fixed order, so that two runs never wait for each other.
+        lock_files: one per place, always in the same order: two runs never block each other.
         what: what is held, for the message, such as "run x".
 
     Raises:
-        PansError: another process holds one of them; told at once; a place cannot be written to.
+        PansError: another process holds one of them, or a place cannot be written to.
     """
     paths = list(dict.fromkeys(Path(os.path.realpath(path)) for path in lock_files))
     given = os.environ.get(HELD_VARIABLE, "").split(os.pathsep)
@@ -54,14 +55,9 @@ def holding(lock_files: Iterable[Path], what: str) -> Iterator[None]:
         for path in paths:
             if str(path) not in given:
                 held.enter_context(_held(path, what))
-        before = os.environ.get(HELD_VARIABLE)
-        os.environ[HELD_VARIABLE] = os.pathsep.join([*filter(None, given), *map(str, paths)])
-        try:
-            yield
-        finally:
-            os.environ.pop(HELD_VARIABLE)
-            if before is not None:
-                os.environ[HELD_VARIABLE] = before
+        names = os.pathsep.join([*filter(None, given), *map(str, paths)])
+        held.enter_context(passed_on(HELD_VARIABLE, names))
+        yield
 
 
 @contextmanager
@@ -149,7 +145,7 @@ def _sign(descriptor: int, kernel_locks: bool) -> None:
     text = json.dumps(_owner()).encode()
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, text, 0)
-    if not kernel_locks:  # of two that came at once, the one that wrote last stays
+    if not kernel_locks:  # of two that start at once, the one that wrote last keeps it
         time.sleep(_SETTLED_SECONDS)
         if os.pread(descriptor, 4096, 0) != text:
             raise _Held(_described(_read(descriptor)))
@@ -162,7 +158,7 @@ def _refuse_living(descriptor: int, path: Path, kernel_locks: bool) -> None:
     if not owner or (kernel_locks and owner.get("machine") == own["machine"]):
         return
     if own["job"] is not None and owner.get("job") == own["job"] and _is_started_again():
-        return  # a launcher's, elsewhere
+        return  # the launcher has started its run again on this machine
     age = _now_on_the_disk_of(path) - os.fstat(descriptor).st_mtime
     if age < _STALE_SECONDS:
         raise _Held(
@@ -190,11 +186,9 @@ def _renew(descriptor: int, done: threading.Event) -> None:
 def _is_at(descriptor: int, path: Path) -> bool:
     """Whether `path` is still the open file."""
     try:
-        found = path.stat()
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
     except OSError:
         return False
-    own = os.fstat(descriptor)
-    return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
 
 
 def _owner() -> dict[str, Any]:
