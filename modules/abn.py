@@ -20,15 +20,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from modules.abn_cuda import IDENTITY_SLOPE, FusedInPlaceABN
+from modules.abn_cuda import EPS, IDENTITY_SLOPE, MOMENTUM, FusedInPlaceABN, before_activation
 
 try:  # built for another torch, the package fails to import: use torch's kernels
     from inplace_abn.functions import inplace_abn_sync as package_function
 except ImportError:
     package_function = None
 
-EPS = 1e-5
-MOMENTUM = 0.1
 LEAKY_SLOPE = 0.01
 CHANNELS_AT_A_TIME = 256
 PACKAGE_DTYPES = (torch.float32, torch.float64, torch.float16)
@@ -46,9 +44,8 @@ class ActivatedNorm(nn.BatchNorm2d):
     def __init__(self, channels: int, slope: float) -> None:
         super().__init__(channels, eps=EPS, momentum=MOMENTUM)
         self.slope = slope
-        self.counted_together = (
-            False  # the network increments the counters of all its norms at once
-        )
+        # True if the network increments the counters of all its norms at once.
+        self.counted_together = False
 
     def effective_weight(self) -> Tensor:
         """The (C,) scale of xhat."""
@@ -114,6 +111,19 @@ def _scale_and_shift(x: Tensor, mean: Tensor, var: Tensor, eps: float, *affine: 
     )
 
 
+def _subtract_affine(target: Tensor, x: Tensor, *vectors: Tensor) -> None:
+    """target <- target - ((x - mean) / sqrt(var) * weight + bias), with these four (C,) `vectors`.
+
+    Some channels at a time: a full-size temporary would raise the peak memory of training.
+    """
+    parts = [tensor.split(CHANNELS_AT_A_TIME, dim=1) for tensor in (target, x)]
+    parts += [vector.split(CHANNELS_AT_A_TIME) for vector in vectors]
+    for target_part, x_part, mean, var, weight, bias in zip(*parts, strict=True):
+        subtracted = x_part.clone()
+        _scale_and_shift(subtracted, mean, var, 0.0, weight, bias)
+        target_part.sub_(subtracted)
+
+
 class _InPlaceABN(torch.autograd.Function):
     """Forward overwrites its input; backward needs only the output and (C,) vectors.
 
@@ -130,8 +140,6 @@ class _InPlaceABN(torch.autograd.Function):
         running_mean: Tensor,
         running_var: Tensor,
         training: bool,
-        momentum: float,
-        eps: float,
         slope: float,
         group: dist.ProcessGroup | None,
     ) -> Tensor:
@@ -140,40 +148,28 @@ class _InPlaceABN(torch.autograd.Function):
         mean, var, count = running_mean.to(wide), running_var.to(wide), None
         if training:
             mean, var, count = _batch_statistics(x, group)
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_mean.lerp_(mean.to(running_mean.dtype), MOMENTUM)
             unbiased = (var * (count / (count - 1))).to(running_var.dtype)
-            running_var.lerp_(unbiased, momentum)
-        _scale_and_shift(x, mean, var, eps, weight.abs() + eps, bias)
+            running_var.lerp_(unbiased, MOMENTUM)
+        _scale_and_shift(x, mean, var, EPS, weight.abs() + EPS, bias)
         if slope != IDENTITY_SLOPE:
             F.leaky_relu_(x, slope)
         ctx.mark_dirty(x)
-        ctx.save_for_backward(x, weight, bias, torch.rsqrt(var + eps))
-        ctx.count, ctx.eps, ctx.slope, ctx.group = count, eps, slope, group
+        ctx.save_for_backward(x, weight, bias, torch.rsqrt(var + EPS))
+        ctx.count, ctx.slope, ctx.group = count, slope, group
         return x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         y, weight, bias, inv_std = ctx.saved_tensors
-        z, grad_z = y, grad_y
-        if ctx.slope != IDENTITY_SLOPE:
-            grad_z = torch.ops.aten.leaky_relu_backward(grad_y, y, ctx.slope, True)
-            z = F.leaky_relu(y, 1 / ctx.slope)  # the inverse of the activation
-        gamma = weight.abs() + ctx.eps
+        z, grad_z = before_activation(y, grad_y, ctx.slope)
+        gamma = weight.abs() + EPS
         square = gamma.square()
         # With bias as mean and gamma as deviation the kernel takes xhat = (z - bias) / gamma from
         # z; it returns grad_z * gamma * inv_std, and the sums of grad_z * xhat and of grad_z.
         grad_x, grad_gamma, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad_z,
-            z,
-            square * inv_std,
-            bias,
-            square,
-            None,
-            None,
-            False,
-            0.0,
-            [True] * 3,
+            grad_z, z, square * inv_std, bias, square, None, None, False, 0.0, [True] * 3
         )
         if ctx.count is not None:
             sums = torch.stack([grad_bias, grad_gamma])
@@ -181,18 +177,12 @@ class _InPlaceABN(torch.autograd.Function):
                 dist.all_reduce(sums, group=ctx.group)
             mean_grad, mean_grad_xhat = sums / ctx.count
             # The gradient through the batch's mean and deviation:
-            # gamma * inv_std * (mean_grad + xhat * mean_grad_xhat), some channels at a time: a
-            # full-size temporary would raise the peak memory of training.
+            # gamma * inv_std * (mean_grad + xhat * mean_grad_xhat).
             factor = gamma * inv_std
             vectors = bias, square, factor * mean_grad_xhat, factor * mean_grad
-            parts = [grad_x.split(CHANNELS_AT_A_TIME, dim=1), z.split(CHANNELS_AT_A_TIME, dim=1)]
-            parts += [vector.split(CHANNELS_AT_A_TIME) for vector in vectors]
-            for grad_part, z_part, mean, var, scale, shift in zip(*parts, strict=True):
-                taken = z_part.clone()
-                _scale_and_shift(taken, mean, var, 0.0, scale, shift)
-                grad_part.sub_(taken)
+            _subtract_affine(grad_x, z, *vectors)
         grad_weight = torch.where(weight < 0, -grad_gamma, grad_gamma)
-        return grad_x, grad_weight, grad_bias, *[None] * 7
+        return grad_x, grad_weight, grad_bias, *[None] * 5
 
 
 def inplace_abn(
@@ -203,8 +193,6 @@ def inplace_abn(
     running_var: Tensor,
     *,
     training: bool,
-    momentum: float = MOMENTUM,
-    eps: float = EPS,
     slope: float = LEAKY_SLOPE,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
@@ -212,9 +200,9 @@ def inplace_abn(
 
     Args:
         x: (N, C, ...) of any floating type; overwritten with the result.
-        weight, bias, running_mean, running_var: (C,). |weight| + eps is the scale.
+        weight, bias, running_mean, running_var: (C,). |weight| + 1e-5 is the scale.
         training: use the batch's statistics and update the running ones (running <- running +
-            momentum * (batch - running), with the unbiased variance); else use the running ones.
+            0.1 * (batch - running), with the unbiased variance); else use the running ones.
         slope: of the leaky ReLU for negative values; 1 means no activation.
         group: the processes that share batch statistics; None means this process alone. Batches
             may differ in size: every value has the same weight.
@@ -225,11 +213,11 @@ def inplace_abn(
     Raises:
         ValueError: training with a single value per channel.
     """
-    arguments = (x, weight, bias, running_mean, running_var, training, momentum, eps)
+    arguments = (x, weight, bias, running_mean, running_var, training)
     if x.is_cuda and package_function is not None and _package_serves(x, weight, training):
         # inplace_abn_sync without `group` silently does not synchronise: always pass it.
         activation = "identity" if slope == IDENTITY_SLOPE else "leaky_relu"
-        return package_function(*arguments, activation, slope, group)
+        return package_function(*arguments, MOMENTUM, EPS, activation, slope, group)
     if training:
         _require_two_values(x, group)
     function = FusedInPlaceABN if x.is_cuda else _InPlaceABN
@@ -251,27 +239,17 @@ class InPlaceABN(ActivatedNorm):
     Args:
         channels: C.
         slope: of the leaky ReLU; 1 means no activation.
-        synchronised: in training, take the statistics over all processes of `group`.
-        group: None means all processes, if torch.distributed is initialised.
+        synchronised: in training, take the statistics over all processes.
     """
 
     def __init__(
-        self,
-        channels: int,
-        slope: float = LEAKY_SLOPE,
-        *,
-        synchronised: bool = False,
-        group: dist.ProcessGroup | None = None,
+        self, channels: int, slope: float = LEAKY_SLOPE, *, synchronised: bool = False
     ) -> None:
         super().__init__(channels, slope)
-        self.synchronised, self.group = synchronised, group
-
-    def _active_group(self) -> dist.ProcessGroup | None:
-        if not (self.synchronised and self.training and dist.is_initialized()):
-            return None
-        return self.group if self.group is not None else dist.group.WORLD
+        self.synchronised = synchronised
 
     def forward(self, x: Tensor) -> Tensor:
+        exchanges = self.synchronised and self.training and dist.is_initialized()
         return inplace_abn(
             x,
             self.weight,
@@ -279,7 +257,7 @@ class InPlaceABN(ActivatedNorm):
             *self.count_batch(),
             training=self.training,
             slope=self.slope,
-            group=self._active_group(),
+            group=dist.group.WORLD if exchanges else None,
         )
 
     def effective_weight(self) -> Tensor:
@@ -323,14 +301,14 @@ def statistics_left_alone(module: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def norm_factory(norm_act: str, group: dist.ProcessGroup | None = None) -> NormFactory:
+def norm_factory(norm_act: str) -> NormFactory:
     """The constructor `(channels, slope=0.01) -> norm` of a name in `NORMS`.
 
     Raises:
         ValueError: an unknown name.
     """
     if norm_act == "iabn_sync":
-        return partial(InPlaceABN, synchronised=True, group=group)
+        return partial(InPlaceABN, synchronised=True)
     if norm_act == "iabn":
         return InPlaceABN
     if norm_act in ("abn", "std"):

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+EPS = 1e-5
+MOMENTUM = 0.1
 IDENTITY_SLOPE = 1.0
 
 
@@ -34,19 +36,14 @@ def _gather(mean: Tensor, inv_std: Tensor, count: Tensor, group: dist.ProcessGro
 
 
 def _batch_statistics(
-    x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    momentum: float,
-    eps: float,
-    group: dist.ProcessGroup | None,
+    x: Tensor, running_mean: Tensor, running_var: Tensor, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Statistics of the group's batches; the running ones are updated.
 
     Returns:
-        (C,) mean and 1 / sqrt(var + eps), var biased; (P,) int32 values per channel by process.
+        (C,) mean and 1 / sqrt(var + EPS), var biased; (P,) int32 values per channel by process.
     """
-    mean, inv_std = torch.batch_norm_stats(x, eps)
+    mean, inv_std = torch.batch_norm_stats(x, EPS)
     wide, values = mean.dtype, x.numel() // x.shape[1]
     parts = [mean[None], inv_std[None], _count(values, wide, x.device)]
     counts = _count(values, torch.int32, x.device)
@@ -56,12 +53,19 @@ def _batch_statistics(
     # The kernel requires statistics and counts of one type.
     running = running_mean.to(wide), running_var.to(wide)
     mean, inv_std = torch.batch_norm_gather_stats_with_counts(
-        x, parts[0], parts[1], *running, momentum, eps, parts[2].flatten()
+        x, parts[0], parts[1], *running, MOMENTUM, EPS, parts[2].flatten()
     )
     if running_mean.dtype != wide:
         running_mean.copy_(running[0])
         running_var.copy_(running[1])
     return mean, inv_std, counts
+
+
+def before_activation(y: Tensor, grad_y: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    """The leaky ReLU's input, recovered from its output `y`, and the gradient there."""
+    if slope == IDENTITY_SLOPE:
+        return y, grad_y
+    return F.leaky_relu(y, 1 / slope), torch.ops.aten.leaky_relu_backward(grad_y, y, slope, True)
 
 
 class FusedInPlaceABN(torch.autograd.Function):
@@ -80,21 +84,18 @@ class FusedInPlaceABN(torch.autograd.Function):
         running_mean: Tensor,
         running_var: Tensor,
         training: bool,
-        momentum: float,
-        eps: float,
         slope: float,
         group: dist.ProcessGroup | None,
     ) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = weight.to(wide), bias.to(wide)
-        gamma, counts = weight.abs() + eps, None
+        gamma, counts = weight.abs() + EPS, None
         if training:
-            statistics = running_mean, running_var, momentum, eps
-            mean, inv_std, counts = _batch_statistics(x, *statistics, group)
+            mean, inv_std, counts = _batch_statistics(x, running_mean, running_var, group)
         else:
-            mean, inv_std = running_mean.to(wide), torch.rsqrt(running_var.to(wide) + eps)
+            mean, inv_std = running_mean.to(wide), torch.rsqrt(running_var.to(wide) + EPS)
         # The kernel reads each value before it overwrites it, so x may be its output.
-        torch.ops.aten.batch_norm_elemt.out(x, gamma, bias, mean, inv_std, eps, out=x)
+        torch.ops.aten.batch_norm_elemt.out(x, gamma, bias, mean, inv_std, EPS, out=x)
         if slope != IDENTITY_SLOPE:
             F.leaky_relu_(x, slope)
         ctx.mark_dirty(x)
@@ -106,10 +107,7 @@ class FusedInPlaceABN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         y, weight, gamma, bias, inv_std, counts = ctx.saved_tensors
-        z, grad_z = y, grad_y
-        if ctx.slope != IDENTITY_SLOPE:
-            grad_z = torch.ops.aten.leaky_relu_backward(grad_y, y, ctx.slope, True)
-            z = F.leaky_relu(y, 1 / ctx.slope)  # the inverse of the activation
+        z, grad_z = before_activation(y, grad_y, ctx.slope)
         # The kernels compute with (z - mean) * inverse deviation. With bias as mean and 1 / gamma
         # this is xhat; the weight's sign accounts for d|weight| / d weight.
         signed = torch.copysign(gamma, weight)
@@ -128,9 +126,4 @@ class FusedInPlaceABN(torch.autograd.Function):
         grad_x = torch.batch_norm_backward_elemt(
             grad_z, z, bias, inverse, scale, sum_grad, sum_grad_z, counts
         )
-        return (
-            grad_x,
-            grad_weight if needed[1] else None,
-            grad_bias if needed[2] else None,
-            *[None] * 7,
-        )
+        return grad_x, grad_weight, grad_bias, *[None] * 5

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from modules.inference.folding import fold_norms
-from modules.pyramid import MatrixPooling
-from modules.scores import NetworkOutput, Score
+from modules.pyramid import GridPooling, MatrixPooling
+from modules.scores.network_output import NetworkOutput
+from modules.scores.registry import Score
 from modules.segmentation import SegmentationModel
 from utils.errors import PansError
 from utils.files import replacing
@@ -40,9 +41,8 @@ def exportable(model: SegmentationModel) -> SegmentationModel:
     network = fold_norms(model).float().cpu()
     for branch in network.head.ppm:
         assert isinstance(branch, nn.Sequential)
-        pooling = branch[0]
-        assert isinstance(pooling, nn.AdaptiveAvgPool2d)
-        branch[0] = MatrixPooling(int(pooling.output_size))  # type: ignore[arg-type]
+        assert isinstance(branch[0], GridPooling)
+        branch[0] = MatrixPooling(branch[0].cells)
     return network
 
 
@@ -66,9 +66,8 @@ def export_onnx(
     width) int64.
 
     Raises:
-        PansError: see `check_export_support`; or the file cannot be written.
+        PansError: the file cannot be written.
     """
-    check_export_support()
     sides = {2: Dim("height", min=SMALLEST_SIDE), 3: Dim("width", min=SMALLEST_SIDE)}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter about itself

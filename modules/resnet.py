@@ -26,11 +26,6 @@ class ResNet(nn.Module):
         out_channels: channels of mod4 and mod5; the numbers above are for a width of 64.
     """
 
-    mod2: nn.Sequential
-    mod3: nn.Sequential
-    mod4: nn.Sequential
-    mod5: nn.Sequential
-
     def __init__(
         self,
         backbone: str,
@@ -50,9 +45,9 @@ class ResNet(nn.Module):
             )
         )
         in_channels = width
-        channels = []
-        stages = zip(counts, STRIDES_AND_DILATIONS[output_stride], strict=True)
-        for number, (blocks, (stride, dilation)) in enumerate(stages, start=2):
+        stages, channels = [], []
+        shapes = zip(counts, STRIDES_AND_DILATIONS[output_stride], strict=True)
+        for blocks, (stride, dilation) in shapes:
             stage: OrderedDict[str, nn.Module] = OrderedDict()
             for block in range(1, blocks + 1):
                 block_stride = stride if block == 1 else 1
@@ -66,9 +61,10 @@ class ResNet(nn.Module):
                     checkpoint_activations=checkpoint_activations,
                 )
                 in_channels = width * Bottleneck.expansion
-            setattr(self, f"mod{number}", nn.Sequential(stage))
+            stages.append(nn.Sequential(stage))
             channels.append(in_channels)
             width *= 2
+        self.mod2, self.mod3, self.mod4, self.mod5 = stages
         self.out_channels = channels[2], channels[3]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

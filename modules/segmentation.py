@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from modules.abn import ActivatedNorm, norm_factory
@@ -58,10 +57,9 @@ class SegmentationModel(nn.Module):
 
     def freeze_norms(self) -> None:
         """Freeze weight and bias of every norm; running statistics are still updated."""
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.requires_grad_(False)
-                module.bias.requires_grad_(False)
+        for norm in self._norms():
+            norm.weight.requires_grad_(False)
+            norm.bias.requires_grad_(False)
 
 
 def build_model(
@@ -73,7 +71,6 @@ def build_model(
     *,
     plain: bool = False,
     checkpoint_activations: bool = False,
-    group: dist.ProcessGroup | None = None,
 ) -> SegmentationModel:
     """The PAnS network with random weights; state dict keys are those of published checkpoints.
 
@@ -88,7 +85,6 @@ def build_model(
         plain: compute the head as published, over 4096 concatenated channels, with deep supervision
             in evaluation too, and all convolutions by the library.
         checkpoint_activations: recompute the activations of the body's blocks in backward.
-        group: the processes that "iabn_sync" synchronises; None means all.
 
     Raises:
         ValueError: any other value.
@@ -97,7 +93,7 @@ def build_model(
         raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")
     if output_stride not in STRIDES_AND_DILATIONS:
         raise ValueError(f"output_stride must be 8 or 16, got {output_stride!r}")
-    norm = norm_factory(norm_act, group)
+    norm = norm_factory(norm_act)
     body = ResNet(
         backbone, output_stride, norm, plain=plain, checkpoint_activations=checkpoint_activations
     )

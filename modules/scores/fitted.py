@@ -47,26 +47,19 @@ def fitted_states(
         PansError: no training image has a pixel of a known class, or values are not finite.
     """
 
-    def kept() -> tuple[str, dict[str, State | None]]:
+    def kept() -> tuple[str, dict[str, State]]:
         files = _files_key(loader.dataset.reader.pictures)
-        return files, {
-            name: kept_state(name, checkpoint, settings, seed, files=files) for name in names
-        }
+        found = {name: kept_state(name, checkpoint, settings, seed, files=files) for name in names}
+        return files, {name: state for name, state in found.items() if state is not None}
 
-    files, found = from_main(process, kept)
-    states = {name: state for name, state in found.items() if state is not None}
-    missing = [name for name in names if name not in states]
-    if missing:
-        fits = {name: _fit_of(name) for name in missing}
+    files, states = from_main(process, kept)
+    fits = {name: _fit_of(name) for name in names if name not in states}
+    if fits:
         merged = _merged(fits, inference, loader, process, seed)
         new = from_main(process, lambda: {name: fits[name].finish(merged[name]) for name in fits})
         states |= new
         if process.is_main:
-            weights = sha256_of(checkpoint)
-            for name, state in new.items():
-                described = _described(name, settings, seed)
-                content = {"weights": weights, "settings": described, "files": files}
-                _write(state_path(name, checkpoint), content | {"state": dict(state)})
+            _keep(new, checkpoint, settings, seed, files)
     return {name: states[name] for name in names}
 
 
@@ -126,10 +119,16 @@ def kept_state(
         return None
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    # The checkpoint's folder may be read-only; the next test then fits the score again.
-    with contextlib.suppress(OSError), replacing(path) as file:
-        torch.save(content, file)
+def _keep(
+    states: Mapping[str, State], checkpoint: Path, settings: Sequence[Any], seed: int, files: str
+) -> None:
+    """Write fitted states to the files from which `kept_state` reads them."""
+    shared = {"weights": sha256_of(checkpoint), "files": files}
+    for name, state in states.items():
+        content = {"settings": _described(name, settings, seed), "state": dict(state)}
+        # The checkpoint's folder may be read-only; the next test then fits the score again.
+        with contextlib.suppress(OSError), replacing(state_path(name, checkpoint)) as file:
+            torch.save(shared | content, file)
 
 
 def _described(name: str, settings: Sequence[Any], seed: int) -> str:

@@ -80,10 +80,7 @@ def finish(state: State) -> State:
 
 def parts_of(output: NetworkOutput) -> Sequence[Tensor]:
     state = output.states["standardized_maxlogit"]
-    return [
-        standardized_max_logit(logits, state["mean"], state["deviation"])
-        for logits in output.logits
-    ]
+    return [standardized_max_logit(logits, **state) for logits in output.logits]
 
 
 MAP = ScoreMap(parts_of, fit=Fit(observe, finish))
