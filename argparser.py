@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from dataset.description import UNKNOWN_INDEX, DatasetInfo, UnknownClass
 from dataset.registry import DATASETS, TRAINING_SETS, describe
 from modules.backbones import BACKBONES
-from modules.scores import ALL, DROPOUT_PASSES, SCORES, Score, resolve
+from modules.scores.registry import ALL, DROPOUT_PASSES, SCORES, Score, resolve
 from utils.errors import PansError, exit_code
 from utils.flag_files import read_config
 from utils.output import lasting_output

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from argparser import Options
 from dataset import EvaluationSample, Sample, Split, evaluation_loader, training_loader
-from modules import SegmentationModel, build_model
+from modules.segmentation import SegmentationModel, build_model
 from utils.distributed import Process
 
 

@@ -16,10 +16,13 @@ from dataset import IGNORE_INDEX, DatasetInfo, EvaluationSample, Split, reader_o
 from dataset.skipped import SkippedFiles
 from metrics.evaluation import AnomalyEvaluation
 from metrics.segmentation import ConfusionMatrix, segmentation_scores
-from modules import SegmentationModel
 from modules.inference.network import Inference
 from modules.loss import segmentation_loss
-from modules.scores import DROPOUT_PASSES, SCORES, Scorer, fitted_states, upsample
+from modules.scores.fitted import fitted_states
+from modules.scores.network_output import upsample
+from modules.scores.registry import DROPOUT_PASSES, SCORES
+from modules.scores.scorer import Scorer
+from modules.segmentation import SegmentationModel
 from report.curves import log_anomaly_metrics, log_prototypes
 from report.environment import environment
 from report.extremes import Extremes

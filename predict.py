@@ -39,13 +39,15 @@ from dataset.own_pictures import (
 from dataset.registry import TRAINING_SETS
 from dataset.skipped import SkippedFiles
 from metrics.pooled import PooledCounts, sharpened
-from modules import SegmentationModel
 from modules.export import check_export_support, export_onnx
 from modules.inference.network import Inference
 from modules.normalisation import MEAN, STD
-from modules.scores import DROPOUT_PASSES, SCORES, Scorer, kept_state
-from modules.scores.bounds import bounds_of
+from modules.scores.fitted import kept_state
+from modules.scores.formulas import bounds_of
 from modules.scores.network_output import State
+from modules.scores.registry import DROPOUT_PASSES, SCORES
+from modules.scores.scorer import Scorer
+from modules.segmentation import SegmentationModel
 from modules.weights.pretrained import CHECKPOINT, identify
 from report.predictions import PredictionFolder
 from report.video import NoVideo
@@ -53,8 +55,12 @@ from report.visualize import HeatScale
 from utils.checkpoint import (
     DEEP_SUPERVISION,
     MissingCheckpoint,
+    WeightsError,
     find_checkpoint,
+    load_checkpoint,
     load_model_state,
+    model_state,
+    peek,
 )
 from utils.distributed import Process, from_main, gather_objects, sum_over_processes
 from utils.errors import PansError
@@ -62,7 +68,6 @@ from utils.files import sha256_of
 from utils.interruption import stop_at_once
 from utils.pictures import upright
 from utils.progress import ProgressBar
-from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
 
 # Options that describe a checkpoint's network and how its test is measured. Not --test_weights,
 # which has already selected the file.

@@ -19,7 +19,6 @@ if __name__ == "__main__":
 from ablate import ablate
 from predict import export, predict, with_stored_flags
 from train import Trainer
-from utils.determinism import make_deterministic
 from utils.distributed import (
     Process,
     default_nproc,
@@ -31,14 +30,14 @@ from utils.distributed import (
     start_process,
 )
 from utils.errors import PansError
+from utils.faults import require_limits
 from utils.gpu import describe_device
-from utils.limits import require_limits
 from utils.logger import Logger
-from utils.memory import keep_freed_memory
 from utils.output import lasting_output
 from utils.parent import PARENT_VARIABLE
 from utils.run_lock import holding
-from utils.slurm import join_step
+from utils.slurm import ranks_of_step
+from utils.torch_settings import keep_freed_memory, make_deterministic
 
 
 @contextmanager
@@ -117,7 +116,7 @@ def _do(argv: Sequence[str]) -> int:
             ablate(typed, __file__)
             return 0
         if _may_be_of_a_step(typed):
-            join_step()
+            os.environ.update(ranks_of_step(os.environ))
     options, note = with_stored_flags(argv)
     nproc = 1 if options.export or launched() else options.nproc or default_nproc()
     if nproc == 1:

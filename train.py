@@ -44,7 +44,6 @@ from utils.checkpoint import (
     require_room,
     save_checkpoint,
 )
-from utils.compilation import compiled
 from utils.distributed import (
     Process,
     first_on_each_machine,
@@ -64,6 +63,7 @@ from utils.logger import Logger
 from utils.lr import learning_rate
 from utils.progress import Countdown, ProgressBar
 from utils.step_guard import StepGuard, check_row
+from utils.torch_settings import compiled
 
 BACKBONES = Path("pretrained")
 
@@ -405,7 +405,7 @@ class Trainer:
             if best:
                 save_checkpoint(best_path, state)
                 if newest:
-                    link_checkpoint(best_path, own, keep_previous=True)
+                    link_checkpoint(best_path, own)
             else:
                 save_checkpoint(own, state, keep_previous=True)
         if newest:

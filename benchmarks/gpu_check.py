@@ -26,7 +26,7 @@ from argparser import parse_options
 from dataset.demo import write_demo
 from modules.abn import inplace_abn, package_function
 from modules.inference.network import Inference
-from modules.scores import Scorer
+from modules.scores.scorer import Scorer
 from train import Trainer
 from utils.distributed import Process
 from utils.errors import USER_ERROR, PansError

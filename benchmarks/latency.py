@@ -23,7 +23,7 @@ from modules.inference.network import Inference
 from predict import load_network, with_stored_flags
 from utils.errors import PansError, exit_code
 from utils.gpu import describe_device, usable_gpus
-from utils.memory import keep_freed_memory
+from utils.torch_settings import keep_freed_memory
 
 Sizes = list[tuple[int, int]]
 

@@ -32,11 +32,11 @@ from dataset.transforms import random_crop, random_flip, random_scale
 from metrics.evaluation import AnomalyEvaluation
 from modules.inference.network import Inference
 from modules.normalisation import MEAN, STD
-from modules.scores import Scorer
+from modules.scores.scorer import Scorer
 from train import Trainer
 from utils.distributed import end_process, start_process
 from utils.logger import Logger
-from utils.memory import keep_freed_memory
+from utils.torch_settings import keep_freed_memory
 
 CLASSES = 13
 

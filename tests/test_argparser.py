@@ -20,7 +20,7 @@ from argparser import (
     typed_flags,
 )
 from dataset.registry import DATASETS
-from modules.scores import SCORES
+from modules.scores.registry import SCORES
 from utils.errors import PansError
 
 REPOSITORY = Path(__file__).parents[1]

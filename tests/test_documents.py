@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dataset.registry import DATASETS
-from modules.scores import SCORES
+from modules.scores.registry import SCORES
 
 DOCS = Path(__file__).parents[1] / "docs"
 

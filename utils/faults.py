@@ -1,15 +1,19 @@
-"""Known faults of the machine and of processes, each with a message of one line and a remedy."""
+"""Known faults of the machine and of processes, each with a message of one line and a remedy.
+
+The shell's limits are checked before the work starts.
+"""
 
 import errno
 import os
 import re
+import resource
 import signal
 import threading
 
 import torch
 import torch.distributed as dist
 
-from utils.errors import one_line
+from utils.errors import PansError, one_line
 
 _SMALLER = "lower --batch_size or --crop_size"
 # The message of torch's CPU allocator, in a RuntimeError.
@@ -49,9 +53,11 @@ _PROCESS_FAULTS = {
     ),
 }
 
-
 _FILES_TRIED = 4
 """A library that needs several files at once may fail where one could still be opened."""
+
+_LEAST_FILES = 128
+"""Open files of a process with a few loader processes."""
 
 _AGAIN = "fix it and run the same command again, without --restart"
 _SHORTAGES = {
@@ -59,6 +65,31 @@ _SHORTAGES = {
     errno.ENFILE: "this machine may not open more files; end some programs",
     errno.EAGAIN: "no more processes or threads may be started; raise the limit (ulimit -u)",
 }
+
+
+def require_limits() -> None:
+    """Raise the limit of open files as far as the shell allows.
+
+    Raises:
+        PansError: the limit is too low, or no thread can be started.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or soft < hard:
+        # torch passes every tensor of a loader process by a file descriptor.
+        soft = max(soft, 65536) if hard == resource.RLIM_INFINITY else hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft < _LEAST_FILES:
+        raise PansError(
+            f"this shell allows {soft} open files, and a run needs {_LEAST_FILES} or more; raise "
+            "the limit (ulimit -n 4096)"
+        )
+    try:
+        _start_a_thread()
+    except RuntimeError as error:
+        raise PansError(
+            "this shell allows no more processes and threads; end some, or raise the limit "
+            "(ulimit -u)"
+        ) from error
 
 
 def known_fault(error: BaseException) -> str | None:
@@ -97,9 +128,7 @@ def _shortage(error: BaseException) -> str | None:
     try:
         for _ in range(_FILES_TRIED):
             opened.append(os.open(os.devnull, os.O_RDONLY))
-        thread = threading.Thread(target=int)
-        thread.start()
-        thread.join()
+        _start_a_thread()
     except OSError as refusal:
         return _SHORTAGES.get(refusal.errno or 0)
     except RuntimeError:  # can't start new thread
@@ -108,6 +137,12 @@ def _shortage(error: BaseException) -> str | None:
         for descriptor in opened:
             os.close(descriptor)
     return None
+
+
+def _start_a_thread() -> None:
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()
 
 
 def signal_and_cause(number: int) -> str:

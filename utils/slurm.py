@@ -1,6 +1,5 @@
 """Processes started by SLURM's srun: `srun -n 8 python run.py` instead of torchrun."""
 
-import os
 import re
 from collections.abc import Mapping
 
@@ -67,12 +66,3 @@ def _port(environment: Mapping[str, str]) -> str:
     numbers = (environment.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     job, step = (int(number) if number.isdecimal() else 0 for number in numbers)
     return str(_FIRST_PORT + (31 * job + step) % _PORTS)
-
-
-def join_step() -> None:
-    """Set the variables of this process, if srun has started it among others.
-
-    Raises:
-        PansError: see `ranks_of_step`.
-    """
-    os.environ.update(ranks_of_step(os.environ))

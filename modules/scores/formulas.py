@@ -123,3 +123,27 @@ def mutual_information(samples: Tensor) -> Tensor:
     entropy_of_mean = -(log_mean.exp() * log_mean).sum(dim=0)
     mean_entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=1).mean(dim=0)
     return (entropy_of_mean - mean_entropy).clamp_min(0)[None]
+
+
+def bounds_of(name: str, classes: int, classifier: str) -> tuple[float, float] | None:
+    """The (lowest, highest) possible value of a score of `SCORES`; None if it is unbounded.
+
+    >>> bounds_of("msp", classes=4, classifier="cosine")
+    (0.0, 0.75)
+
+    Args:
+        classifier: "cosine", whose logits are in [-10, 10], or another with unbounded logits.
+    """
+    nats = math.log(classes)
+    bounds = {
+        "prototype": (0.0, 1.0),
+        "prototype_margin": (0.0, 1.0),
+        "msp": (0.0, 1 - 1 / classes),
+        "msp_crf": (0.0, 1 - 1 / classes),
+        "entropy": (0.0, nats),
+        "mc_dropout": (0.0, nats),
+    }
+    if classifier == "cosine":
+        bounds["maxlogit"] = -COSINE_SCALE, COSINE_SCALE
+        bounds["energy"] = -COSINE_SCALE - nats, COSINE_SCALE - nats
+    return bounds.get(name)

@@ -20,23 +20,27 @@ from modules.resnet import ResNet
 from modules.segmentation import build_model
 from modules.weights import torchvision
 from modules.weights.published import to_published
-from utils.checkpoint import DEEP_SUPERVISION
+from utils.checkpoint import (
+    DEEP_SUPERVISION,
+    CheckpointError,
+    WeightsError,
+    load_checkpoint,
+    model_state,
+)
 from utils.files import replacing
-from utils.weight_files import CheckpointError, WeightsError, load_checkpoint, model_state
 
 IMAGENET = "ImageNet weights with in-place ABN"
 TORCHVISION = "torchvision's ImageNet weights"
 CHECKPOINT = "PAnS checkpoint"
 
-KNOWN_MD5 = {
-    "2522ca639f7fdfd7c0089ba1f5f6c2e8": "the published resnet50.pth.tar",
-}
+KNOWN_MD5 = {"2522ca639f7fdfd7c0089ba1f5f6c2e8": "the published resnet50.pth.tar"}
 _MARKS = {  # a tensor that only this kind of file has
     CHECKPOINT: "body.mod1.conv1.weight",
     IMAGENET: "mod1.conv1.weight",
     TORCHVISION: "conv1.weight",
 }
-_COUNTER = "num_batches_tracked"
+# Parts of the names of tensors that may be absent; deep supervision is only needed in training.
+_OPTIONAL = ("num_batches_tracked", DEEP_SUPERVISION)
 
 
 @dataclass(frozen=True)
@@ -90,17 +94,8 @@ def identify(content: Mapping[str, Any], source: str) -> Weights:
     _check(state, _expected_shapes(backbone, classifier, num_classes), source)
     if kind == TORCHVISION:
         state = torchvision.to_inplace_norms(state)
-    epoch = content.get("epoch")
-    return Weights(
-        kind,
-        source,
-        backbone,
-        state,
-        len(given),
-        classifier,
-        num_classes,
-        epoch if isinstance(epoch, int) else None,
-    )
+    epoch = content["epoch"] if isinstance(content.get("epoch"), int) else None
+    return Weights(kind, source, backbone, state, len(given), classifier, num_classes, epoch)
 
 
 def _backbone_of(state: Mapping[str, Tensor], source: str) -> str:
@@ -135,14 +130,10 @@ def _expected_shapes(
     return {name: value.shape for name, value in network.state_dict().items()}
 
 
-def _may_be_absent(name: str) -> bool:
-    """Batch counters, and deep supervision, which is only needed in training."""
-    return name.endswith(_COUNTER) or DEEP_SUPERVISION in name
-
-
 def _check(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], source: str) -> None:
     unfit = [name for name in state if name not in expected or state[name].shape != expected[name]]
-    missing = [name for name in expected if name not in state and not _may_be_absent(name)]
+    required = [name for name in expected if not any(part in name for part in _OPTIONAL)]
+    missing = [name for name in required if name not in state]
     if unfit or missing:
         raise WeightsError(
             f"{source} does not hold this network: {len(missing)} tensors missing, {len(unfit)} "

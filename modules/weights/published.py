@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from utils.weight_files import CheckpointError
+from utils.checkpoint import CheckpointError
 
 PARTS = ("body", "head", "cls")
 _KEYS = {"epoch", "model_state", "optimizer_state", "scheduler_state"}

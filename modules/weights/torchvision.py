@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modules.abn import EPS
-from utils.weight_files import WeightsError
+from utils.checkpoint import WeightsError
 
 # The weights from which torchvision's own segmentation networks were trained.
 VERSION = "IMAGENET1K_V1"

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 
 import run
-from modules import build_model
+from modules.segmentation import build_model
 from tests.dataset import trees
 from utils.checkpoint import load_checkpoint
 

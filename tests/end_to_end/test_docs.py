@@ -30,8 +30,8 @@ from build import model_of
 from dataset import DATASETS, STREETHAZARDS, describe, prepare
 from dataset.base import DatasetNotFound
 from dataset.demo.writer import write_demo
-from modules import build_model
 from modules.backbones import BACKBONES
+from modules.segmentation import build_model
 from tests.dataset import trees
 from tests.reliability.tiny import ONE_BLOCK
 

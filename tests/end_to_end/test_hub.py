@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import hubconf
-from modules import build_model
+from modules.segmentation import build_model
 from utils.checkpoint import MissingCheckpoint, save_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]

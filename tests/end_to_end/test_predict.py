@@ -20,10 +20,10 @@ import run
 from dataset import STREETHAZARDS, evaluation_loader
 from dataset.demo.writer import write_demo
 from dataset.own_pictures import picture_sample
-from modules import build_model
 from modules.backbones import BACKBONES, Backbone
 from modules.normalisation import normalised as normalised_planes
-from modules.scores import cosine_score, msp_score
+from modules.scores.formulas import cosine_score, msp_score
+from modules.segmentation import build_model
 from tests.end_to_end import command
 from tests.reliability.tiny import ONE_BLOCK
 

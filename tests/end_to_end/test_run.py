@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 
 from dataset.demo.writer import write_demo
-from modules import build_model
+from modules.segmentation import build_model
 from tests.end_to_end.command import start
 from utils.checkpoint import load_checkpoint
 

@@ -13,7 +13,9 @@ from argparser import parse_options
 from dataset.demo.writer import write_demo
 from dataset.transforms import TEST_SCALES, scaled_size
 from metrics import AnomalyEvaluation
-from modules.scores import SCORES, NetworkOutput, Scorer
+from modules.scores.network_output import NetworkOutput
+from modules.scores.registry import SCORES
+from modules.scores.scorer import Scorer
 from tests.end_to_end import command
 from train import Trainer
 from utils.checkpoint import save_checkpoint

@@ -10,8 +10,8 @@ import torch
 import run
 from argparser import Options, parse_options
 from dataset.demo.writer import write_demo
-from modules import build_model
 from modules.backbones import BACKBONES
+from modules.segmentation import build_model
 from predict import with_stored_flags
 from tests.dataset import trees
 from tests.reliability.tiny import ONE_BLOCK

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from argparser import parse_options
 from dataset import training_loader
 from dataset.demo.writer import write_demo
-from modules import build_model
 from modules.loss import segmentation_loss
 from modules.normalisation import normalised
+from modules.segmentation import build_model
 from train import Trainer
 from utils.distributed import Process
 from utils.logger import Logger

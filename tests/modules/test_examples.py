@@ -7,7 +7,8 @@ import pkgutil
 import pytest
 
 import modules.scores
-from modules.scores import SCORES, formulas
+from modules.scores import formulas
+from modules.scores.registry import SCORES
 
 MODULES = [
     f"modules.scores.{module.name}" for module in pkgutil.iter_modules(modules.scores.__path__)

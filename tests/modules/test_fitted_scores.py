@@ -14,8 +14,10 @@ from sklearn.neighbors import NearestCentroid
 from torch import nn
 from torch.nn import functional as F
 
-from modules.scores import SCORES, NetworkOutput, fitted_states, knn
-from modules.scores.fitted import kept_state, state_path
+from modules.scores import knn
+from modules.scores.fitted import fitted_states, kept_state, state_path
+from modules.scores.network_output import NetworkOutput
+from modules.scores.registry import SCORES
 from modules.scores.score_map import add_exact, exact, labelled_features, rounded
 from modules.scores.standardized_maxlogit import max_logit_sums, statistics_of
 from utils.distributed import Process

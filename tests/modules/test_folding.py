@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from modules import build_model
 from modules.inference.folding import fold_norms
+from modules.segmentation import build_model
 
 
 @pytest.mark.parametrize("norm_act", ["iabn_sync", "std"])

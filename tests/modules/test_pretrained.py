@@ -13,9 +13,9 @@ import torchvision
 from torch import nn
 from torchvision.models import ResNet50_Weights
 
-from modules import build_model
 from modules.backbones import BACKBONES, Backbone
 from modules.resnet import STRIDES_AND_DILATIONS
+from modules.segmentation import build_model
 from modules.weights.pretrained import (
     CHECKPOINT,
     IMAGENET,
@@ -28,7 +28,7 @@ from modules.weights.pretrained import (
     main,
     read_weights,
 )
-from utils.weight_files import CheckpointError, WeightsError, load_checkpoint
+from utils.checkpoint import CheckpointError, WeightsError, load_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
 

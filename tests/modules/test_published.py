@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from modules import build_model
 from modules.backbones import BACKBONES
+from modules.segmentation import build_model
 from modules.weights.pretrained import main
 from modules.weights.published import to_published
 from tests.reliability.tiny import ONE_BLOCK
-from utils.weight_files import WeightsError, load_checkpoint
+from utils.checkpoint import WeightsError, load_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pans_state_dict.json"
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")

@@ -7,9 +7,9 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from modules import build_model
 from modules.abn import NORMS, norm_factory
 from modules.residual import Bottleneck
+from modules.segmentation import build_model
 
 EXACT = {"rtol": 0, "atol": 1e-13}
 

@@ -9,28 +9,26 @@ from pytorch_ood.detector import EnergyBased, Entropy, MaxLogit, MaxSoftmax
 from torch import nn
 from torch.nn import functional as F
 
-from modules import build_model
 from modules.classifier import CLASSIFIERS, Classifier, CosineClassifier
 from modules.inference.network import Inference, dropout_masks
 from modules.normalisation import normalised
-from modules.scores import (
-    SCORES,
+from modules.scores import dense_crf, formulas
+from modules.scores.formulas import cosine_score, msp_score
+from modules.scores.maps import MAPS
+from modules.scores.network_output import (
     NetworkOutput,
-    Scorer,
-    cosine_score,
-    dense_crf,
-    formulas,
+    confidence_and_prediction,
     mean_over_scales,
     mean_probabilities,
-    msp_score,
 )
-from modules.scores.maps import MAPS
-from modules.scores.network_output import confidence_and_prediction
+from modules.scores.registry import SCORES
+from modules.scores.scorer import Scorer
 from modules.scores.standardized_maxlogit import (
     max_logit_sums,
     standardized_max_logit,
     statistics_of,
 )
+from modules.segmentation import build_model
 
 CPU = torch.device("cpu")
 

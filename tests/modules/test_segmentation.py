@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from modules import TrainingLogits, build_model
 from modules.abn import ABN, InPlaceABN
+from modules.segmentation import TrainingLogits, build_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pans_state_dict.json"
 

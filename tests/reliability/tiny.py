@@ -7,8 +7,8 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import run
-from modules import SegmentationModel, build_model
 from modules.backbones import BACKBONES, Backbone
+from modules.segmentation import SegmentationModel, build_model
 from utils.logger import Logger
 
 # The stem and the head, which has 4 channels.

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from dataset.readers.streethazards import STREETHAZARDS
-from modules.scores import SCORES, formulas
-from modules.scores.bounds import bounds_of
+from modules.scores import formulas
+from modules.scores.formulas import bounds_of
+from modules.scores.registry import SCORES
 from report.visualize import (
     HeatScale,
     SheetEntry,

@@ -6,8 +6,8 @@ from torch import nn
 
 from modules.abn import norm_factory
 from modules.residual import Bottleneck
-from utils.compilation import compiled
 from utils.errors import PansError
+from utils.torch_settings import compiled
 
 
 def test_a_compiled_block_has_the_same_gradients_and_statistics():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 PROGRAM = """
 import os, torch
-from utils.determinism import make_deterministic
+from utils.torch_settings import make_deterministic
 make_deterministic()
 print(torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic,
       torch.backends.cudnn.benchmark, os.environ["CUBLAS_WORKSPACE_CONFIG"])
