@@ -1,7 +1,7 @@
 """The command line: every flag, its default, its range and its help, as one frozen dataclass.
 
 `parse_options` is the only reader of the command line. A flag is one field of `Options`, made by
-`_flag`; parser, help, range checks and checkpoints' copies all follow from the fields.
+the function of its group; parser, help, range checks and checkpoints' copies follow from the fields.
 """
 
 import argparse
@@ -13,12 +13,14 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from dataset.description import UNKNOWN_INDEX, DatasetInfo, UnknownClass
 from dataset.registry import DATASETS, TRAINING_SETS, describe
+from foreign_flags import advice_on
 from modules.backbones import BACKBONES
 from modules.scores import ALL, DROPOUT_PASSES, SCORES, Score, resolve
 from utils.errors import PansError, exit_code
@@ -44,9 +46,10 @@ RECIPE: dict[str, Any] = {
 _ALIASES = {"--multi_scale": "--multi_scala", "--no_multi_scale": "--no_multi_scala"}
 _PRECISION_OF_OPT_LEVEL = {"O0": "fp32", "O1": "bf16"}
 _METAVARS = {int: "N", float: "X", str: "NAME", tuple: "NAMES"}
-_OLD = "old flags, kept for published commands"
-_EVALUATION, _PREDICTION = "validation and test", "pictures and export"
-_GROUPS = ("run", "data", "model", "training", _EVALUATION, _PREDICTION, "speed", "launch", _OLD)
+_GROUPS = (
+    *("run", "data", "model", "training", "validation and test", "pictures and export", "speed"),
+    *("launch", "old flags, kept for published commands"),
+)
 _COMMON = (
     *("name", "default", "config", "data_root", "dataset", "backbone", "classifier", "epochs"),
     *("batch_size", "lr", "random_seed", "precision", "nproc", "ckpt", "restart", "test"),
@@ -71,56 +74,6 @@ _REPLACED_TOGETHER = (
     {"test", "predict", "export"},
 )
 _OF_A_DATA_SET = {"num_classes", "unk_class", "trained_on", "ignore_classes", "eval_size"}
-
-_GPUS = "choose GPUs with CUDA_VISIBLE_DEVICES=0,1 before the command, and --nproc N processes"
-_CONTINUED = "the same command continues its run by itself; --ckpt FILE starts from another file"
-_FILES = "--ckpt FILE trains on from a checkpoint, --ckpt_test FILE tests one"
-_TESTED = "--test --ckpt_test FILE tests a checkpoint"
-_LOGS = "logs go below --logdir, checkpoints below --checkpoints"
-_PICTURES = "--predict PATH... --ckpt_test FILE --out DIR scores pictures and videos"
-_HABITS = {
-    _CONTINUED: "resume resume_from auto_resume continue r",
-    _FILES: "load load_from checkpoint weights pretrained_model model_path",
-    _GPUS: "gpu gpus gpu_id gpu_ids device devices cuda cpu no_cuda use_cuda accelerator ngpu "
-    "ngpus num_gpus n_gpus gpus_per_node nproc_per_node world_size nodes num_nodes rank "
-    "distributed ddp",
-    "TensorBoard's files go below --logdir; there is no other logger": "wandb use_wandb "
-    "wandb_project tensorboard tb logger mlflow",
-    "type --batch_size N": "batch bs b batchsize train_batch_size samples_per_gpu",
-    "type --lr X": "learning_rate base_lr init_lr initial_lr",
-    "type --weight_decay X": "wd l2",
-    "type --random_seed N": "seed s manual_seed",
-    "type --num_workers N": "workers j n_workers num_worker nworkers",
-    "type --epochs N": "max_epochs num_epochs n_epochs total_epochs e ep iters max_iters steps",
-    "type --data_root FOLDER": "data data_dir data_path datadir dataroot dataset_root root "
-    "data_folder",
-    "type --name NAME": "exp exp_name experiment experiment_name run_name run_id tag",
-    _LOGS: "output output_dir save_dir work_dir out_dir log_dir logs save save_path checkpoint_dir "
-    "ckpt_dir results_dir o",
-    "type --backbone NAME": "model arch encoder net network resnet a",
-    "type --precision bf16": "amp fp16 bf16 half mixed_precision use_amp autocast",
-    _TESTED: "eval evaluate test_only eval_only evaluation val validate only_test mode",
-    _PICTURES: "infer inference input image images img video source demo pictures",
-    "type --export onnx --ckpt_test FILE --out FILE": "onnx",
-    "type --config FILE": "cfg config_file yaml opts options set cfg_options c",
-    "type --norm_act iabn_sync, which is the default": "sync_bn syncbn sync_batchnorm",
-    "type --fix_bn": "freeze_bn freeze_norm frozen_bn",
-    "type --crop_size N": "crop img_size image_size imgsz input_size size",
-    "type --multi_scala, or --multi_scale": "multiscale ms tta ms_test scales multi_scale_test",
-    "type --print_interval N": "print_freq log_interval log_freq log_every",
-    "type --val_interval N": "val_freq eval_interval eval_freq eval_every",
-    "type --ckpt_interval N": "save_freq save_interval save_every",
-    "type --clip_grad_norm X": "clip_grad grad_clip max_grad_norm clip",
-    "type --accumulate N": "grad_accum accum accum_iter gradient_accumulation_steps "
-    "accumulate_grad_batches",
-    "type --lr_policy poly or step": "scheduler sched lr_scheduler",
-    "the optimizer is SGD with Nesterov momentum, see --momentum and --lr": "optimizer optim opt",
-    "type --test_weights best": "best use_best",
-    "type --score NAME": "method ood_score detector anomaly_score",
-    "type --help": "usage",
-}
-"""What to type here for flags of other programs: {words: the flags' names}."""
-
 
 BearsOn = Literal["weights", "start", "test", "nothing"]
 
@@ -180,9 +133,10 @@ def _flag(
     *,
     shown_default: str | None = None,
 ) -> Any:
-    """One flag.
+    """One flag, a field of `Options`.
 
     Args:
+        group: its heading in --help_all.
         bears_on: what the flag affects: the weights after training, the weights training starts
             from, a test of given weights, or nothing that is measured.
         shown_default: if it does not follow from the default.
@@ -207,6 +161,11 @@ def _kind(flag: Field[Any]) -> Any:
     return get_origin(kind) or kind
 
 
+_run, _data, _model, _training, _evaluation, _prediction, _speed, _launch, _old = (
+    partial(_flag, group) for group in _GROUPS
+)
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of a run: one field per flag, checked on construction.
@@ -215,312 +174,230 @@ class Options:
         OptionError: a value is out of its range, or two values contradict each other.
     """
 
-    name: str = _flag(
-        "run",
-        "nothing",
-        "Experiment",
-        "name of the run, its logs and its checkpoints",
-        _NAME_OF_A_RUN,
+    name: str = _run(
+        "nothing", "Experiment", "name of the run, its logs and its checkpoints", _NAME_OF_A_RUN
     )
-    default: bool = _flag(
-        "run", "nothing", False, "PAnS as published, see --help_all; flags passed override it"
+    default: bool = _run(
+        "nothing", False, "PAnS as published, see --help_all; flags passed override it"
     )
-    random_seed: int = _flag(
-        "run",
+    random_seed: int = _run(
         "weights",
         42,
         "seed of every random choice",
         _Range("0 or more and below 2**32", lambda value: 0 <= value < 2**32),
     )
-    logdir: str = _flag("run", "nothing", "./logs", "logs go to LOGDIR/DATASET/NAME", _PATH)
-    checkpoints: str = _flag(
-        "run", "nothing", "./checkpoints", "checkpoints go to CHECKPOINTS/DATASET/NAME.pth", _PATH
+    logdir: str = _run("nothing", "./logs", "logs go to LOGDIR/DATASET/NAME", _PATH)
+    checkpoints: str = _run(
+        "nothing", "./checkpoints", "checkpoints go to CHECKPOINTS/DATASET/NAME.pth", _PATH
     )
-    ckpt: str | None = _flag(
-        "run",
-        "start",
-        None,
-        "checkpoint to continue from; with --restart, its weights alone",
-        _PATH,
+    ckpt: str | None = _run(
+        "start", None, "checkpoint to continue from; with --restart, its weights alone", _PATH
     )
-    restart: bool = _flag(
-        "run", "nothing", False, "start from scratch or from --ckpt's weights, keeping older files"
+    restart: bool = _run(
+        "nothing", False, "start from scratch or from --ckpt's weights, keeping older files"
     )
-    accept_changes: bool = _flag(
-        "run", "nothing", False, "continue a checkpoint with other flags or processes"
+    accept_changes: bool = _run(
+        "nothing", False, "continue a checkpoint with other flags or processes"
     )
-    deterministic: bool = _flag(
-        "run", "weights", False, "same seed, same numbers, at the cost of speed"
+    deterministic: bool = _run("weights", False, "same seed, same numbers, at the cost of speed")
+    print_interval: int = _run("nothing", 10, "iterations between two reports of the loss", _COUNT)
+    config: str | None = _run(
+        "nothing", None, "flags from a TOML file or a results.json; flags passed override", _PATH
     )
-    print_interval: int = _flag(
-        "run", "nothing", 10, "iterations between two reports of the loss", _COUNT
-    )
-    config: str | None = _flag(
-        "run",
-        "nothing",
-        None,
-        "flags from a TOML file or a results.json; flags passed override",
-        _PATH,
-    )
-    ablate: str | None = _flag(
-        "run", "nothing", None, "run a grid of flags and seeds, see docs/ablation.md", _PATH
+    ablate: str | None = _run(
+        "nothing", None, "run a grid of flags and seeds, see docs/ablation.md", _PATH
     )
 
-    data_root: str = _flag("data", "nothing", "data", "folder of the data set", _PATH)
-    dataset: str = _flag(
-        "data", "weights", "streethazards", "data set, one of the names below", _one_of(*DATASETS)
+    data_root: str = _data("nothing", "data", "folder of the data set", _PATH)
+    dataset: str = _data(
+        "weights", "streethazards", "data set, one of the names below", _one_of(*DATASETS)
     )
-    trained_on: str | None = _flag(
-        "data",
+    trained_on: str | None = _data(
         "weights",
         None,
         "the network's data set, for evaluation-only sets",
         _one_of(*TRAINING_SETS),
         shown_default="streethazards",
     )
-    num_classes: int = _flag(
-        "data", "weights", 13, "number of trained classes; other data sets have their own", _COUNT
+    num_classes: int = _data(
+        "weights", 13, "number of trained classes; other data sets have their own", _COUNT
     )
-    unk_class: int = _flag(
-        "data", "test", 13, "class index of anomalies, up to 254; other data sets have their own"
+    unk_class: int = _data(
+        "test", 13, "class index of anomalies, up to 254; other data sets have their own"
     )
-    skip_bad_files: bool = _flag(
-        "data", "weights", False, "skip files that cannot be read, list them at the end"
+    skip_bad_files: bool = _data(
+        "weights", False, "skip files that cannot be read, list them at the end"
     )
-    num_workers: int = _flag(
-        "data",
-        "nothing",
-        16,
-        "loader processes per training process, at most one per CPU",
-        _COUNT_OR_NONE,
+    num_workers: int = _data(
+        "nothing", 16, "loader processes per training process, at most one per CPU", _COUNT_OR_NONE
     )
 
-    backbone: str = _flag(
-        "model",
-        "weights",
-        "resnet50",
-        f"the network's body: {', '.join(BACKBONES)}",
-        _one_of(*BACKBONES),
+    backbone: str = _model(
+        "weights", "resnet50", f"the network's body: {', '.join(BACKBONES)}", _one_of(*BACKBONES)
     )
-    output_stride: int = _flag(
-        "model", "weights", 8, "the backbone's stride: 8 or 16", _one_of(8, 16)
-    )
-    no_pretrained: bool = _flag(
-        "model", "start", False, "start from random weights, not from ImageNet's"
-    )
-    pretrained: str | None = _flag(
-        "model",
+    output_stride: int = _model("weights", 8, "the backbone's stride: 8 or 16", _one_of(8, 16))
+    no_pretrained: bool = _model("start", False, "start from random weights, not from ImageNet's")
+    pretrained: str | None = _model(
         "start",
         None,
         "ImageNet weights: auto (in pretrained/), torchvision or a file",
         _PATH,
         shown_default="auto",
     )
-    norm_act: str = _flag(
-        "model",
+    norm_act: str = _model(
         "weights",
         "iabn_sync",
         "norm and activation: iabn_sync, iabn, abn or std",
         _one_of("iabn_sync", "iabn", "abn", "std"),
     )
-    pooling: int = _flag(_OLD, "weights", 32, "no effect: only 32 is accepted")
-    head: str = _flag(_OLD, "weights", "PPM", "no effect: only PPM is accepted", _one_of("PPM"))
-    classifier: str = _flag(
-        "model",
-        "weights",
-        "standard",
-        "standard or cosine (prototypes)",
-        _one_of("standard", "cosine"),
+    pooling: int = _old("weights", 32, "no effect: only 32 is accepted")
+    head: str = _old("weights", "PPM", "no effect: only PPM is accepted", _one_of("PPM"))
+    classifier: str = _model(
+        "weights", "standard", "standard or cosine (prototypes)", _one_of("standard", "cosine")
     )
 
-    epochs: int = _flag("training", "weights", 40, "passes over the training set", _COUNT)
-    batch_size: int = _flag("training", "weights", 2, "images per process and step", _COUNT)
-    crop_size: int = _flag(
-        "training",
+    epochs: int = _training("weights", 40, "passes over the training set", _COUNT)
+    batch_size: int = _training("weights", 2, "images per process and step", _COUNT)
+    crop_size: int = _training(
         "weights",
         512,
         "side of the training crops in pixels",
         _Range("8 or more", lambda value: value >= 8),
     )
-    fix_bn: bool = _flag("training", "weights", False, "freeze weight and bias of the norms")
-    lr: float = _flag("training", "weights", 0.007, "learning rate at the start", _ABOVE_ZERO)
-    momentum: float = _flag(
-        "training",
+    fix_bn: bool = _training("weights", False, "freeze weight and bias of the norms")
+    lr: float = _training("weights", 0.007, "learning rate at the start", _ABOVE_ZERO)
+    momentum: float = _training(
         "weights",
         0.9,
         "Nesterov momentum",
         _Range("0 or more and below 1", lambda value: 0 <= value < 1),
     )
-    weight_decay: float = _flag(
-        "training", "weights", 1e-4, "L2 penalty on all parameters", _ZERO_OR_ABOVE
+    weight_decay: float = _training("weights", 1e-4, "L2 penalty on all parameters", _ZERO_OR_ABOVE)
+    lr_policy: str = _training(
+        "weights", "poly", "learning rate schedule: poly or step", _one_of("poly", "step")
     )
-    lr_policy: str = _flag(
-        "training",
-        "weights",
-        "poly",
-        "learning rate schedule: poly or step",
-        _one_of("poly", "step"),
+    lr_decay_step: int = _training("weights", 5000, "step: iterations between two decays", _COUNT)
+    lr_decay_factor: float = _training("weights", 0.1, "step: factor of a decay", _ABOVE_ZERO)
+    lr_power: float = _training("weights", 0.9, "poly: exponent", _ZERO_OR_ABOVE)
+    deepsup: float = _training(
+        "weights", 0.4, "weight of the deep supervision's loss", _ZERO_OR_ABOVE
     )
-    lr_decay_step: int = _flag(
-        "training", "weights", 5000, "step: iterations between two decays", _COUNT
+    ckpt_interval: int = _training("nothing", 1, "epochs between two checkpoints", _COUNT)
+    ckpt_minutes: float = _training(
+        "nothing", 15.0, "minutes between two checkpoints inside an epoch", _ABOVE_ZERO
     )
-    lr_decay_factor: float = _flag(
-        "training", "weights", 0.1, "step: factor of a decay", _ABOVE_ZERO
+    clip_grad_norm: float | None = _training(
+        "weights", None, "largest L2 norm of all gradients", _ABOVE_ZERO
     )
-    lr_power: float = _flag("training", "weights", 0.9, "poly: exponent", _ZERO_OR_ABOVE)
-    deepsup: float = _flag(
-        "training", "weights", 0.4, "weight of the deep supervision's loss", _ZERO_OR_ABOVE
-    )
-    ckpt_interval: int = _flag("training", "nothing", 1, "epochs between two checkpoints", _COUNT)
-    ckpt_minutes: float = _flag(
-        "training", "nothing", 15.0, "minutes between two checkpoints inside an epoch", _ABOVE_ZERO
-    )
-    clip_grad_norm: float | None = _flag(
-        "training", "weights", None, "largest L2 norm of all gradients", _ABOVE_ZERO
-    )
-    max_bad_steps: int = _flag(
-        "training",
-        "nothing",
-        10,
-        "consecutive non-finite steps after which the run ends",
-        _COUNT,
+    max_bad_steps: int = _training(
+        "nothing", 10, "consecutive non-finite steps after which the run ends", _COUNT
     )
 
-    test: bool = _flag(_EVALUATION, "nothing", False, "test only, without training")
-    ckpt_test: str | None = _flag(
-        _EVALUATION,
-        "nothing",
-        None,
-        "checkpoint that is tested",
-        _PATH,
-        shown_default="by --test_weights",
+    test: bool = _evaluation("nothing", False, "test only, without training")
+    ckpt_test: str | None = _evaluation(
+        "nothing", None, "checkpoint that is tested", _PATH, shown_default="by --test_weights"
     )
-    test_weights: str = _flag(
-        _EVALUATION,
-        "test",
-        "last",
-        "weights tested without --ckpt_test: last or best",
-        _one_of("last", "best"),
+    test_weights: str = _evaluation(
+        "test", "last", "weights tested without --ckpt_test: last or best", _one_of("last", "best")
     )
-    val_interval: int = _flag(_EVALUATION, "nothing", 1, "epochs between two validations", _COUNT)
-    val_on_trainset: bool = _flag(
-        _EVALUATION, "nothing", False, "validate on the training images instead"
+    val_interval: int = _evaluation("nothing", 1, "epochs between two validations", _COUNT)
+    val_on_trainset: bool = _evaluation("nothing", False, "validate on the training images instead")
+    multi_scala: bool = _evaluation(
+        "test", False, "test at five scales instead of one (also --multi_scale)"
     )
-    multi_scala: bool = _flag(
-        _EVALUATION, "test", False, "test at five scales instead of one (also --multi_scale)"
-    )
-    eval_size: str | None = _flag(
-        _EVALUATION,
+    eval_size: str | None = _evaluation(
         "test",
         None,
         "size at which a test is measured: label or input",
         _one_of("label", "input"),
         shown_default="see docs/evaluation.md",
     )
-    cosine_scores: bool = _flag(
-        _EVALUATION, "test", False, "anomaly score (1 - cosine) / 2; needs --classifier cosine"
+    cosine_scores: bool = _evaluation(
+        "test", False, "anomaly score (1 - cosine) / 2; needs --classifier cosine"
     )
-    msp: bool = _flag(
-        _EVALUATION, "test", False, "anomaly score 1 - max softmax; overrides --cosine_scores"
+    msp: bool = _evaluation(
+        "test", False, "anomaly score 1 - max softmax; overrides --cosine_scores"
     )
-    score: tuple[str, ...] = _flag(
-        _EVALUATION,
+    score: tuple[str, ...] = _evaluation(
         "test",
         (),
         "NAME,NAME: anomaly scores, headline first",
         shown_default="by --msp, --cosine_scores",
     )
-    mc_dropout: int | None = _flag(
-        _EVALUATION,
+    mc_dropout: int | None = _evaluation(
         "test",
         None,
         "stochastic passes of the score mc_dropout",
         _Range("2 or more", lambda value: value >= 2),
         shown_default=str(DROPOUT_PASSES),
     )
-    ignore_classes: tuple[str, ...] = _flag(
-        _EVALUATION, "test", (), "NAME,NAME: classes that the anomaly metrics leave out"
+    ignore_classes: tuple[str, ...] = _evaluation(
+        "test", (), "NAME,NAME: classes that the anomaly metrics leave out"
     )
-    sample_num: int = _flag(
-        _EVALUATION, "nothing", 6, "sample pictures shown in TensorBoard", _COUNT_OR_NONE
+    sample_num: int = _evaluation(
+        "nothing", 6, "sample pictures shown in TensorBoard", _COUNT_OR_NONE
     )
-    visualize: bool = _flag(
-        _EVALUATION, "nothing", False, "write every test image's pictures into the log folder"
+    visualize: bool = _evaluation(
+        "nothing", False, "write every test image's pictures into the log folder"
     )
 
-    predict: tuple[str, ...] = _flag(
-        _PREDICTION, "nothing", (), "run inference on pictures, folders and videos", _PATHS
+    predict: tuple[str, ...] = _prediction(
+        "nothing", (), "run inference on pictures, folders and videos", _PATHS
     )
-    out: str | None = _flag(
-        _PREDICTION, "nothing", None, "folder of --predict, file of --export", _PATH
+    out: str | None = _prediction("nothing", None, "folder of --predict, file of --export", _PATH)
+    threshold: float | None = _prediction(
+        "nothing", None, "--predict: scores >= X are anomalies", _Range("a number", math.isfinite)
     )
-    threshold: float | None = _flag(
-        _PREDICTION,
-        "nothing",
-        None,
-        "--predict: scores >= X are anomalies",
-        _Range("a number", math.isfinite),
-    )
-    calibrate_fpr: float | None = _flag(
-        _PREDICTION,
+    calibrate_fpr: float | None = _prediction(
         "nothing",
         None,
         "--predict: threshold for this false positive rate on validation",
         _Range("a number between 0 and 1", lambda value: 0 < value < 1),
     )
-    overwrite: bool = _flag(
-        _PREDICTION, "nothing", False, "--predict may write among other files in --out"
+    overwrite: bool = _prediction(
+        "nothing", False, "--predict may write among other files in --out"
     )
-    frame_step: int = _flag(
-        _PREDICTION, "nothing", 1, "--predict: run on every N-th frame of a video", _COUNT
+    frame_step: int = _prediction(
+        "nothing", 1, "--predict: run on every N-th frame of a video", _COUNT
     )
-    export: str | None = _flag(
-        _PREDICTION, "nothing", None, "write the network of --ckpt_test as: onnx", _one_of("onnx")
+    export: str | None = _prediction(
+        "nothing", None, "write the network of --ckpt_test as: onnx", _one_of("onnx")
     )
 
-    precision: str = _flag("speed", "weights", "fp32", "fp32 or bf16", _one_of("fp32", "bf16"))
-    opt_level: str | None = _flag(
-        _OLD,
+    precision: str = _speed("weights", "fp32", "fp32 or bf16", _one_of("fp32", "bf16"))
+    opt_level: str | None = _old(
         "nothing",
         None,
         "old name of --precision: O0 = fp32, O1 = bf16",
         shown_default="--precision's",
     )
-    plain: bool = _flag(
-        "speed", "weights", False, "reference implementation: the published operations in fp32"
+    plain: bool = _speed(
+        "weights", False, "reference implementation: the published operations in fp32"
     )
-    compile: bool = _flag(
-        "speed", "weights", False, "torch.compile in training; not with --norm_act iabn_sync"
+    compile: bool = _speed(
+        "weights", False, "torch.compile in training; not with --norm_act iabn_sync"
     )
-    checkpoint_activations: bool = _flag(
-        "speed", "nothing", False, "recompute blocks in backward: less memory, slower"
+    checkpoint_activations: bool = _speed(
+        "nothing", False, "recompute blocks in backward: less memory, slower"
     )
-    accumulate: int = _flag(
-        "speed", "weights", 1, "gradient accumulation: batches per step", _COUNT
-    )
+    accumulate: int = _speed("weights", 1, "gradient accumulation: batches per step", _COUNT)
 
-    nproc: int | None = _flag(
-        "launch",
+    nproc: int | None = _launch(
         "nothing",
         None,
         "processes on this machine",
         _COUNT,
         shown_default="one per GPU, one on a CPU",
     )
-    local_rank: int | None = _flag(
-        _OLD,
+    local_rank: int | None = _old(
         "nothing",
         None,
         "set by old launchers; LOCAL_RANK overrides it",
         _COUNT_OR_NONE,
         shown_default="0",
     )
-    timeout: float = _flag(
-        "launch",
-        "nothing",
-        600.0,
-        "seconds to wait for another process or for a loader",
-        _ABOVE_ZERO,
+    timeout: float = _launch(
+        "nothing", 600.0, "seconds to wait for another process or for a loader", _ABOVE_ZERO
     )
 
     def __post_init__(self) -> None:
@@ -953,9 +830,8 @@ def _refuse_leftover(token: str, before: str, parser: _Parser) -> NoReturn:
         elif before in parser._option_string_actions and not hint:
             hint = f": {_on_or_off(before)}"
         raise OptionError(f"{shown!r} belongs to no flag{hint}; see --help")
-    habit = next((words for words, names in _HABITS.items() if name in names.split()), None)
-    if habit is not None:
-        raise OptionError(f"argument {shown}: no such flag; {habit}; see --help")
+    if advice := advice_on(name):
+        raise OptionError(f"argument {shown}: no such flag; {advice}; see --help")
     near = difflib.get_close_matches(shown, parser._option_string_actions, n=1)
     hint = f", did you mean {near[0]}?" if near else ""
     raise OptionError(f"argument {shown}: no such flag{hint}; see --help")
