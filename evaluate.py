@@ -26,7 +26,7 @@ from report.extremes import Extremes
 from report.panels import Panels
 from report.results import log_segmentation, log_start, report_results
 from report.visualize import sample_panel
-from resume import describe_tested, notes_on_test, tested_checkpoint
+from stored_flags import describe_tested, notes_on_test, tested_checkpoint
 from utils.background import Background, to_host
 from utils.checkpoint import DEEP_SUPERVISION, load_checkpoint, load_model_state, model_state
 from utils.distributed import Process, from_main, sum_over_processes, wait_for_all

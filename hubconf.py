@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from argparser import as_words, parse_options, typed_flags
-from predict import Predictor, stored_flags
+from predict import Predictor
+from stored_flags import stored_flags
 from utils.distributed import Process
 
 dependencies = ["torch", "torchvision", "numpy", "PIL"]

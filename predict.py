@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from argparser import (
-    RECIPE,
-    OptionError,
-    Options,
-    as_words,
-    beneath,
-    flags_that_affect,
-    network_flags,
-    parse_options,
-    typed_flags,
-)
+from argparser import OptionError, Options
 from build import evaluation_loader_of, inference_settings, model_of
-from dataset import DATASETS, EvaluationSample, describe, reader_of
+from dataset import EvaluationSample, describe, reader_of
 from dataset.own_pictures import (
     PictureSample,
     Source,
@@ -36,7 +25,6 @@ from dataset.own_pictures import (
     without_label_maps,
     without_support,
 )
-from dataset.registry import TRAINING_SETS
 from dataset.skipped import SkippedFiles
 from metrics.pooled import PooledCounts, sharpened
 from modules import SegmentationModel
@@ -46,186 +34,17 @@ from modules.normalisation import MEAN, STD
 from modules.scores import DROPOUT_PASSES, SCORES, Scorer, kept_state
 from modules.scores.bounds import bounds_of
 from modules.scores.network_output import State
-from modules.weights.pretrained import CHECKPOINT, identify
 from report.predictions import PredictionFolder
 from report.video import NoVideo
 from report.visualize import HeatScale
-from utils.checkpoint import (
-    DEEP_SUPERVISION,
-    MissingCheckpoint,
-    find_checkpoint,
-    load_model_state,
-)
+from utils.checkpoint import DEEP_SUPERVISION, find_checkpoint, load_model_state
 from utils.distributed import Process, from_main, gather_objects, sum_over_processes
 from utils.errors import PansError
 from utils.files import sha256_of
 from utils.interruption import stop_at_once
 from utils.pictures import upright
 from utils.progress import ProgressBar
-from utils.weight_files import WeightsError, load_checkpoint, model_state, peek
-
-# Options that describe a checkpoint's network and how its test is measured. Not --test_weights,
-# which has already selected the file.
-_CLASSES = {"dataset", "trained_on", "num_classes"}
-_STORED_FLAGS = _CLASSES | network_flags() | (flags_that_affect("test") - {"test_weights"})
-
-_SHOWN = 3
-
-
-def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a checkpoint's network, inferred from its tensors if none are stored.
-
-    Args:
-        typed: the flags passed; stored options that contradict them are left out, such as a stored
-            score beside a passed one.
-
-    Raises:
-        CheckpointError, WeightsError: the file is missing, damaged or of another network.
-    """
-    stored = _own_options(peek(path).get("options"))
-    if not stored:
-        content = load_checkpoint(path)
-        stored = _own_options(content.get("options")) or _flags_of_tensors(content, path)
-    return beneath(stored, typed) | _trained_on(stored, typed)
-
-
-def _flags_of_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    weights = identify(content, str(path))
-    if weights.kind != CHECKPOINT:
-        raise PansError(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
-    flags = {
-        "backbone": weights.backbone,
-        "classifier": weights.classifier,
-        "num_classes": weights.num_classes,
-        "cosine_scores": weights.classifier == "cosine",
-    }
-    alike = [
-        name
-        for name in TRAINING_SETS
-        if DATASETS[name].published_info.num_classes == weights.num_classes
-    ]
-    return flags | ({"dataset": alike[0]} if len(alike) == 1 else {})
-
-
-def _trained_on(stored: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
-    """--trained_on for a test on another data set than the network's, for evaluation only."""
-    source = stored.get("trained_on") or stored.get("dataset")
-    reader = DATASETS.get(typed.get("dataset", ""))
-    info = getattr(reader, "published_info", None)  # the user's own folder has none
-    if info is None or info.has_class_labels or source not in TRAINING_SETS:
-        return {}
-    return {} if "trained_on" in typed else {"trained_on": source}
-
-
-def with_stored_flags(argv: Sequence[str]) -> tuple[Options, str | None]:
-    """The options of a command line, with unset ones taken from the checkpoint.
-
-    Flags passed, and in a test those of --default if passed, override the checkpoint's. This
-    depends only on files, so every process of a run decides alike.
-
-    Returns:
-        The options, and a sentence that names those taken from the checkpoint, if any.
-    """
-    typed = typed_flags(argv)
-    path, found = _checkpoint_of(typed)
-    if path is None:
-        options = parse_options(argv)
-        if typed.get("test"):
-            _refuse_no_checkpoint(options)
-        return options, None
-    given = {**RECIPE, **typed} if typed.get("test") and typed.get("default") else typed
-    try:
-        stored = stored_flags(path, given)
-    except WeightsError:
-        if not typed.get("test"):
-            raise
-        stored = {}  # loading it will report how it differs from the flags
-    stored |= found
-    taken = {name: value for name, value in stored.items() if value != _unset(name)}
-    words = " ".join(as_words(taken))
-    return parse_options(argv, stored), f"taken from {path}: {words}" if words else None
-
-
-def _unset(name: str) -> Any:
-    return next(flag.default for flag in fields(Options) if flag.name == name)
-
-
-def _checkpoint_of(typed: Mapping[str, Any]) -> tuple[Path | None, dict[str, str]]:
-    """The checkpoint of --test, --predict or --export; None if there is none that can be read.
-
-    Returns:
-        The file, and flags that lead to it where those that were typed do not.
-    """
-    if not any(typed.get(job) for job in ("test", "predict", "export")):
-        return None, {}
-    places = ("name", "checkpoints", "dataset", "test_weights")
-    run = Options(**{name: typed[name] for name in places if name in typed})
-    if "ckpt_test" in typed:
-        return find_checkpoint(typed["ckpt_test"], run.checkpoint_path.parent), {}
-    if not typed.get("test"):
-        return None, {}
-    candidates = _candidates(run)
-    if candidates or typed.get("dataset") in TRAINING_SETS:
-        return next((path for path in candidates if peek(path)), None), {}
-    return _of_another_data_set(run, typed)
-
-
-def _candidates(run: Options) -> list[Path]:
-    """The files that a test of a run may take: it falls back from the best to the newest."""
-    return [path for path in (run.tested_checkpoint_path, run.checkpoint_path) if path.is_file()]
-
-
-def _of_another_data_set(
-    run: Options, typed: Mapping[str, Any]
-) -> tuple[Path | None, dict[str, str]]:
-    """As `_checkpoint_of`, of the only run of this name, whatever it was trained on.
-
-    Raises:
-        PansError: there are several.
-    """
-    runs = [replace(run, dataset=name) for name in DATASETS]
-    found = [one for one in runs if _candidates(one)]
-    if len(found) > 1:
-        files = " and ".join(str(_candidates(one)[0]) for one in found)
-        raise PansError(f"--name {run.name} is the name of {files}; add --ckpt_test FILE")
-    if not found:
-        return None, {}
-    path = _candidates(found[0])[0]
-    is_typed = "dataset" in typed
-    return path, {"ckpt_test": str(path)} if is_typed else {"dataset": found[0].dataset}
-
-
-def _refuse_no_checkpoint(options: Options) -> None:
-    """Raise where a test has no file to test, not even a damaged one.
-
-    Raises:
-        MissingCheckpoint: it names those that are there.
-    """
-    if _candidates(options):
-        return
-    there = sorted(map(str, Path(options.checkpoints).glob("*/*.pth")))
-    others = f"; there are {', '.join(there[:_SHOWN])}" if there else ""
-    raise MissingCheckpoint(
-        f"there is no checkpoint {options.tested_checkpoint_path}; check --name, name a file with "
-        f"--ckpt_test, or train first{others}"
-    )
-
-
-def _own_options(options: Any) -> dict[str, Any]:
-    """The options of a checkpoint that describe its network, if a run of this code wrote it."""
-    if not isinstance(options, Mapping) or "classifier" not in options:
-        return {}
-    # Checkpoints have lists where options have tuples.
-    stored: dict[str, Any] = {
-        name: tuple(options[name]) if isinstance(options[name], list) else options[name]
-        for name in _STORED_FLAGS
-        if name in options
-    }
-    try:
-        Options(**stored)
-    except (OptionError, TypeError):
-        return {}
-    return stored
+from utils.weight_files import load_checkpoint, model_state
 
 
 def load_network(options: Options) -> SegmentationModel:

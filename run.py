@@ -17,7 +17,8 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from ablate import ablate
-from predict import export, predict, with_stored_flags
+from predict import export, predict
+from stored_flags import with_stored_flags
 from train import Trainer
 from utils.determinism import make_deterministic
 from utils.distributed import (
