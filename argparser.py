@@ -1,15 +1,13 @@
 """The command line: every flag, its default, its range and its help, as one frozen dataclass.
 
 `parse_options` is the only reader of the command line. A flag is one field of `Options`, made by
-the function of its group; parser, help, range checks and checkpoints' copies follow from the fields.
+the function of its group; parser, help, range checks and checkpoints' copies follow from them.
 """
 
 import argparse
 import difflib
 import math
-import os
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
@@ -23,9 +21,8 @@ from dataset.registry import DATASETS, TRAINING_SETS, describe
 from foreign_flags import advice_on
 from modules.backbones import BACKBONES
 from modules.scores import ALL, DROPOUT_PASSES, SCORES, Score, resolve
-from utils.errors import PansError, exit_code
+from utils.errors import PansError
 from utils.flag_files import read_config
-from utils.output import lasting_output
 
 RECIPE: dict[str, Any] = {
     "dataset": "streethazards",
@@ -407,8 +404,7 @@ class Options:
         _check_pictures_and_export(self)
         _check_scores(self)
         _check_opt_level(self)
-        _check_plain(self)
-        _check_compile(self)
+        _check_speed(self)
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -482,6 +478,10 @@ class Options:
         """The run's checkpoint that is tested without --ckpt_test."""
         return self.best_checkpoint_path if self.test_weights == "best" else self.checkpoint_path
 
+    def describe_data(self) -> DatasetInfo:
+        """The description of the data set, for --dataset folder from its files."""
+        return describe(self.dataset, self.data_root, self.trained_on)
+
     def to_dict(self) -> dict[str, Any]:
         """Every flag's value, in types that JSON and `torch.load(weights_only=True)` support."""
         return {
@@ -492,19 +492,22 @@ class Options:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Options":
         """The inverse of `to_dict`; unknown flags are dropped, missing ones get their defaults."""
-        known = {flag.name: values[flag.name] for flag in fields(cls) if flag.name in values}
+        known = {name: values[name] for name in FLAGS if name in values}
         lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
         return cls(**{**known, **lists})
 
 
+FLAGS = {flag.name: flag for flag in fields(Options)}
+
+
 def flags_that_affect(*words: BearsOn) -> frozenset[str]:
     """The names of the flags that affect any of `words`."""
-    return frozenset(flag.name for flag in fields(Options) if flag.metadata["bears_on"] in words)
+    return frozenset(flag.name for flag in FLAGS.values() if flag.metadata["bears_on"] in words)
 
 
 def network_flags() -> frozenset[str]:
     """The names of the flags that describe the network itself."""
-    of_model = {flag.name for flag in fields(Options) if flag.metadata["group"] == "model"}
+    of_model = {flag.name for flag in FLAGS.values() if flag.metadata["group"] == "model"}
     return flags_that_affect("weights") & of_model
 
 
@@ -632,14 +635,9 @@ def _check_opt_level(options: Options) -> None:
     raise _refusal("opt_level", f"{level} contradicts --precision {options.precision}")
 
 
-def _check_plain(options: Options) -> None:
-    if not options.plain:
-        return
-    if options.precision == "bf16":
+def _check_speed(options: Options) -> None:
+    if options.plain and options.precision == "bf16":
         raise _refusal("plain", "is the reference implementation in fp32, without --precision bf16")
-
-
-def _check_compile(options: Options) -> None:
     if not options.compile:
         return
     if options.norm_act == "iabn_sync":
@@ -663,16 +661,19 @@ class _Parser(argparse.ArgumentParser):
 def _cure(message: str) -> str:
     """What to pass instead of an invalid value, where argparse only says what is wrong."""
     match = re.match(r"argument --(\w+): (.*)", message)
-    flag = next((one for one in fields(Options) if match and one.name == match[1]), None)
-    if match is None or (flag is None and not match[1].startswith("no_")):
+    if match is None:
         return ""
-    if match[2].startswith("ignored explicit argument"):
-        return f": {_on_or_off(f'--{match[1]}')}"
-    if match[2] == "expected one argument" and flag and flag.metadata["range"]:
+    name, fault = match.groups()
+    flag = FLAGS.get(name)
+    if flag is None and not name.startswith("no_"):
+        return ""
+    if fault.startswith("ignored explicit argument"):
+        return f": {_on_or_off(f'--{name}')}"
+    if fault == "expected one argument" and flag and flag.metadata["range"]:
         return f": {flag.metadata['range'].words}"
-    if re.fullmatch(r"invalid float value: '-?\d*,\d+'", match[2]):
-        return ", write a decimal point: " + match[2].split("'")[1].replace(",", ".")
-    return ", pass an integer" if match[2].startswith("invalid int value") else ""
+    if re.fullmatch(r"invalid float value: '-?\d*,\d+'", fault):
+        return ", write a decimal point: " + fault.split("'")[1].replace(",", ".")
+    return ", pass an integer" if fault.startswith("invalid int value") else ""
 
 
 def _on_or_off(flag: str) -> str:
@@ -706,7 +707,7 @@ def _short_epilog() -> str:
     paragraphs = (
         f"data sets: {', '.join(DATASETS)}",
         f"scores: {', '.join((*SCORES, ALL))}",
-        f"--help_all lists all {len(fields(Options))} flags and what --default sets.",
+        f"--help_all lists all {len(FLAGS)} flags and what --default sets.",
     )
     return "\n".join(_filled(text, indent="  ") for text in paragraphs)
 
@@ -757,17 +758,16 @@ def _make_parser() -> _Parser:
     parser.add_argument("-h", "--help", action=_Help, help="the flags that most runs need")
     parser.add_argument("--help_all", action=_Help, help="this list of every flag")
     groups = {title: parser.add_argument_group(title) for title in _GROUPS}
-    for flag in fields(Options):
+    for flag in FLAGS.values():
         _add_flag(groups[flag.metadata["group"]], flag)
     return parser
 
 
 def _short_help() -> str:
     parser = _empty_parser(_short_epilog())
-    by_name = {flag.name: flag for flag in fields(Options)}
     group = parser.add_argument_group("flags")
     for name in _COMMON:
-        _add_flag(group, by_name[name])
+        _add_flag(group, FLAGS[name])
     return parser.format_help()
 
 
@@ -837,19 +837,7 @@ def _refuse_leftover(token: str, before: str, parser: _Parser) -> NoReturn:
     raise OptionError(f"argument {shown}: no such flag{hint}; see --help")
 
 
-def _typed_options(argv: Sequence[str]) -> dict[str, Any]:
-    parser = _make_parser()
-    words = [_published_spelling(token) for token in argv]
-    typed, leftovers = parser.parse_known_args(words)
-    if leftovers:
-        _refuse_leftover(leftovers[0], words[max(words.index(leftovers[0]) - 1, 0)], parser)
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in vars(typed).items()
-    }
-
-
-def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def typed_flags(argv: Sequence[str]) -> dict[str, Any]:
     """The flags passed, which override those of --config, by name, without defaults.
 
     Passed values are unchecked; `argv`: see `parse_options`.
@@ -859,7 +847,15 @@ def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
         PansError: the file of --config cannot be read, or has an unknown flag.
         SystemExit: after --help.
     """
-    typed = _typed_options(sys.argv[1:] if argv is None else argv)
+    parser = _make_parser()
+    words = [_published_spelling(token) for token in argv]
+    found, leftovers = parser.parse_known_args(words)
+    if leftovers:
+        _refuse_leftover(leftovers[0], words[max(words.index(leftovers[0]) - 1, 0)], parser)
+    typed = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(found).items()
+    }
     if "config" not in typed:
         return typed
     return beneath(_config_flags(Path(typed["config"])), typed) | typed
@@ -867,11 +863,10 @@ def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def _config_flags(path: Path) -> dict[str, Any]:
     """The checked flags of a file of --config."""
-    known = {flag.name: flag for flag in fields(Options)}
-    aliases = {alias[2:]: name[2:] for alias, name in _ALIASES.items() if name[2:] in known}
-    takes = known.keys() - {"config", "ablate"}
+    aliases = {alias[2:]: name[2:] for alias, name in _ALIASES.items() if name[2:] in FLAGS}
+    takes = FLAGS.keys() - {"config", "ablate"}
     return {
-        aliases.get(name, name): _config_value(path, known[aliases.get(name, name)], value)
+        aliases.get(name, name): _config_value(path, FLAGS[aliases.get(name, name)], value)
         for name, value in read_config(path, takes | aliases.keys()).items()
     }
 
@@ -932,13 +927,11 @@ def as_words(flags: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def parse_options(
-    argv: Sequence[str] | None = None, stored: Mapping[str, Any] | None = None
-) -> Options:
+def parse_options(argv: Sequence[str], stored: Mapping[str, Any] | None = None) -> Options:
     """Read the command line: defaults, overridden by --default's values, then by flags passed.
 
     Args:
-        argv: the arguments after the program's name; this process's if None.
+        argv: the arguments after the program's name.
         stored: values from a checkpoint; they override --default, and flags passed override them.
 
     Raises:
@@ -954,28 +947,8 @@ def parse_options(
     if "opt_level" in typed and "precision" not in typed:
         values["precision"] = _PRECISION_OF_OPT_LEVEL.get(typed["opt_level"], "fp32")
     options = Options(**values)
-    info = describe(options.dataset, options.data_root, options.trained_on)
+    info = options.describe_data()
     own_numbers = {"num_classes": info.num_classes, "unk_class": info.anomaly_index}
     options = replace(options, **(own_numbers | values))
     _check_data(options, info)
     return options
-
-
-def check_words(argv: Sequence[str]) -> None:
-    """End the program after --help, or with exit code 2 for what is wrong in the command line.
-
-    Processes of a launcher are left alone: only the first of them shall report.
-    """
-    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
-        return
-
-    def check() -> None:
-        typed = typed_flags(argv)
-        require_purpose(typed)
-        if not any(map(typed.get, ("ablate", "predict", "export", "test"))):  # files tell flags too
-            parse_options(argv)
-
-    with lasting_output():
-        code = exit_code(check)
-    if code:
-        sys.exit(code)

@@ -26,7 +26,7 @@ from report.extremes import Extremes
 from report.panels import Panels
 from report.results import log_segmentation, log_start, report_results
 from report.visualize import sample_panel
-from stored_flags import describe_tested, notes_on_test, tested_checkpoint
+from stored_flags import describe_tested, tested_checkpoint
 from utils.background import Background, to_host
 from utils.checkpoint import DEEP_SUPERVISION, load_checkpoint, load_model_state, model_state
 from utils.distributed import Process, from_main, sum_over_processes, wait_for_all
@@ -123,9 +123,8 @@ class Evaluator:
         state = model_state(checkpoint)
         load_model_state(self.model, state, path, may_lack=DEEP_SUPERVISION)
         if self.process.is_main:
-            print(describe_tested(checkpoint, path))
-            for note in notes_on_test(checkpoint, path, self.options):
-                print(note)
+            for line in describe_tested(checkpoint, path, self.options):
+                print(line)
         iteration = checkpoint.get("iteration")
         return iteration if type(iteration) is int else 0
 

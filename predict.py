@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from PIL import Image
 
 from argparser import OptionError, Options
 from build import evaluation_loader_of, inference_settings, model_of
-from dataset import EvaluationSample, describe, reader_of
+from dataset import EvaluationSample, reader_of
 from dataset.own_pictures import (
     PictureSample,
     Source,
@@ -37,7 +36,8 @@ from modules.scores.network_output import State
 from report.predictions import PredictionFolder
 from report.video import NoVideo
 from report.visualize import HeatScale
-from utils.checkpoint import DEEP_SUPERVISION, find_checkpoint, load_model_state
+from stored_flags import tested_checkpoint
+from utils.checkpoint import DEEP_SUPERVISION, load_model_state
 from utils.distributed import Process, from_main, gather_objects, sum_over_processes
 from utils.errors import PansError
 from utils.files import sha256_of
@@ -49,34 +49,28 @@ from utils.weight_files import load_checkpoint, model_state
 
 def load_network(options: Options) -> SegmentationModel:
     """Load the network of --ckpt_test on the CPU."""
-    path, model = _weights_file(options), model_of(options)
+    path, model = tested_checkpoint(options), model_of(options)
     state = model_state(load_checkpoint(path))
     load_model_state(model, state, path, may_lack=DEEP_SUPERVISION)
     return model
 
 
-def _weights_file(options: Options) -> Path:
-    return find_checkpoint(options.ckpt_test or "", options.checkpoint_path.parent)
-
-
-def _kept_states(names: Sequence[str], options: Options) -> dict[str, State]:
-    """{score: fitted state} of the fitted scores, from the files beside the checkpoint.
+def _kept_state(name: str, options: Options) -> State | None:
+    """The fitted state of a score, from the file beside the checkpoint; None if it needs none.
 
     Raises:
-        OptionError: a state is missing, or belongs to other weights or settings.
+        OptionError: the state is missing, or belongs to other weights or settings.
     """
-    states: dict[str, State] = {}
-    for name in names:
-        if SCORES[name].fitted:
-            settings, seed = inference_settings(options), options.random_seed
-            state = kept_state(name, _weights_file(options), settings, seed)
-            if state is None:
-                raise OptionError(
-                    f"argument --score: {name} needs a data set's training images; run --test "
-                    f"--score {name} on this checkpoint with the same flags first"
-                )
-            states[name] = state
-    return states
+    if not SCORES[name].fitted:
+        return None
+    settings, seed = inference_settings(options), options.random_seed
+    state = kept_state(name, tested_checkpoint(options), settings, seed)
+    if state is None:
+        raise OptionError(
+            f"argument --score: {name} needs a data set's training images; run --test --score "
+            f"{name} on this checkpoint with the same flags first"
+        )
+    return state
 
 
 # Pictures
@@ -93,15 +87,14 @@ class Predictor:
 
     def __init__(self, options: Options, process: Process) -> None:
         self.options, self.process = options, process
-        self.class_names = describe(
-            options.dataset, options.data_root, options.trained_on
-        ).class_names
+        self.class_names = options.describe_data().class_names
         network = load_network(options).to(process.device)
         inference = Inference(network, process.device, options.precision, plain=options.plain)
         passes = options.mc_dropout or DROPOUT_PASSES
-        headline = options.scores[:1]
-        states = from_main(process, lambda: _kept_states(headline, options))
-        self.scorer = Scorer(inference, headline, states, passes=passes, seed=options.random_seed)
+        headline = options.scores[0]
+        state = from_main(process, lambda: _kept_state(headline, options))
+        states = {} if state is None else {headline: state}
+        self.scorer = Scorer(inference, [headline], states, passes=passes, seed=options.random_seed)
         self.threshold = options.threshold
         if options.calibrate_fpr is not None:
             self.threshold = self._calibrated(options.calibrate_fpr)
@@ -162,12 +155,27 @@ class Predictor:
             )
         return threshold
 
+    def heading(self, labels: Sequence[Source]) -> dict[str, Any]:
+        """What predictions.json says of all pictures; `labels` are the label maps left out."""
+        options = self.options
+        checkpoint = tested_checkpoint(options)
+        return {
+            "checkpoint": str(checkpoint),
+            "checkpoint_sha256": from_main(self.process, lambda: sha256_of(checkpoint)),
+            "score": options.scores[0],
+            "multi_scale": options.multi_scala,
+            "classes": list(self.class_names),
+            "threshold": self.threshold,
+            "calibrated_fpr": options.calibrate_fpr,
+            "label_maps": [str(label.path) for label in labels],
+        }
+
     def write_share(
         self, sources: Sequence[Source], folder: PredictionFolder
-    ) -> tuple[list[dict[str, Any]], list[Unreadable]]:
-        """Run this process's share; returns a summary per picture, and the unreadable files."""
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """Run this process's share; returns a summary per picture, and what cannot be read."""
         pictures: list[dict[str, Any]] = []
-        problems: list[Unreadable] = []
+        problems: list[str] = []
         samples = samples_of(
             sources,
             multi_scale=self.options.multi_scala,
@@ -179,8 +187,8 @@ class Predictor:
         )
         for sample in self._progress(samples, "pictures"):
             if isinstance(sample, Unreadable):
-                problems.append(sample)
-                folder.tell(str(sample))
+                problems.append(str(sample))
+                folder.tell(problems[-1])
             else:
                 pictures.append(self._write(sample, folder))
                 folder.tell(pictures[-1])
@@ -213,50 +221,40 @@ def predict(options: Options, process: Process) -> None:
             found; or --out contains files of the user's, or cannot be written to.
     """
     out = Path(options.out or "")
-    sources, problems = find_sources(options.predict, out)
-    sources, labels = without_label_maps(sources, options.predict)
+    sources, labels, problems = _find_inputs(options.predict, out)
+    folder = PredictionFolder(out, options.describe_data(), process.rank)
+    folder.check(sources, overwrite=options.overwrite)
+    predictor = Predictor(options, process)
+    gather_objects(None)  # every process has checked before one of them writes
+    if process.is_main and labels:
+        print(_note_on(labels))
+    from_main(process, folder.begin)
+    heading = predictor.heading(labels)
+    with folder.predicting(sources, heading):
+        with stop_at_once():  # a signal shall not end one of several processes untold
+            share = predictor.write_share(sources, folder)
+        shares = gather_objects(share)
+        if not process.is_main:
+            return
+        done = [picture for pictures, _ in shares for picture in pictures]
+        unread = [*map(str, problems), *sorted({one for _, own in shares for one in own})]
+        no_video = _write_videos(sources, done, folder, options.frame_step)
+        folder.finish(heading, done, unread)
+    _report(predictor, out, len(done), unread, no_video)
+
+
+def _find_inputs(
+    paths: Sequence[str], out: Path
+) -> tuple[list[Source], list[Source], list[Unreadable]]:
+    """The pictures and videos of --predict, the label maps left out, and what cannot be read."""
+    sources, problems = find_sources(paths, out)
+    sources, labels = without_label_maps(sources, paths)
     if unsupported := without_support(sources):
         sources = [source for source in sources if not source.is_video]
         problems += unsupported
     if not sources:
         raise PansError(f"--predict found nothing to read: {'; '.join(map(str, problems))}")
-    info = describe(options.dataset, options.data_root, options.trained_on)
-    folder = PredictionFolder(out, info, process.rank)
-    folder.check(sources, overwrite=options.overwrite)
-    predictor = Predictor(options, process)
-    gather_objects(None)  # every process has checked before one of them writes
-    if process.is_main and labels:
-        print(_words_on_labels(labels))
-    from_main(process, folder.begin)
-    checkpoint = _weights_file(options)
-    heading = {
-        "checkpoint": str(checkpoint),
-        "checkpoint_sha256": from_main(process, lambda: sha256_of(checkpoint)),
-        "score": options.scores[0],
-        "multi_scale": options.multi_scala,
-        "classes": list(info.class_names),
-        "threshold": predictor.threshold,
-        "calibrated_fpr": options.calibrate_fpr,
-        "label_maps": [str(label.path) for label in labels],
-    }
-    with folder.predicting(sources, heading):
-        with stop_at_once():  # a signal shall not end one of several processes untold
-            pictures, unreadable = predictor.write_share(sources, folder)
-        shares = gather_objects((pictures, unreadable))
-        if not process.is_main:
-            return
-        done = list(chain.from_iterable(share[0] for share in shares))
-        unread = [*map(str, problems), *sorted({str(one) for share in shares for one in share[1]})]
-        no_video = _write_videos(sources, done, folder, options.frame_step)
-        folder.finish(heading, done, unread)
-    print(f"{len(done)} pictures in {out}, score {options.scores[0]}{_words(predictor.threshold)}")
-    if unread:
-        raise PansError(
-            f"{len(unread)} could not be processed, the other {len(done)} are done: "
-            + "; ".join(unread + no_video)
-        )
-    if no_video:
-        raise PansError(f"all pictures are done, but {'; '.join(no_video)}")
+    return sources, labels, problems
 
 
 def _write_videos(
@@ -276,7 +274,7 @@ def _write_videos(
     return problems
 
 
-def _words_on_labels(labels: Sequence[Source]) -> str:
+def _note_on(labels: Sequence[Source]) -> str:
     shown = ", ".join(str(label.path) for label in labels[:2])
     return (
         f"note: left out as label maps: {len(labels)} files, such as {shown}; to predict one, "
@@ -284,8 +282,21 @@ def _words_on_labels(labels: Sequence[Source]) -> str:
     )
 
 
-def _words(threshold: float | None) -> str:
-    return "" if threshold is None else f", anomalous where score >= {threshold:.6g}"
+def _report(
+    predictor: Predictor, out: Path, done: int, unread: Sequence[str], no_video: Sequence[str]
+) -> None:
+    """Print how many pictures are done; raise PansError if some, or their videos, are not."""
+    words = f"{done} pictures in {out}, score {predictor.options.scores[0]}"
+    if predictor.threshold is not None:
+        words += f", anomalous where score >= {predictor.threshold:.6g}"
+    print(words)
+    if unread:
+        raise PansError(
+            f"{len(unread)} could not be processed, the other {done} are done: "
+            + "; ".join([*unread, *no_video])
+        )
+    if no_video:
+        raise PansError(f"all pictures are done, but {'; '.join(no_video)}")
 
 
 # Export
@@ -299,7 +310,6 @@ def export(options: Options) -> None:
     """
     check_export_support()
     path = Path(options.out or "")
-    info = describe(options.dataset, options.data_root, options.trained_on)
     metadata = {
         "input": "image: float32 (batch, 3, height, width), RGB, any batch, sides of 8 or more",
         "preprocessing": "RGB / 255, then (value - mean) / std of each channel; the test of this "
@@ -309,10 +319,9 @@ def export(options: Options) -> None:
         "std": " ".join(map(str, STD)),
         "logits": "(batch, classes, height / stride, width / stride), rounded up",
         "score": f"{options.scores[0]}, (batch, height, width), higher = more anomalous, one scale",
-        "classes": ", ".join(info.class_names),
+        "classes": ", ".join(options.describe_data().class_names),
         "output_stride": str(options.output_stride),
     }
-
     export_onnx(load_network(options), SCORES[options.scores[0]], path, metadata)
     print(
         f"{path}: score {options.scores[0]}, any batch and size; see docs/predict.md for its input"

@@ -27,7 +27,6 @@ from utils.distributed import (
     end_process,
     from_main,
     launch,
-    launched,
     run_reporting,
     start_process,
 )
@@ -39,7 +38,7 @@ from utils.memory import keep_freed_memory
 from utils.output import lasting_output
 from utils.parent import PARENT_VARIABLE
 from utils.run_lock import holding
-from utils.slurm import join_step
+from utils.slurm import join_step, launched
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The checkpoint of --test, --predict and --export, and the flags stored in it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,53 +32,7 @@ from utils.weight_files import (
 # which has already selected the file.
 _CLASSES = {"dataset", "trained_on", "num_classes"}
 _STORED_FLAGS = _CLASSES | network_flags() | (flags_that_affect("test") - {"test_weights"})
-
 _SHOWN = 3
-
-
-def stored_flags(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a checkpoint's network, inferred from its tensors if none are stored.
-
-    Args:
-        typed: the flags passed; stored options that contradict them are left out, such as a stored
-            score beside a passed one.
-
-    Raises:
-        CheckpointError, WeightsError: the file is missing, damaged or of another network.
-    """
-    stored = _own_options(peek(path).get("options"))
-    if not stored:
-        content = load_checkpoint(path)
-        stored = _own_options(content.get("options")) or _flags_of_tensors(content, path)
-    return beneath(stored, typed) | _trained_on(stored, typed)
-
-
-def _flags_of_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    weights = identify(content, str(path))
-    if weights.kind != CHECKPOINT:
-        raise PansError(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
-    flags = {
-        "backbone": weights.backbone,
-        "classifier": weights.classifier,
-        "num_classes": weights.num_classes,
-        "cosine_scores": weights.classifier == "cosine",
-    }
-    alike = [
-        name
-        for name in TRAINING_SETS
-        if DATASETS[name].published_info.num_classes == weights.num_classes
-    ]
-    return flags | ({"dataset": alike[0]} if len(alike) == 1 else {})
-
-
-def _trained_on(stored: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
-    """--trained_on for a test on another data set than the network's, for evaluation only."""
-    source = stored.get("trained_on") or stored.get("dataset")
-    reader = DATASETS.get(typed.get("dataset", ""))
-    info = getattr(reader, "published_info", None)  # the user's own folder has none
-    if info is None or info.has_class_labels or source not in TRAINING_SETS:
-        return {}
-    return {} if "trained_on" in typed else {"trained_on": source}
 
 
 def with_stored_flags(argv: Sequence[str]) -> tuple[Options, str | None]:
@@ -99,19 +53,15 @@ def with_stored_flags(argv: Sequence[str]) -> tuple[Options, str | None]:
         return options, None
     given = {**RECIPE, **typed} if typed.get("test") and typed.get("default") else typed
     try:
-        stored = stored_flags(path, given)
+        stored = _flags_in(path, given)
     except WeightsError:
         if not typed.get("test"):
             raise
         stored = {}  # loading it will report how it differs from the flags
     stored |= found
-    taken = {name: value for name, value in stored.items() if value != _unset(name)}
+    taken = {name: value for name, value in stored.items() if value != getattr(Options, name)}
     words = " ".join(as_words(taken))
     return parse_options(argv, stored), f"taken from {path}: {words}" if words else None
-
-
-def _unset(name: str) -> Any:
-    return next(flag.default for flag in fields(Options) if flag.name == name)
 
 
 def _checkpoint_of(typed: Mapping[str, Any]) -> tuple[Path | None, dict[str, str]]:
@@ -122,10 +72,10 @@ def _checkpoint_of(typed: Mapping[str, Any]) -> tuple[Path | None, dict[str, str
     """
     if not any(typed.get(job) for job in ("test", "predict", "export")):
         return None, {}
-    places = ("name", "checkpoints", "dataset", "test_weights")
+    places = ("name", "checkpoints", "dataset", "test_weights", "ckpt_test")
     run = Options(**{name: typed[name] for name in places if name in typed})
-    if "ckpt_test" in typed:
-        return find_checkpoint(typed["ckpt_test"], run.checkpoint_path.parent), {}
+    if run.ckpt_test is not None:
+        return tested_checkpoint(run), {}
     if not typed.get("test"):
         return None, {}
     candidates = _candidates(run)
@@ -175,21 +125,61 @@ def _refuse_no_checkpoint(options: Options) -> None:
     )
 
 
+def _flags_in(path: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a checkpoint's network, inferred from its tensors if none are stored.
+
+    Args:
+        typed: the flags passed; stored options that contradict them are left out, such as a stored
+            score beside a passed one.
+
+    Raises:
+        CheckpointError, WeightsError: the file is missing, damaged or of another network.
+    """
+    stored = _own_options(peek(path).get("options"))
+    if not stored:
+        content = load_checkpoint(path)
+        stored = _own_options(content.get("options")) or _flags_of_tensors(content, path)
+    return beneath(stored, typed) | _trained_on(stored, typed)
+
+
 def _own_options(options: Any) -> dict[str, Any]:
     """The options of a checkpoint that describe its network, if a run of this code wrote it."""
     if not isinstance(options, Mapping) or "classifier" not in options:
         return {}
-    # Checkpoints have lists where options have tuples.
-    stored: dict[str, Any] = {
-        name: tuple(options[name]) if isinstance(options[name], list) else options[name]
-        for name in _STORED_FLAGS
-        if name in options
-    }
+    stored = {name: options[name] for name in _STORED_FLAGS if name in options}
     try:
-        Options(**stored)
+        own = Options.from_dict(stored)
     except (OptionError, TypeError):
         return {}
-    return stored
+    return {name: value for name, value in vars(own).items() if name in stored}
+
+
+def _flags_of_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    weights = identify(content, str(path))
+    if weights.kind != CHECKPOINT:
+        raise PansError(f"{path} holds {weights.kind}; name a {CHECKPOINT} with --ckpt_test")
+    flags = {
+        "backbone": weights.backbone,
+        "classifier": weights.classifier,
+        "num_classes": weights.num_classes,
+        "cosine_scores": weights.classifier == "cosine",
+    }
+    alike = [
+        name
+        for name in TRAINING_SETS
+        if DATASETS[name].published_info.num_classes == weights.num_classes
+    ]
+    return flags | ({"dataset": alike[0]} if len(alike) == 1 else {})
+
+
+def _trained_on(stored: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """--trained_on for a test on another data set than the network's, for evaluation only."""
+    source = stored.get("trained_on") or stored.get("dataset")
+    reader = DATASETS.get(typed.get("dataset", ""))
+    info = getattr(reader, "published_info", None)  # the user's own folder has none
+    if info is None or info.has_class_labels or source not in TRAINING_SETS:
+        return {}
+    return {} if "trained_on" in typed else {"trained_on": source}
 
 
 def tested_checkpoint(options: Options) -> Path:
@@ -213,19 +203,17 @@ def tested_checkpoint(options: Options) -> Path:
     return best
 
 
-def describe_tested(checkpoint: Mapping[str, Any], path: Path) -> str:
-    """The test's line about its weights, with the completed epochs."""
-    epoch, options = checkpoint.get("epoch"), checkpoint.get("options")
-    if "iteration" not in checkpoint or not isinstance(options, Mapping):
-        return f"tests {path}"
-    return f"tests {path}, after {epoch} of {options.get('epochs')} epochs"
+def describe_tested(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Iterator[str]:
+    """The lines of a test about its weights: after how many epochs, and trained with what.
 
-
-def notes_on_test(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Iterator[str]:
-    """Notes on flags that differ from training and cannot be seen from the weights."""
+    Only flags that differ from training and cannot be seen from the weights are named.
+    """
     saved = checkpoint.get("options")
     if not isinstance(saved, Mapping):
+        yield f"tests {path}"
         return
+    epochs = f", after {checkpoint.get('epoch')} of {saved.get('epochs')} epochs"
+    yield f"tests {path}{epochs * ('iteration' in checkpoint)}"
     for name in ("output_stride", "norm_act"):
         there, here = saved.get(name), getattr(options, name)
         if there not in (None, here):
