@@ -498,6 +498,7 @@ class Options:
 
 
 FLAGS = {flag.name: flag for flag in fields(Options)}
+"""Every flag, by its name."""
 
 
 def flags_that_affect(*words: BearsOn) -> frozenset[str]:
