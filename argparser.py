@@ -95,6 +95,10 @@ def _one_of(*choices: object) -> _Range:
     return _Range(f"one of {', '.join(map(str, choices))}", lambda value: value in choices)
 
 
+def _at_least(least: int) -> _Range:
+    return _Range(f"{least} or more", lambda value: value >= least)
+
+
 _OWN_ENDINGS = re.compile(r".*_(best|previous|damaged|old\d+)")
 _LONGEST_NAME = 200  # bytes: disks take 255, of which endings and temporary names need some
 
@@ -104,8 +108,7 @@ def _is_name_of_a_run(name: str) -> bool:
     return is_plain and len(name.encode()) <= _LONGEST_NAME and not _OWN_ENDINGS.fullmatch(name)
 
 
-_COUNT = _Range("1 or more", lambda value: value >= 1)
-_COUNT_OR_NONE = _Range("0 or more", lambda value: value >= 0)
+_COUNT = _at_least(1)
 _ABOVE_ZERO = _Range("a number above 0", lambda value: 0 < value < math.inf)
 _ZERO_OR_ABOVE = _Range("a number, 0 or above", lambda value: 0 <= value < math.inf)
 _NAME_OF_A_RUN = _Range(
@@ -226,7 +229,7 @@ class Options:
         "weights", False, "skip files that cannot be read, list them at the end"
     )
     num_workers: int = _data(
-        "nothing", 16, "loader processes per training process, at most one per CPU", _COUNT_OR_NONE
+        "nothing", 16, "loader processes per training process, at most one per CPU", _at_least(0)
     )
 
     backbone: str = _model(
@@ -255,12 +258,7 @@ class Options:
 
     epochs: int = _training("weights", 40, "passes over the training set", _COUNT)
     batch_size: int = _training("weights", 2, "images per process and step", _COUNT)
-    crop_size: int = _training(
-        "weights",
-        512,
-        "side of the training crops in pixels",
-        _Range("8 or more", lambda value: value >= 8),
-    )
+    crop_size: int = _training("weights", 512, "side of the training crops in pixels", _at_least(8))
     fix_bn: bool = _training("weights", False, "freeze weight and bias of the norms")
     lr: float = _training("weights", 0.007, "learning rate at the start", _ABOVE_ZERO)
     momentum: float = _training(
@@ -325,14 +323,14 @@ class Options:
         "test",
         None,
         "stochastic passes of the score mc_dropout",
-        _Range("2 or more", lambda value: value >= 2),
+        _at_least(2),
         shown_default=str(DROPOUT_PASSES),
     )
     ignore_classes: tuple[str, ...] = _evaluation(
         "test", (), "NAME,NAME: classes that the anomaly metrics leave out"
     )
     sample_num: int = _evaluation(
-        "nothing", 6, "sample pictures shown in TensorBoard", _COUNT_OR_NONE
+        "nothing", 6, "sample pictures shown in TensorBoard", _at_least(0)
     )
     visualize: bool = _evaluation(
         "nothing", False, "write every test image's pictures into the log folder"
@@ -390,7 +388,7 @@ class Options:
         "nothing",
         None,
         "set by old launchers; LOCAL_RANK overrides it",
-        _COUNT_OR_NONE,
+        _at_least(0),
         shown_default="0",
     )
     timeout: float = _launch(
@@ -853,7 +851,7 @@ def typed_flags(argv: Sequence[str]) -> dict[str, Any]:
     found, leftovers = parser.parse_known_args(words)
     if leftovers:
         _refuse_leftover(leftovers[0], words[max(words.index(leftovers[0]) - 1, 0)], parser)
-    typed = {
+    typed: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(found).items()
     }

@@ -245,7 +245,7 @@ class Evaluator:
 def _polling(
     samples: Iterable[EvaluationSample], poll: Callable[[], None], polls: int
 ) -> Iterator[EvaluationSample]:
-    """Yield the samples, calling `poll` before each of the first; `polls` times in any case."""
+    """Yield the samples; call `poll` `polls` times, before the first samples or after the last."""
     left = iter(range(polls))
     for sample in samples:
         if next(left, None) is not None:
@@ -276,7 +276,7 @@ def _measure(
     extremes: Extremes,
     panels: Panels,
 ) -> None:
-    """What a test makes of an image's (H, W) prediction and scores, on the CPU."""
+    """Add an image's (H, W) prediction and scores, on the CPU, to a test's metrics and pictures."""
     evaluation.update(sample.index, sample.name, maps, prediction, sample.label, parts)
     score = maps[evaluation.headline]
     extremes.offer(sample, prediction, score, evaluation.records[-1].metrics)

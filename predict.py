@@ -118,7 +118,7 @@ class Predictor:
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """(H, W) class indices and anomaly score of one picture, at the size of the file."""
         size = sample.picture.shape[:2]
-        # The number seeds MC dropout, so that a picture's result does not depend on the others.
+        # Without its index, so that MC dropout does not depend on the other pictures.
         output = self.scorer.forward(sample.images, size, sample.picture)
         (score,) = self.scorer.maps(output).values()
         prediction = output.prediction.to(torch.uint8)

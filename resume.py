@@ -92,7 +92,7 @@ def starting_checkpoint(options: Options) -> Path | None:
 
 def _refuse_files_of_others(options: Options) -> None:
     """Raise if another run's files have this run's names."""
-    for path in _own_files(options):
+    for path in own_files(options):
         refuse_no_file(path)
         if path != options.checkpoint_path and path.exists():
             saved = peek(path).get("options")
@@ -122,7 +122,7 @@ def _undamaged(path: Path) -> Path:
 def set_aside(options: Options) -> None:
     """Rename the checkpoints of an earlier run of this name to NAME_old1 and so on."""
     number = _times_set_aside(options) + 1
-    for path in _own_files(options):
+    for path in own_files(options):
         if path.is_file():
             aside = path.replace(_aside(path, options, number))
             print(f"{path} is kept as {aside}")
@@ -132,13 +132,14 @@ def _place_aside(given: str, options: Options) -> Path:
     """The file of --ckpt, or its new path if --restart has renamed it."""
     folder, number = options.checkpoint_path.parent, _times_set_aside(options)
     places = {place.resolve() for place in checkpoint_places(given, folder)}
-    for own in _own_files(options):
+    for own in own_files(options):
         if number and own.resolve() in places:
             return _aside(own, options, number)
     return find_checkpoint(given, folder)
 
 
-def _own_files(options: Options) -> tuple[Path, Path, Path]:
+def own_files(options: Options) -> tuple[Path, Path, Path]:
+    """A run's checkpoints: the one before the newest, the best and the newest."""
     own = options.checkpoint_path
     return previous_path(own), options.best_checkpoint_path, own
 

@@ -31,6 +31,7 @@ from resume import (
     is_continued,
     load_training_state,
     options_to_record,
+    own_files,
     position_in,
     random_state,
     starting_checkpoint,
@@ -40,7 +41,6 @@ from utils.checkpoint import (
     load_checkpoint,
     load_model_state,
     model_state,
-    previous_path,
     require_room,
     save_checkpoint,
 )
@@ -154,8 +154,7 @@ class Trainer:
         self.files: dict[str, Files] = from_main(
             self.process, lambda: {split: files_of(pictures[split]) for split in splits}
         )
-        own = options.checkpoint_path
-        paths = (own, previous_path(own), options.best_checkpoint_path)
+        paths = own_files(options)[::-1]  # an error names the newest
         if self.process.is_main:
             for path in paths:
                 remove_leftovers(path)

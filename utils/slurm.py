@@ -10,7 +10,7 @@ _FIRST_PORT, _PORTS = 15000, 15000  # below the ephemeral ports
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun, torch.distributed.launch or `utils.distributed.launch` started a process."""
+    """Whether torchrun, torch.distributed.launch or `utils.distributed.launch` is the parent."""
     return "RANK" in environment or "WORLD_SIZE" in environment
 
 
