@@ -17,7 +17,8 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from ablate import ablate
-from predict import export, predict, with_stored_flags
+from predict import export, predict
+from stored_flags import with_stored_flags
 from train import Trainer
 from utils.distributed import (
     Process,
@@ -25,7 +26,6 @@ from utils.distributed import (
     end_process,
     from_main,
     launch,
-    launched,
     run_reporting,
     start_process,
 )
@@ -36,7 +36,7 @@ from utils.logger import Logger
 from utils.output import lasting_output
 from utils.parent import PARENT_VARIABLE
 from utils.run_lock import holding
-from utils.slurm import ranks_of_step
+from utils.slurm import launched, ranks_of_step
 from utils.torch_settings import keep_freed_memory, make_deterministic
 
 
