@@ -24,7 +24,7 @@ from argparser import (
     typed_flags,
 )
 from build import evaluation_loader_of, inference_settings, model_of
-from dataset import DATASETS, EvaluationSample, describe, reader_of
+from dataset.loaders import EvaluationSample, reader_of
 from dataset.own_pictures import (
     PictureSample,
     Source,
@@ -36,7 +36,7 @@ from dataset.own_pictures import (
     without_label_maps,
     without_support,
 )
-from dataset.registry import TRAINING_SETS
+from dataset.registry import DATASETS, TRAINING_SETS, describe
 from dataset.skipped import SkippedFiles
 from metrics.pooled import PooledCounts, sharpened
 from modules import SegmentationModel

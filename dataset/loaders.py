@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from tqdm import tqdm
 
 from dataset.base import SegmentationDataset
 from dataset.description import Split
@@ -36,6 +37,9 @@ from dataset.worker_signals import prepare_worker
 from utils.errors import PansError
 
 T = TypeVar("T")
+
+WORKERS = 16
+"""Processes of `in_workers`, if there are as many cores."""
 
 
 class EvaluationSample(NamedTuple):
@@ -325,3 +329,27 @@ def worker_options(
         # A loader draws a seed for its workers; this must not advance dropout's generator.
         "generator": torch.Generator(),
     }
+
+
+class _Calls(Dataset[T]):
+    """Item i is function(i)."""
+
+    def __init__(self, function: Callable[[int], T]) -> None:
+        self.function = function
+
+    def __getitem__(self, index: int) -> T:
+        return self.function(index)
+
+
+def in_workers(function: Callable[[int], T], count: int, name: str) -> Iterator[T]:
+    """Yield function(0) to function(count - 1), called in one process per core, with a bar.
+
+    The function should return its errors, because exceptions lose their type on the way.
+    """
+    loader = DataLoader(
+        _Calls(function),
+        batch_size=None,
+        sampler=range(count),
+        num_workers=worker_count(WORKERS),
+    )
+    yield from tqdm(loader, desc=name, unit="image")

@@ -4,7 +4,7 @@ from itertools import chain
 
 from torch.utils.data import DataLoader
 
-from dataset import reader_of
+from dataset.loaders import reader_of
 from dataset.skipping import SampleReader
 from utils.distributed import gather_objects
 

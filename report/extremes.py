@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dataset import EvaluationSample
+from dataset.loaders import EvaluationSample
 from metrics.anomaly import PER_IMAGE, AnomalyMetrics
 from utils.distributed import gather_objects
 from utils.figures import Picture, render

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dataset import DatasetInfo, EvaluationSample
+from dataset.description import DatasetInfo
+from dataset.loaders import EvaluationSample
 from report.visualize import Picture, sample_panel, save_picture
 from utils.distributed import gather_objects
 from utils.logger import Logger

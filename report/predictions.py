@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataset import DatasetInfo
+from dataset.description import DatasetInfo
 from dataset.own_pictures import Source
 from report.video import write_video
 from report.visualize import (

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dataset import DatasetInfo
+from dataset.description import DatasetInfo
 from metrics.evaluation import ImageRecord
 from metrics.report import markdown_scores, write_results
 from report.summary import PERCENT, is_known, per_image_rows, summary, warnings

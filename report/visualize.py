@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataset import DatasetInfo
+from dataset.description import DatasetInfo
 from utils.figures import Picture, render
 from utils.files import replacing
 

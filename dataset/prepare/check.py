@@ -2,22 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from dataset.base import DatasetNotFound, SegmentationDataset
 from dataset.description import IGNORE_INDEX, NORMAL_INDEX, Split
-from dataset.loaders import worker_count
+from dataset.loaders import in_workers
 from dataset.pictures import BadSample
 from dataset.prepare.archives import BDD_ANOMALY, Archive, Published
 from dataset.registry import describe, open_dataset
 from utils.errors import PansError
 
-WORKERS = 16
 # StreetHazards is published with an alpha channel, which copies may lack.
 IMAGE_MODES = {"streethazards": ("RGBA", "RGB")}
 # Their lists give the number of images before all of them are on disk.
@@ -72,39 +70,29 @@ class SampleCheck(NamedTuple):
     indices: tuple[int, ...] = ()
 
 
-class SampleChecks(Dataset[SampleCheck]):
-    """Item i reads sample i in full."""
-
-    def __init__(self, pictures: SegmentationDataset, size: tuple[int, int] | None) -> None:
-        self.pictures = pictures
-        self.size = size
-
-    def __getitem__(self, index: int) -> SampleCheck:
-        path = self.pictures.folder / self.pictures.names[index]
-        try:
-            image, label = self.pictures[index]
-        except BadSample as error:
-            return SampleCheck(str(error))
-        with Image.open(path) as file:  # the data set converts every mode to RGB
-            mode = file.mode
-        counts = label.histogram()[:IGNORE_INDEX]
-        indices = tuple(index for index, count in enumerate(counts) if count)
-        problem = self._problem(path, image.size, mode, indices)
-        return SampleCheck(problem, _by(image.size), mode, indices)
-
-    def _problem(
-        self, path: Path, size: tuple[int, int], mode: str, indices: tuple[int, ...]
-    ) -> str:
-        info = self.pictures.info
-        modes = IMAGE_MODES.get(info.name)
-        if self.size is not None and size != self.size:
-            return f"{path} is {_by(size)}, not {_by(self.size)}"
-        if modes is not None and mode not in modes:
-            return f"{path} has mode {mode}, not {' or '.join(modes)}"
-        if info.name == "streethazards" and indices and indices[-1] > info.anomaly_index:
-            last = info.anomaly_index
-            return f"the label of {path} holds class {indices[-1]}; the last is {last}"
-        return ""
+def _check_sample(
+    pictures: SegmentationDataset, expected: tuple[int, int] | None, index: int
+) -> SampleCheck:
+    """Read sample `index` in full; `expected`: the published size."""
+    path = pictures.folder / pictures.names[index]
+    try:
+        image, label = pictures[index]
+    except BadSample as error:
+        return SampleCheck(str(error))
+    with Image.open(path) as file:  # the data set converts every mode to RGB
+        mode = file.mode
+    counts = label.histogram()[:IGNORE_INDEX]
+    indices = tuple(index for index, count in enumerate(counts) if count)
+    info, problem = pictures.info, ""
+    modes = IMAGE_MODES.get(info.name, (mode,))
+    if expected is not None and image.size != expected:
+        problem = f"{path} is {_by(image.size)}, not {_by(expected)}"
+    elif mode not in modes:
+        problem = f"{path} has mode {mode}, not {' or '.join(modes)}"
+    elif info.name == "streethazards" and indices and indices[-1] > info.anomaly_index:
+        last = info.anomaly_index
+        problem = f"the label of {path} holds class {indices[-1]}; the last is {last}"
+    return SampleCheck(problem, _by(image.size), mode, indices)
 
 
 def _by(size: tuple[int, int]) -> str:
@@ -162,7 +150,8 @@ class Findings:
 def _verify_one(name: str, root: Path, known: Published, found: Findings) -> None:
     for split, expected in known.images.items():
         pictures = open_split(name, root, split, expected)
-        checks = _check_samples(pictures, known.size)
+        read = partial(_check_sample, pictures, known.size)
+        checks = list(in_workers(read, len(pictures), f"verifying {split}"))
         problems = [check.problem for check in checks if check.problem]
         found.problems += problems
         found.rows.append(
@@ -202,18 +191,6 @@ def _span(indices: set[int], pictures: SegmentationDataset) -> str:
     if pictures.info.has_class_labels:
         return f"{min(indices)}..{max(indices)}"
     return "+".join("normal" if index == NORMAL_INDEX else "anomaly" for index in sorted(indices))
-
-
-def _check_samples(
-    pictures: SegmentationDataset, size: tuple[int, int] | None
-) -> list[SampleCheck]:
-    loader = DataLoader(
-        SampleChecks(pictures, size),
-        batch_size=None,
-        sampler=range(len(pictures)),
-        num_workers=worker_count(WORKERS),
-    )
-    return list(tqdm(loader, desc=f"verifying {pictures.split}", unit="image"))
 
 
 def is_complete(root: Path, archive: Archive) -> bool:
