@@ -21,19 +21,8 @@ from utils.reading import Unreadable
 
 # StreetHazards' classes, in the order of their index.
 CLASS_NAMES = (
-    "unlabeled",
-    "building",
-    "fence",
-    "other",
-    "pedestrian",
-    "pole",
-    "road line",
-    "road",
-    "sidewalk",
-    "vegetation",
-    "car",
-    "wall",
-    "traffic sign",
+    "unlabeled,building,fence,other,pedestrian,pole,road line,road,sidewalk,vegetation,car,wall,"
+    "traffic sign"
 )
 IGNORE_INDEX = 255
 
@@ -71,6 +60,15 @@ DATASETS = {
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the flags; those that are not passed come from `DATASETS`."""
+    options = _parser().parse_args(arguments)
+    for name, value in asdict(DATASETS[options.dataset]).items():
+        if getattr(options, name, None) is None:
+            setattr(options, name, value)
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m metrics.evaluate", description=__doc__)
     add = parser.add_argument
     add("--scores", type=Path, required=True, help="folder of score maps, higher = more anomalous")
@@ -100,7 +98,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add("--num_classes", type=int, help="number of known classes")
     add("--anomaly_index", type=int, help="labels from here to 254 are anomalies")
-    add("--class_names", default=",".join(CLASS_NAMES), help="comma-separated, by index")
+    add("--class_names", default=CLASS_NAMES, help="comma-separated, by index")
     add(
         "--ignore_classes",
         default="",
@@ -110,11 +108,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--min_predicted_size", type=int, help="minimum size of a predicted component, in pixels")
     add("--min_true_size", type=int, help="minimum size of a true component, in pixels")
     add("--out", type=Path, help="also write the results to this file, as JSON")
-    options = parser.parse_args(arguments)
-    for name, value in asdict(DATASETS[options.dataset]).items():
-        if getattr(options, name, None) is None:
-            setattr(options, name, value)
-    return options
+    return parser
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
@@ -159,14 +153,13 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _entries(options: argparse.Namespace) -> list[Entry]:
-    values = DATASETS[options.dataset]
     entries = match_files(
         options.scores,
         options.labels,
         options.predictions,
         options.format,
-        labelled=values.labelled,
-        left_out=values.left_out,
+        labelled=options.labelled,
+        left_out=options.left_out,
     )
     inputs = {path for one in entries for path in (one.scores, one.label, one.prediction) if path}
     if options.out and options.out.resolve() in {path.resolve() for path in inputs}:

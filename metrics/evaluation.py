@@ -272,7 +272,9 @@ class AnomalyEvaluation:
         ignored, counts = self.ignored_classes, self.counts[score]
         pooled, thresholded = counts.metrics(), self._thresholded.get(score)
         matches = sorted(thresholded.matches, key=lambda pair: pair[0]) if thresholded else []
-        has_open_set = thresholded and all(self._has_prediction)
+        open_counts = None
+        if thresholded and all(self._has_prediction):
+            open_counts = thresholded.open_counts
         return {
             "per image": protocols.per_image(
                 [record.metrics for record in records if record.metrics], base_rate, ignored
@@ -286,11 +288,7 @@ class AnomalyEvaluation:
                 self._spool_errors,
             ),
             "segmentation": protocols.segmentation(segmentation_scores(self.confusion.matrix)),
-            "open set": protocols.open_set(
-                thresholded.open_counts if thresholded and has_open_set else None,
-                pooled,
-                self._spool_errors,
-            ),
+            "open set": protocols.open_set(open_counts, pooled, self._spool_errors),
         }
 
     def _keep(
@@ -310,7 +308,7 @@ class AnomalyEvaluation:
             if score in parts:
                 group[f"parts of {score}"] = [to_numpy(part) for part in parts[score]]
             else:
-                group[f"map of {score}"] = [_in_own_type(maps[score])]
+                group[f"map of {score}"] = [to_numpy(maps[score])]
         try:
             self._spool.append(group)
         except OSError as error:
@@ -415,13 +413,6 @@ def _of_labels(facts: np.ndarray, label: np.ndarray) -> np.ndarray:
         return facts.take(label)
     content = label.tobytes().translate(facts.tobytes())  # five times as fast as take
     return np.frombuffer(bytearray(content), bool).reshape(label.shape)
-
-
-def _in_own_type(scores: Array) -> np.ndarray:
-    """Convert to an array; bfloat16, which NumPy lacks, to float32."""
-    if isinstance(scores, torch.Tensor) and scores.dtype == torch.bfloat16:
-        scores = scores.float()
-    return to_numpy(scores)
 
 
 def _is_constant(kinds: Sequence[Array]) -> bool:

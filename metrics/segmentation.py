@@ -1,24 +1,10 @@
 """Confusion matrix, accuracy and intersection over union, closed and open set."""
 
-from typing import TypedDict
+from typing import Any
 
 import torch
 
 from utils.distributed import reduce_over_processes
-
-SegmentationScores = TypedDict(
-    "SegmentationScores",
-    {
-        "Overall Acc": float,
-        "Mean Acc": float,
-        "FreqW Acc": float,
-        "Mean IoU": float,
-        "Mean IoU, absent classes too": float,
-        "Classes present": int,
-        "Class IoU": dict[int, float],
-    },
-)
-
 
 class ConfusionMatrix:
     """Pixels counted by (true class, predicted class).
@@ -46,18 +32,23 @@ class ConfusionMatrix:
             prediction: integers in 0..C-1, any shape.
             label: integers, the shape of `prediction`.
         """
-        self.matrix += _cross_count(label, prediction, self.num_classes, self.num_classes)
+        size, rows = self.num_classes, label.int()
+        is_counted = (rows >= 0) & (rows < size)
+        # The other pixels go to an extra bin at the end.
+        pairs = torch.where(is_counted, rows * size + prediction.int(), size**2)
+        counts = torch.bincount(pairs.flatten(), minlength=size**2 + 1)
+        self.matrix += counts[:-1].reshape(size, size)
 
     def all_reduce(self) -> None:
         """Adds up the matrices of all processes. Every process calls it, once."""
         self.matrix = reduce_over_processes(self.matrix)
 
 
-def segmentation_scores(matrix: torch.Tensor) -> SegmentationScores:
+def segmentation_scores(matrix: torch.Tensor) -> dict[str, Any]:
     """Accuracies and IoUs, as fractions, of a (C, C) matrix: rows truth, columns prediction.
 
     A class is present if its row is not empty. "Mean Acc" and "Mean IoU" are means over the
-    "Classes present" classes; "Class IoU" is NaN for the others. "Mean IoU, absent classes too"
+    "Classes present" classes; "Class IoU" has those by index and is NaN for the others. "Mean IoU, absent classes too"
     is the mean over the classes that are present or predicted; an absent one has IoU 0.
     "FreqW Acc" is the mean IoU weighted by the classes' true pixels. All are NaN for an empty
     matrix.
@@ -137,14 +128,3 @@ def open_mean_iou(matrix: torch.Tensor, absent_classes_too: bool = False) -> flo
     union = truth + called - correct
     counted = (union if absent_classes_too else truth) > 0
     return float((correct / union)[counted].mean())
-
-
-def _cross_count(
-    rows: torch.Tensor, columns: torch.Tensor, num_rows: int, num_columns: int
-) -> torch.Tensor:
-    """How often each (row, column) occurs; rows out of range go to an extra bin and are dropped."""
-    rows = rows.int()
-    is_inside = (rows >= 0) & (rows < num_rows)
-    pairs = torch.where(is_inside, rows * num_columns + columns.int(), num_rows * num_columns)
-    counts = torch.bincount(pairs.flatten(), minlength=num_rows * num_columns + 1)
-    return counts[:-1].reshape(num_rows, num_columns)
