@@ -225,7 +225,6 @@ def training_loader(
 
     Args:
         accumulate: batches per step; the split must have enough images for one step.
-        dataset: its name in `dataset.registry`.
         skip_bad_files: replace an unreadable sample by one drawn from (seed, epoch, index).
         timeout: seconds to wait for a batch from the workers; 0 waits forever.
 
@@ -277,8 +276,6 @@ def evaluation_loader(
     """Load whole images one at a time, without a batch dimension, each on one rank only.
 
     Args:
-        dataset: its name in `dataset.registry`.
-        skip_bad_files: skip samples that cannot be read.
         multi_scale: True for the five test scales, False for the largest of them; None for
             validation, at full size.
         timeout: seconds to wait for an image from the workers; 0 waits forever.
@@ -312,12 +309,7 @@ def sample_bytes(files: Sequence[Path], scales: Sequence[float]) -> int:
 def worker_options(
     num_workers: int, timeout: float, sample_bytes: int, rank: int
 ) -> dict[str, Any]:
-    """The worker-related arguments of a DataLoader.
-
-    Args:
-        num_workers, timeout, rank: as for the loaders.
-        sample_bytes: size of what a worker sends at a time.
-    """
+    """The worker-related arguments of a DataLoader; a worker sends `sample_bytes` at a time."""
     workers = fitting_workers(worker_count(num_workers), sample_bytes, tells=rank == 0)
     return {
         "num_workers": workers.processes,
@@ -331,7 +323,7 @@ def worker_options(
     }
 
 
-class _Calls(Dataset[T]):
+class Calls(Dataset[T]):
     """Item i is function(i)."""
 
     def __init__(self, function: Callable[[int], T]) -> None:
@@ -347,7 +339,7 @@ def in_workers(function: Callable[[int], T], count: int, name: str) -> Iterator[
     The function should return its errors, because exceptions lose their type on the way.
     """
     loader = DataLoader(
-        _Calls(function),
+        Calls(function),
         batch_size=None,
         sampler=range(count),
         num_workers=worker_count(WORKERS),

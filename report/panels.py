@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dataset.description import DatasetInfo
 from dataset.loaders import EvaluationSample
-from report.visualize import Picture, sample_panel, save_picture
+from report.visualize import Picture, sample_panel
 from utils.distributed import gather_objects
+from utils.files import replacing
 from utils.logger import Logger
 
 
@@ -49,7 +50,8 @@ class Panels:
         )
         if self._folder is not None:
             stem = Path(sample.name).stem
-            save_picture(Image.fromarray(panel), self._folder / f"{sample.index:04d}_{stem}.png")
+            with replacing(self._folder / f"{sample.index:04d}_{stem}.png") as file:
+                Image.fromarray(panel).save(file, format="PNG")
         if sample.index in self._shown:
             self._panels.append((sample.index, panel))
 

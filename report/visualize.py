@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
@@ -18,7 +17,6 @@ from PIL import Image
 
 from dataset.description import DatasetInfo
 from utils.figures import Picture, render
-from utils.files import replacing
 
 _NOT_A_NUMBER_COLOUR = (0, 255, 255)
 _PICTURE_WIDTH_INCHES = 4.8
@@ -41,12 +39,6 @@ _SHORT_SIDE_A_LINE = 360  # pixels of a picture's shorter side per pixel of the 
 _SHEET_CELL_INCHES = (3.2, 2.0)
 _SHEET_LINE_INCHES = 0.35
 _SHEET_TITLES = ("overlay", "prediction", "anomaly score")
-
-
-def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a PNG file atomically; missing folders are created."""
-    with replacing(path) as file:
-        image.save(file, format="PNG")
 
 
 def colorize(label: NDArray[np.integer], info: DatasetInfo) -> Picture:

@@ -129,20 +129,17 @@ def _refuse_painted(labels: list[Path], info: DatasetInfo) -> None:
             painted.append((path, label.mode))
     if painted:
         path, mode = painted[0]
+        remedy = "replace each colour by the index of its class"
+        if mode == "P":
+            remedy = (
+                "if their palette indices are the class indices, convert each with "
+                "PIL.Image.fromarray(numpy.asarray(PIL.Image.open(FILE))).save(FILE)"
+            )
         wanted = ", ".join(info.class_names[:3]) + (", ..." if info.num_classes > 3 else "")
         raise BadSample(
             f"{path} and others are colour pictures (mode {mode}); labels must be 8-bit grey (mode "
-            f"L) with the class index, 0, 1, ... for {wanted}; {_conversion(path, mode)}"
+            f"L) with the class index, 0, 1, ... for {wanted}; {remedy}"
         )
-
-
-def _conversion(path: Path, mode: str) -> str:
-    if mode == "P":
-        return (
-            "if their palette indices are the class indices, convert each with "
-            "PIL.Image.fromarray(numpy.asarray(PIL.Image.open(FILE))).save(FILE)"
-        )
-    return "replace each colour by the index of its class"
 
 
 @dataclass(frozen=True)
@@ -167,11 +164,6 @@ class ClassFile:
             anomaly = len(self.colours) if value == IGNORE_INDEX else value
             index_of[value] = IGNORE_INDEX if word == IGNORE else anomaly
         return index_of
-
-
-def read_classes(root: Path) -> dict[str, Colour]:
-    """RGB by class name, in index order; raises as `read_class_file`."""
-    return read_class_file(root).colours
 
 
 def read_class_file(root: Path) -> ClassFile:
