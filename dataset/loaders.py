@@ -35,6 +35,7 @@ from dataset.transforms import (
 )
 from dataset.worker_signals import prepare_worker
 from utils.errors import PansError
+from utils.interruption import handling
 
 T = TypeVar("T")
 
@@ -182,15 +183,14 @@ def _in_time(samples: Iterator[T], seconds: float) -> Iterator[T]:
         raise RuntimeError(f"DataLoader timed out after {seconds} seconds")
 
     while True:
-        before = signal.signal(signal.SIGALRM, give_up)
-        signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # torch's own time-out comes first
-        try:
-            sample = next(samples)
-        except StopIteration:
-            return
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+        with handling({signal.SIGALRM: give_up}):
+            signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # torch's own time-out comes first
+            try:
+                sample = next(samples)
+            except StopIteration:
+                return
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         yield sample
 
 

@@ -20,9 +20,10 @@ from PIL.PngImagePlugin import PngInfo
 from dataset.base import DatasetNotFound, SegmentationDataset, evenly
 from dataset.description import IGNORE_INDEX, NORMAL_INDEX, DatasetInfo
 from dataset.loaders import in_workers
-from dataset.pictures import BadSample, read_label
+from dataset.pictures import read_label
 from dataset.registry import DATASETS, describe, open_dataset
 from utils.errors import PansError, exit_code
+from utils.reading import Unreadable
 from utils.files import replacing
 
 # Pixels: a sheet is as wide as a slide.
@@ -81,7 +82,7 @@ def _counts_of(pictures: SegmentationDataset, index: int) -> list[int] | str:
     path = pictures.folder / pictures.label_names[index]
     try:
         label = read_label(path, pictures.info, with_anomalies=pictures.split == "test")
-    except BadSample as error:
+    except Unreadable as error:
         return str(error)
     return label.histogram()
 
@@ -141,7 +142,7 @@ def _strips(pictures: SegmentationDataset, samples: int) -> Iterator[Image.Image
     for index in evenly(range(len(pictures)), max(samples, 2)):
         try:
             image, label = pictures[index]
-        except BadSample:
+        except Unreadable:
             continue  # the table counts them
         small = label.resize(_tile_size(image), Image.Resampling.NEAREST)
         name = f"{pictures.split}: {pictures.names[index]}"
@@ -200,7 +201,7 @@ def look(name: str, root: Path, out: Path) -> None:
 
     Raises:
         PansError: `out` is another program's.
-        BadSample: some labels cannot be read, after all else is done.
+        Unreadable: some labels cannot be read, after all else is done.
         DatasetNotFound: not one split is there.
     """
     if out.exists() and not _is_ours(out):
@@ -215,7 +216,7 @@ def look(name: str, root: Path, out: Path) -> None:
     print(f"{out}: pictures, labels and legend")
     problems = [problem for split in counts for problem in split.problems]
     if problems:
-        raise BadSample(f"{len(problems)} labels cannot be read, the first: {problems[0]}")
+        raise Unreadable(f"{len(problems)} labels cannot be read, the first: {problems[0]}")
 
 
 def _splits_there(name: str, root: Path) -> list[SegmentationDataset]:

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from dataset.base import SegmentationDataset
-from dataset.pictures import BadSample
+from utils.reading import Unreadable
 
 
 class SampleReader:
@@ -29,11 +29,11 @@ class SampleReader:
         """Read the image and the label of a sample; None if it is skipped.
 
         Raises:
-            BadSample: a file of the sample cannot be used, without `skip_bad_files`.
+            Unreadable: a file of the sample cannot be used, without `skip_bad_files`.
         """
         try:
             return self.pictures[index]
-        except BadSample:
+        except Unreadable:
             if self._is_bad is None:
                 raise
             self._is_bad[index] = True
@@ -45,9 +45,9 @@ class SampleReader:
             return []
         return [self._problem(index) for index in self._is_bad.nonzero().flatten().tolist()]
 
-    def nothing_readable(self) -> BadSample:
+    def nothing_readable(self) -> Unreadable:
         """The error for a split without any readable sample."""
-        return BadSample(
+        return Unreadable(
             f"{self.pictures.source}: none of its {len(self)} samples can be read, the first: "
             f"{self._problem(0)}"
         )
@@ -55,6 +55,6 @@ class SampleReader:
     def _problem(self, index: int) -> str:
         try:
             self.pictures[index]
-        except BadSample as error:
+        except Unreadable as error:
             return str(error)
         return f"{self.pictures.folder / self.pictures.names[index]} was unreadable for a while"

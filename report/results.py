@@ -24,13 +24,7 @@ CHARTS = {
         "learning rate": ["train/lr"],
         "images per second": ["train/images_per_second"],
     },
-    "validation": {
-        "IoU and accuracies": [
-            "validation/Mean IoU",
-            "validation/Overall Acc",
-            "validation/Mean Acc",
-        ],
-    },
+    "validation": {"IoU and accuracies": [f"validation/{name}" for name in FRACTIONS]},
 }
 """TensorBoard charts with several tags."""
 

@@ -538,23 +538,17 @@ def class_iou_figure(class_iou: Mapping[int, float], info: DatasetInfo) -> Figur
     """Plot the IoU of every class, in [0, 1]; a class without a value is marked as absent."""
     figure = Figure((7, 5.3), dpi=100, layout="constrained")
     axes, size = figure.add_subplot(), _label_size(info.class_names)
-    for index in range(info.num_classes):
-        value = class_iou.get(index, float("nan"))
-        present = np.isfinite(value)
-        axes.barh(index, value if present else 0, color=info.palette[index] / 255, edgecolor="grey")
-        axes.text(
-            value + 0.01 if present else 0.01,
-            index,
-            f"{value:.3f}" if present else "absent",
-            va="center",
-            fontsize=size,
-        )
-    axes.set_yticks(range(info.num_classes), info.class_names, fontsize=size)
+    classes = range(info.num_classes)
+    values = np.array([class_iou.get(index, np.nan) for index in classes])
+    colours = info.palette[: info.num_classes] / 255
+    bars = axes.barh(classes, np.nan_to_num(values), color=colours, edgecolor="grey")
+    labels = [f"{value:.3f}" if np.isfinite(value) else "absent" for value in values]
+    axes.bar_label(bars, labels, padding=3, fontsize=size)
+    axes.set_yticks(classes, info.class_names, fontsize=size)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15)
     axes.set_xlabel("IoU", fontsize=size)
-    present_values = [value for value in class_iou.values() if np.isfinite(value)]
-    if present_values:
-        title = f"IoU of every class, mean {np.mean(present_values):.3f}"
+    if np.isfinite(values).any():
+        title = f"IoU of every class, mean {np.nanmean(values):.3f}"
         axes.set_title(title, fontsize=_CARD_FONT_SIZE)
     return figure

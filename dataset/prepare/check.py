@@ -11,10 +11,10 @@ from PIL import Image
 from dataset.base import DatasetNotFound, SegmentationDataset
 from dataset.description import IGNORE_INDEX, NORMAL_INDEX, Split
 from dataset.loaders import in_workers
-from dataset.pictures import BadSample
 from dataset.prepare.archives import BDD_ANOMALY, Archive, Published
 from dataset.registry import describe, open_dataset
 from utils.errors import PansError
+from utils.reading import Unreadable
 
 # StreetHazards is published with an alpha channel, which copies may lack.
 IMAGE_MODES = {"streethazards": ("RGBA", "RGB")}
@@ -47,7 +47,7 @@ def open_split(name: str, root: Path, split: Split, expected: int | None) -> Seg
     """
     try:
         pictures = open_dataset(name, root, split)
-    except BadSample as error:
+    except Unreadable as error:
         raise BadDataSet(f"{error}; or move it away and run the command without --check") from error
     if name in LISTED and expected is not None and len(pictures) != expected:
         raise BadDataSet(
@@ -77,7 +77,7 @@ def _check_sample(
     path = pictures.folder / pictures.names[index]
     try:
         image, label = pictures[index]
-    except BadSample as error:
+    except Unreadable as error:
         return SampleCheck(str(error))
     with Image.open(path) as file:  # the data set converts every mode to RGB
         mode = file.mode
@@ -99,11 +99,8 @@ def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def verify(root: Path, archives: Sequence[Archive], names: Sequence[str] = ()) -> str:
-    """Read every file of data sets and compare it with what is published.
-
-    Args:
-        names: names of the data sets; if empty, those of the archives.
+def verify(root: Path, archives: Sequence[Archive], names: Sequence[str]) -> str:
+    """Read every file of the named data sets and compare it with what is published.
 
     Returns:
         A table with one line per split.
@@ -112,7 +109,6 @@ def verify(root: Path, archives: Sequence[Archive], names: Sequence[str] = ()) -
         BadDataSet: a wrong number of images, or damaged files, each of which was printed.
         DatasetNotFound: a list is missing.
     """
-    names = names or list(dict.fromkeys(archive.dataset for archive in archives))
     found = Findings()
     for name in names:
         try:

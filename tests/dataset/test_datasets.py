@@ -11,11 +11,11 @@ from PIL import Image
 
 from dataset import bdd_anomaly
 from dataset.base import DatasetNotFound
-from dataset.pictures import BadSample
 from dataset.readers.folder import MOST_CLASSES, read_class_file
 from dataset.registry import DATASETS, TRAINING_SETS, describe, open_dataset
 from tests.dataset import trees
 from utils.errors import PansError
+from utils.reading import Unreadable
 
 NORMAL, ANOMALY, IGNORED = 253, 254, 255
 Write = Callable[[Path], None]
@@ -352,7 +352,7 @@ def test_files_that_do_not_match_are_reported_at_once(
 ) -> None:
     EVALUATION_ONLY[name][0](tmp_path)
     damage(tmp_path)
-    with pytest.raises(BadSample) as caught:
+    with pytest.raises(Unreadable) as caught:
         open_dataset(name, tmp_path, "test")
     assert str(caught.value).startswith(str(tmp_path))
     assert words in str(caught.value)
