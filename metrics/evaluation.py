@@ -87,7 +87,6 @@ class AnomalyEvaluation:
         ignore_index: the label of ignored pixels.
         ignore_classes: class indices whose pixels count as neither normal nor anomalous. They
             stay in the confusion matrix.
-        device: the device on which predictions are counted.
         scores: names of several scores of one model; the first is the headline score.
         class_names: for the results; by default the indices.
         min_predicted_size, min_true_size: see `match_components`; the defaults are those of
@@ -116,7 +115,6 @@ class AnomalyEvaluation:
         anomaly_index: int = 13,
         ignore_index: int = 255,
         ignore_classes: Sequence[int] = (),
-        device: torch.device | str = "cpu",
         *,
         scores: Sequence[str] = (),
         class_names: Sequence[str] = (),
@@ -136,7 +134,7 @@ class AnomalyEvaluation:
         labels = np.arange(256)
         self._is_valid = (labels != ignore_index) & ~np.isin(labels, ignore_classes)
         self._is_anomaly = (labels >= anomaly_index) & self._is_valid
-        self.confusion = ConfusionMatrix(num_classes, device)
+        self.confusion = ConfusionMatrix(num_classes)
         self._has_names = bool(scores)
         self.scores = tuple(scores) or (ONLY_SCORE,)
         self.counts: dict[str, BinnedScores] = {name: PooledCounts() for name in self.scores}
@@ -196,9 +194,8 @@ class AnomalyEvaluation:
             self.counts[score].update(*own)
         self._has_prediction.append(prediction is not None)
         if prediction is not None:
-            device = self.confusion.matrix.device
             self.confusion.update(
-                torch.as_tensor(prediction).to(device), torch.from_numpy(label).to(device)
+                torch.as_tensor(prediction, device="cpu"), torch.from_numpy(label)
             )
         self._keep(maps, label, prediction, parts or {})
 

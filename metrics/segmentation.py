@@ -12,7 +12,6 @@ class ConfusionMatrix:
     Args:
         num_classes: C. Pixels whose true class is not in 0..C-1 (ignored ones, anomalies) are not
             counted.
-        device: the device of the labels and of the counts.
 
     >>> confusion = ConfusionMatrix(2)
     >>> confusion.update(prediction=torch.tensor([0, 1, 1]), label=torch.tensor([0, 0, 255]))
@@ -21,12 +20,12 @@ class ConfusionMatrix:
             [0, 0]])
     """
 
-    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
-        """Count one image or batch.
+        """Count one image or batch, on any device.
 
         Args:
             prediction: integers in 0..C-1, any shape.
@@ -37,7 +36,7 @@ class ConfusionMatrix:
         # The other pixels go to an extra bin at the end.
         pairs = torch.where(is_counted, rows * size + prediction.int(), size**2)
         counts = torch.bincount(pairs.flatten(), minlength=size**2 + 1)
-        self.matrix += counts[:-1].reshape(size, size)
+        self.matrix += counts[:-1].reshape(size, size).cpu()
 
     def all_reduce(self) -> None:
         """Adds up the matrices of all processes. Every process calls it, once."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dataset.loaders import EvaluationSample
 from metrics.anomaly import PER_IMAGE, AnomalyMetrics
+from report.panels import maps_of
 from utils.distributed import gather_objects
 from utils.figures import Picture, render
 from utils.logger import Logger
@@ -57,13 +58,8 @@ class Extremes:
         kept = {index for ranking in self._rankings.values() for _, index in ranking}
         self._maps = {index: maps for index, maps in self._maps.items() if index in kept}
         if sample.index in kept:
-            maps = [
-                # Copies, because the sample's arrays may be in shared memory, which is scarce.
-                sample.picture.numpy().copy(),
-                sample.label.numpy().copy(),
-                prediction.cpu().numpy().astype(np.uint8),
-                score.float().cpu().numpy(),
-            ]
+            # Copies, because the sample's arrays may be in shared memory, which is scarce.
+            maps = [one.copy() for one in maps_of(sample, prediction, score)]
             self._maps[sample.index] = _heading(sample.name, metrics), maps
 
     def log(self, logger: Logger, step: int) -> None:

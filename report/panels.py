@@ -15,6 +15,14 @@ from utils.files import replacing
 from utils.logger import Logger
 
 
+def maps_of(
+    sample: EvaluationSample, prediction: Tensor, score: Tensor
+) -> tuple[Picture, np.ndarray, np.ndarray, np.ndarray]:
+    """The inputs of a panel: picture (H, W, 3), and label, prediction and score, all (H, W)."""
+    on_host = prediction.cpu().numpy(), score.float().cpu().numpy()
+    return sample.picture.numpy(), sample.label.numpy(), *on_host
+
+
 class Panels:
     """Panels of image, ground truth, prediction and anomaly score of some images of a split.
 
@@ -41,13 +49,7 @@ class Panels:
 
     def add(self, sample: EvaluationSample, prediction: Tensor, score: Tensor) -> None:
         """Draw the panel of one image from its (H, W) prediction and score."""
-        panel = sample_panel(
-            sample.picture.numpy(),
-            sample.label.numpy(),
-            prediction.cpu().numpy(),
-            score.float().cpu().numpy(),
-            self._info,
-        )
+        panel = sample_panel(*maps_of(sample, prediction, score), self._info)
         if self._folder is not None:
             stem = Path(sample.name).stem
             with replacing(self._folder / f"{sample.index:04d}_{stem}.png") as file:

@@ -220,10 +220,8 @@ def prediction_panel(
         "overlay": overlaid,
         "anomaly score": heat,
     }
-    wide = image.shape[0] < _WIDE * image.shape[1]
-    return _panel(
-        pictures, 1 if wide else 2, _prediction_patches(info, threshold), limits, widths=2
-    )
+    columns = 1 if image.shape[0] < _WIDE * image.shape[1] else 2
+    return _panel(pictures, columns, _prediction_patches(info, threshold), limits, widths=2)
 
 
 def _panel(
@@ -392,16 +390,9 @@ def _add_colour_bar(
     axes = _add_axes(figure, place)
     axes.imshow(heat_map(np.linspace(0, 1, 256)[None], (0.0, 1.0)), aspect="auto")
     axes.set_axis_off()
-    for x, alignment, value in ((-0.04, "right", limits[0]), (1.04, "left", limits[1])):
-        axes.text(
-            x,
-            0.5,
-            f"{value:.2g}",
-            transform=axes.transAxes,
-            ha=alignment,
-            va="center",
-            fontsize=font_size,
-        )
+    style = {"transform": axes.transAxes, "va": "center", "fontsize": font_size}
+    axes.text(-0.04, 0.5, f"{limits[0]:.2g}", ha="right", **style)
+    axes.text(1.04, 0.5, f"{limits[1]:.2g}", ha="left", **style)
 
 
 def _legend_entries(info: DatasetInfo) -> dict[int, str]:
@@ -513,18 +504,12 @@ def class_matrix_figure(
     size = _label_size(names)
     axes = figure.add_subplot()
     shown = axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1])
+    style = {"ha": "center", "va": "center", "fontsize": size * 0.66}
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             lightness = np.dot(shown.to_rgba(value)[:3], (0.299, 0.587, 0.114))
-            axes.text(
-                column,
-                row,
-                number.format(value),
-                ha="center",
-                va="center",
-                color="white" if lightness < 0.5 else "black",
-                fontsize=size * 0.66,
-            )
+            colour = "white" if lightness < 0.5 else "black"
+            axes.text(column, row, number.format(value), color=colour, **style)
     axes.set_xticks(
         range(len(names)), names, fontsize=size, rotation=45, ha="right", rotation_mode="anchor"
     )
