@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -390,7 +390,7 @@ def _add_colour_bar(
     axes = _add_axes(figure, place)
     axes.imshow(heat_map(np.linspace(0, 1, 256)[None], (0.0, 1.0)), aspect="auto")
     axes.set_axis_off()
-    style = {"transform": axes.transAxes, "va": "center", "fontsize": font_size}
+    style: dict[str, Any] = {"transform": axes.transAxes, "va": "center", "fontsize": font_size}
     axes.text(-0.04, 0.5, f"{limits[0]:.2g}", ha="right", **style)
     axes.text(1.04, 0.5, f"{limits[1]:.2g}", ha="left", **style)
 
@@ -504,7 +504,7 @@ def class_matrix_figure(
     size = _label_size(names)
     axes = figure.add_subplot()
     shown = axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1])
-    style = {"ha": "center", "va": "center", "fontsize": size * 0.66}
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size * 0.66}
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             lightness = np.dot(shown.to_rgba(value)[:3], (0.299, 0.587, 0.114))
