@@ -24,7 +24,7 @@ from argparser import (
     typed_flags,
 )
 from build import evaluation_loader_of, inference_settings, model_of
-from dataset.loaders import EvaluationSample, reader_of
+from dataset.loaders import EvaluationSample
 from dataset.own_pictures import (
     PictureSample,
     Source,
@@ -37,7 +37,7 @@ from dataset.own_pictures import (
     without_support,
 )
 from dataset.registry import DATASETS, TRAINING_SETS, describe
-from dataset.skipped import SkippedFiles
+from dataset.skipping import SkippedFiles, reader_of
 from metrics.pooled import PooledCounts, sharpened
 from modules import SegmentationModel
 from modules.export import check_export_support, export_onnx

@@ -17,7 +17,7 @@ from dataset.contents import Files, changes, files_of, packed
 from dataset.description import Split
 from dataset.loaders import EpochSampler
 from dataset.registry import describe, open_dataset
-from dataset.skipped import SkippedFiles
+from dataset.skipping import SkippedFiles
 from dataset.transforms import Sample
 from evaluate import Evaluator
 from modules.abn import describe_norm

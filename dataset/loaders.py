@@ -201,12 +201,6 @@ class EvaluationLoader(BoundedLoader[Any]):
         return (sample for sample in super().__iter__() if sample is not None)
 
 
-def reader_of(loader: DataLoader[Any]) -> SampleReader:
-    """The reader of a loader of this module."""
-    reader: SampleReader = loader.dataset.reader  # type: ignore[attr-defined]
-    return reader
-
-
 def training_loader(
     root: str | Path,
     *,
