@@ -14,9 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from metrics.evaluation import AnomalyEvaluation, Maps
-from metrics.maps import SUFFIXES, Entry, match_files, read_classes, read_scores
+from metrics.maps import SUFFIXES, Entry, match_files, read_scores
 from metrics.report import markdown_table, write_results
 from utils.errors import PansError, exit_code
+from utils.pictures import read_label
 from utils.reading import Unreadable
 
 # StreetHazards' classes, in the order of their index.
@@ -176,18 +177,21 @@ def read_maps(entry: Entry, options: argparse.Namespace) -> Maps:
         PansError, Unreadable: see `evaluate`.
     """
     scores = read_scores(entry.scores)
-    values = read_classes(entry.label, ("L", "I;16"))
-    _check(entry.label, values, scores, 255)
+    values = _read_classes(entry.label, ("L", "I;16"), scores, 255)
     is_ignored = (values == IGNORE_INDEX) | (values < options.label_offset)
     label = np.where(is_ignored, IGNORE_INDEX, values - options.label_offset).astype(np.uint8)
     if entry.prediction is None:
         return scores, label, None
-    prediction = read_classes(entry.prediction, ("L", "I;16", "P"))
-    _check(entry.prediction, prediction, scores, options.num_classes - 1)
+    largest = options.num_classes - 1
+    prediction = _read_classes(entry.prediction, ("L", "I;16", "P"), scores, largest)
     return scores, label, prediction.astype(np.uint8)
 
 
-def _check(path: Path, values: np.ndarray, scores: np.ndarray, largest: int) -> None:
+def _read_classes(
+    path: Path, modes: tuple[str, ...], scores: np.ndarray, largest: int
+) -> np.ndarray:
+    """Read a label map or predicted classes as integers of the shape of the scores."""
+    values = np.asarray(read_label(path, modes)).astype(np.int64)
     if values.shape != scores.shape:
         raise Unreadable(
             f"{path} is {values.shape[1]}x{values.shape[0]} but its score map is "
@@ -195,6 +199,7 @@ def _check(path: Path, values: np.ndarray, scores: np.ndarray, largest: int) -> 
         )
     if values.max() > largest:
         raise Unreadable(f"{path} goes up to {values.max()}; at most {largest} is possible")
+    return values
 
 
 def _class_indices(text: str, class_names: Sequence[str]) -> list[int]:

@@ -24,7 +24,7 @@ import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from utils.errors import PansError
-from utils.pictures import decode, read_label
+from utils.pictures import decode
 from utils.reading import Unreadable, files_below, require_file, what_is
 
 SUFFIXES = {
@@ -160,7 +160,10 @@ def _named_alike(found: Mapping[str, Mapping[str, list[Path]]]) -> dict[str, dic
         keys += [_last, lambda name: _NUMBER.sub("", _last(name))]
     named = [_by_key(found, key) for key in keys]
     if named[0] is None:
-        raise _two_of_a_name(found)
+        one, other = next(
+            paths[:2] for files in found.values() for paths in files.values() if len(paths) > 1
+        )
+        raise PansError(f"{one} and {other} share a name; keep one of them there")
     shared = (one for one in named if one and one["scores"].keys() & one["labels"].keys())
     return next(shared, named[0])
 
@@ -202,13 +205,6 @@ def _by_key(
         if len(named[kind]) < len(pairs):
             return None
     return named
-
-
-def _two_of_a_name(found: Mapping[str, Mapping[str, list[Path]]]) -> PansError:
-    one, other = next(
-        paths[:2] for files in found.values() for paths in files.values() if len(paths) > 1
-    )
-    return PansError(f"{one} and {other} share a name; keep one of them there")
 
 
 def _require_counterparts(
@@ -260,11 +256,6 @@ def read_scores(path: Path) -> np.ndarray:
     if array.dtype.itemsize > 8:
         raise Unreadable(f"{path} holds {array.dtype}, more than 8 bytes per number; use float64")
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-
-
-def read_classes(path: Path, modes: tuple[str, ...]) -> np.ndarray:
-    """Read a label map or predicted classes as (H, W) integers, by `read_label`."""
-    return np.asarray(read_label(path, modes)).astype(np.int64)
 
 
 def _read_npy(path: Path) -> np.ndarray:

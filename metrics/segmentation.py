@@ -47,8 +47,8 @@ def segmentation_scores(matrix: torch.Tensor) -> dict[str, Any]:
     """Accuracies and IoUs, as fractions, of a (C, C) matrix: rows truth, columns prediction.
 
     A class is present if its row is not empty. "Mean Acc" and "Mean IoU" are means over the
-    "Classes present" classes; "Class IoU" has those by index and is NaN for the others. "Mean IoU, absent classes too"
-    is the mean over the classes that are present or predicted; an absent one has IoU 0.
+    "Classes present" classes; "Class IoU", by index, is NaN for the others. "Mean IoU, absent
+    classes too" is the mean over the classes that are present or predicted; absent ones have 0.
     "FreqW Acc" is the mean IoU weighted by the classes' true pixels. All are NaN for an empty
     matrix.
 
