@@ -23,8 +23,8 @@ from dataset.loaders import in_workers
 from dataset.pictures import read_label
 from dataset.registry import DATASETS, describe, open_dataset
 from utils.errors import PansError, exit_code
-from utils.reading import Unreadable
 from utils.files import replacing
+from utils.reading import Unreadable
 
 # Pixels: a sheet is as wide as a slide.
 TILE_WIDTH, TILES, MARGIN, TEXT, LINE = 472, 4, 8, 20, 30
@@ -141,12 +141,12 @@ def _strips(pictures: SegmentationDataset, samples: int) -> Iterator[Image.Image
     tiles: list[tuple[str, Image.Image, Pixels]] = []
     for index in evenly(range(len(pictures)), max(samples, 2)):
         try:
-            image, label = pictures[index]
+            picture, whole = pictures[index]
         except Unreadable:
             continue  # the table counts them
-        small = label.resize(_tile_size(image), Image.Resampling.NEAREST)
+        small = whole.resize(_tile_size(picture), Image.Resampling.NEAREST)
         name = f"{pictures.split}: {pictures.names[index]}"
-        tiles.append((name, image.resize(small.size), np.asarray(small)))
+        tiles.append((name, picture.resize(small.size), np.asarray(small)))
     for start in range(0, len(tiles), TILES // 2):
         some = tiles[start : start + TILES // 2]
         height = max(image.height for _, image, _ in some)

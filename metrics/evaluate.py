@@ -22,8 +22,19 @@ from utils.reading import Unreadable
 
 # StreetHazards' classes, in the order of their index.
 CLASS_NAMES = (
-    "unlabeled,building,fence,other,pedestrian,pole,road line,road,sidewalk,vegetation,car,wall,"
-    "traffic sign"
+    "unlabeled",
+    "building",
+    "fence",
+    "other",
+    "pedestrian",
+    "pole",
+    "road line",
+    "road",
+    "sidewalk",
+    "vegetation",
+    "car",
+    "wall",
+    "traffic sign",
 )
 IGNORE_INDEX = 255
 
@@ -99,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--num_classes", type=int, help="number of known classes")
     add("--anomaly_index", type=int, help="labels from here to 254 are anomalies")
-    add("--class_names", default=CLASS_NAMES, help="comma-separated, by index")
+    add("--class_names", default=",".join(CLASS_NAMES), help="comma-separated, by index")
     add(
         "--ignore_classes",
         default="",

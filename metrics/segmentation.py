@@ -6,6 +6,7 @@ import torch
 
 from utils.distributed import reduce_over_processes
 
+
 class ConfusionMatrix:
     """Pixels counted by (true class, predicted class).
 

@@ -46,9 +46,7 @@ def archives(make_tree: MakeTree, server: Server) -> list[Archive]:
         "test.tar": {"test": 2},
     }
     return [
-        Archive(
-            f"{server.url}/{name}", hashlib.md5(server.files[name]).hexdigest(), images, SIZE
-        )
+        Archive(f"{server.url}/{name}", hashlib.md5(server.files[name]).hexdigest(), images, SIZE)
         for name, images in counts.items()
     ]
 
@@ -410,9 +408,7 @@ def test_a_damaged_list_is_named_with_the_remedy(
     expected = files_under(root)
     path = root / "StreetHazards/test/test.odgt"
     path.write_text("[{")
-    with pytest.raises(
-        BadDataSet, match=rf"^{re.escape(str(path))} .*; or move it away and run"
-    ):
+    with pytest.raises(BadDataSet, match=rf"^{re.escape(str(path))} .*; or move it away and run"):
         prepare(root, None, archives)
     path.unlink()
     prepare(root, None, archives)

@@ -14,8 +14,8 @@ from argparser import OptionError, flags_that_affect, parse_options
 from resume import RunSize, position_in, set_aside
 from utils.checkpoint import CheckpointError, load_checkpoint, previous_path, save_checkpoint
 from utils.errors import PansError
-from utils.reading import Unreadable
 from utils.interruption import Interrupted, typed_command
+from utils.reading import Unreadable
 
 EVERY_STEP = ("--ckpt_minutes", "1e-9")
 
