@@ -1,10 +1,10 @@
 """The base class of all data sets: image and label files, read and checked."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from PIL import Image
 
@@ -14,6 +14,7 @@ from utils.errors import PansError
 from utils.pictures import FOREIGN_SUFFIXES, PICTURE_SUFFIXES, SMALLEST_SIDE
 from utils.reading import Unreadable, is_hidden
 
+Transforms = Callable[[Image.Image, Image.Image], Any]
 Item = TypeVar("Item")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -46,9 +47,10 @@ class SegmentationDataset(ABC):
     Args:
         root: the folder of the data, --data_root.
         split: "train", "validation" or "test"; only that split's files need to exist.
+        transforms: called as `transforms(image, label)`; its return value is the sample.
 
-    A sample is a pair of PIL pictures of one size: the image (RGB) and the label (L) with the
-    indices that `info` describes.
+    Without transforms a sample is a pair of PIL pictures of one size: the image (RGB) and the
+    label (L) with the indices that `info` describes.
 
     Attributes:
         info: the data set's description.
@@ -63,9 +65,12 @@ class SegmentationDataset(ABC):
 
     published_info: ClassVar[DatasetInfo]
 
-    def __init__(self, root: str | Path, split: Split) -> None:
+    def __init__(
+        self, root: str | Path, split: Split, transforms: Transforms | None = None
+    ) -> None:
         self.info = self.describe(Path(root))
         self.split = split
+        self.transforms = transforms
         if split not in self.info.splits:
             raise PansError(
                 f"{self.info.name} has no {split} split, only {', '.join(self.info.splits)}; "
@@ -92,7 +97,7 @@ class SegmentationDataset(ABC):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, Image.Image]:
+    def __getitem__(self, index: int) -> Any:
         image_path = self.folder / self.names[index]
         label_path = self.folder / self.label_names[index]
         image = read_image(image_path, self.info)
@@ -107,7 +112,7 @@ class SegmentationDataset(ABC):
                 f"{label_path} is {label.width}x{label.height} but its image {image_path} is "
                 f"{image.width}x{image.height}; restore both from the archive"
             )
-        return image, label
+        return (image, label) if self.transforms is None else self.transforms(image, label)
 
 
 def find_all(root: Path, folders: Iterable[str], names: Iterable[str], remedy: str) -> list[Path]:

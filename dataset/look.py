@@ -141,12 +141,12 @@ def _strips(pictures: SegmentationDataset, samples: int) -> Iterator[Image.Image
     tiles: list[tuple[str, Image.Image, Pixels]] = []
     for index in evenly(range(len(pictures)), max(samples, 2)):
         try:
-            picture, whole = pictures[index]
+            image, label = pictures[index]
         except Unreadable:
             continue  # the table counts them
-        small = whole.resize(_tile_size(picture), Image.Resampling.NEAREST)
+        small = label.resize(_tile_size(image), Image.Resampling.NEAREST)
         name = f"{pictures.split}: {pictures.names[index]}"
-        tiles.append((name, picture.resize(small.size), np.asarray(small)))
+        tiles.append((name, image.resize(small.size), np.asarray(small)))
     for start in range(0, len(tiles), TILES // 2):
         some = tiles[start : start + TILES // 2]
         height = max(image.height for _, image, _ in some)

@@ -16,6 +16,7 @@ class SampleReader:
     """Reads a split's samples and, with `skip_bad_files`, records the unreadable ones.
 
     Args:
+        pictures: the data set, without transforms.
         skip_bad_files: whether `read` returns None for an unreadable sample instead of raising.
     """
 
