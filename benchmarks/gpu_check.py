@@ -1,4 +1,4 @@
-"""`make gpu-check`: whether PAnS computes rightly on this machine's GPU, and how fast.
+"""`make gpu-check`: test the results of this machine's GPU, and measure its speed.
 
 A few minutes on one GPU, no data needed. It prints a table to paste into a bug report, and ends
 with 1 if a check failed, with 2 on a machine without a usable GPU.
@@ -46,7 +46,7 @@ SIDE = 8192
 TEST_SIZES = ((304, 536), (376, 672), (456, 800), (528, 936), (568, 1000))
 LABEL_SIZE = (720, 1280)
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.03}
-"""Largest difference of the norm's results to the CPU's in float64, over the largest of these."""
+"""Largest difference from the CPU's results in float64, relative to the largest of these."""
 
 Row = tuple[str, str, str]  # what, result, "ok", "FAILED" or ""
 
@@ -56,7 +56,7 @@ def verdict(holds: bool) -> str:
 
 
 def environment_rows(device: torch.device) -> list[Row]:
-    """What a bug report should say of the machine."""
+    """The machine, for a bug report."""
     major, minor = torch.cuda.get_device_capability(device)
     memory = torch.cuda.get_device_properties(device).total_memory / 2**30
     gpu = f"{torch.cuda.get_device_name(device)}, sm_{major}{minor}, {memory:.0f} GiB"
@@ -92,13 +92,13 @@ def norm_data(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def largest_difference(got: Iterable[Tensor], wanted: Iterable[Tensor]) -> float:
-    """The largest over all results, each in terms of its own largest value."""
+    """The largest over all results, each relative to its own largest value."""
     pairs = zip(got, wanted, strict=True)
     return max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
 
 
 def norm_rows(device: torch.device) -> list[Row]:
-    """The CUDA norm against the CPU's in float64, both layouts, maps and single pixels."""
+    """The CUDA norm against the CPU's in float64, for both layouts, maps and single pixels."""
     rows = []
     for dtype, tolerance in TOLERANCES.items():
         differences = []
@@ -159,7 +159,7 @@ def seconds_a_call(call: Callable[[], object], warm_up: int, times: int) -> floa
 
 
 def ceiling(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large product of matrices, in TF32 for fp32, as convolutions take."""
+    """FLOP/s of a large matrix product, in TF32 for fp32, as in convolutions."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
@@ -215,19 +215,19 @@ def test_rows(device: torch.device, data: Path, times: int) -> list[Row]:
         scorer = Scorer(Inference(model, device, precision), ["prototype"])
         images = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in TEST_SIZES]
 
-        def look(scorer: Scorer = scorer, images: list[Tensor] = images) -> object:
+        def test_image(scorer: Scorer = scorer, images: list[Tensor] = images) -> object:
             output = scorer.forward(images, LABEL_SIZE)
             return output.prediction, scorer.maps(output)
 
         torch.cuda.reset_peak_memory_stats()
-        seconds = seconds_a_call(look, times // 3, times)
+        seconds = seconds_a_call(test_image, times // 3, times)
         peak = torch.cuda.max_memory_allocated() / 1e9
         rows.append((f"test image, {precision}", f"{1 / seconds:.1f} images/s, {peak:.2f} GB", ""))
     return rows
 
 
 def report(device: torch.device, crop: int = 450, times: int = 30) -> list[Row]:
-    """All rows; those of a check that raised hold its message."""
+    """All rows; a check that raised has its message in its row."""
     rows = environment_rows(device)
     with tempfile.TemporaryDirectory() as name:
         data = Path(name)

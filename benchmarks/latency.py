@@ -2,8 +2,8 @@
 
 `python -m benchmarks.latency [--size 720x1280] [--runs 5] [FLAGS]`, FLAGS being run.py's, such as
 `--backbone resnet101`, `--precision bf16`, `--multi_scala`, `--plain` or `--ckpt_test FILE`
-(else weights are random). A picture is looked at as large as it is, with --multi_scala at the five
-scales of the test.
+(else weights are random). The picture is run at its own size, with --multi_scala at the test's
+five scales.
 """
 
 import argparse
@@ -30,7 +30,7 @@ Sizes = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Latency:
-    """What was found; FLOPs of one picture by direct sums, a product and a sum being two."""
+    """FLOPs are those of direct convolution for one picture; a multiply-add is two."""
 
     parameters: int
     flops: int
@@ -39,7 +39,7 @@ class Latency:
 
 
 def sizes_of(size: str, *, multi_scale: bool) -> Sizes:
-    """(height, width) of each scale at which a picture of `size`, such as "720x1280", is seen.
+    """(height, width) of each scale for a picture of `size`, such as "720x1280".
 
     Raises:
         PansError: it is not two numbers of 8 or more.
@@ -56,7 +56,7 @@ def sizes_of(size: str, *, multi_scale: bool) -> Sizes:
 
 
 def flops_of(options: Options, sizes: Sizes) -> int:
-    """FLOPs of what leads to logits, whatever device it runs on; no deep supervision."""
+    """FLOPs up to the logits, without deep supervision."""
     with torch.device("meta"):
         model = model_of(options).eval()
         images = [torch.empty(1, 3, *size) for size in sizes]
@@ -67,32 +67,32 @@ def flops_of(options: Options, sizes: Sizes) -> int:
 
 
 def measure(options: Options, sizes: Sizes, runs: int, device: torch.device) -> Latency:
-    """Look at a picture `runs` times after two that do not count; seconds are the median."""
+    """Run inference `runs` times after two warm-up runs; seconds are the median."""
     model = load_network(options) if options.ckpt_test else model_of(options)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     inference = Inference(model.to(device), device, options.precision, plain=options.plain)
     images = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in sizes]
 
-    def look() -> None:
+    def infer() -> None:
         inference.logits(images)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
     for _ in range(2):
-        look()
-    seconds = median(seconds_of(look) for _ in range(runs))
+        infer()
+    seconds = median(seconds_of(infer) for _ in range(runs))
     on_gpu = device.type == "cuda"
     gigabytes = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else peak_gigabytes()
     return Latency(parameters, flops_of(options, sizes), seconds, gigabytes)
 
 
 def report(words: Sequence[str]) -> None:
-    """Measure and print what the command line asks for."""
+    """Measure and print the network that the command line describes."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks.latency", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("--size", default="720x1280", help="HEIGHTxWIDTH (default 720x1280)")
-    parser.add_argument("--runs", type=int, default=5, help="that are timed (default 5)")
+    parser.add_argument("--runs", type=int, default=5, help="number of timed runs (default 5)")
     own, flags = parser.parse_known_args(words)
     if own.runs < 1:
         raise PansError(f"--runs is {own.runs}; expected 1 or more")

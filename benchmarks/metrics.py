@@ -35,7 +35,7 @@ def make_image(kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def published_fpr95(scores: np.ndarray, is_anomaly: np.ndarray) -> float:
-    """The usual way: sort everything, count, take the recall nearest 0.95."""
+    """As usual: sort all scores, count, take the recall nearest 0.95."""
     order = np.argsort(scores, kind="mergesort")[::-1]
     scores, is_anomaly = scores[order], is_anomaly[order]
     ends = np.append(np.flatnonzero(np.diff(scores)), scores.size - 1)
@@ -87,7 +87,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def peak_megabytes(call: Callable[[], Any]) -> float:
-    """The most that NumPy and Python hold at once during a call."""
+    """Peak memory of NumPy and Python during a call."""
     tracemalloc.start()
     call()
     peak = tracemalloc.get_traced_memory()[1]
@@ -100,7 +100,7 @@ def spread(values: list[float], unit: str) -> str:
 
 
 def compare_per_image(kind: str) -> None:
-    """One image, ours against each peer, in turns."""
+    """Compare ours with each peer on one image, in turns."""
     image = make_image(kind)
     peers = {"scikit-learn": (scikit_learn, 40), "torchmetrics": (torchmetrics_pair(), 5)}
     print(f"per-image AUROC, AUPR and FPR95, {kind} scores")
@@ -120,7 +120,7 @@ def compare_per_image(kind: str) -> None:
 
 
 def time_states(kind: str) -> None:
-    """What an image costs the streaming states."""
+    """Print the time of one image's update of the streaming states."""
     scores, is_anomaly = make_image(kind)
     kinds = populations(scores, is_anomaly)
     counts, evaluation = PooledCounts(), AnomalyEvaluation(13)
@@ -131,10 +131,10 @@ def time_states(kind: str) -> None:
         pooled.append(1e3 * seconds(partial(counts.update, *kinds)))
         update = partial(evaluation.update, turn, "image", scores, prediction, label)
         whole.append(1e3 * seconds(update))
-    second_look = 1e3 * seconds(evaluation.results) / TURNS
-    print(f"an image's cost, {kind} scores")
+    second_pass = 1e3 * seconds(evaluation.results) / TURNS
+    print(f"time of an image, {kind} scores")
     print(f"  pooled update       {spread(pooled, 'ms')}   goal: under 9 ms")
-    print(f"  all protocols       {spread(whole, 'ms')}   and {second_look:.0f} ms a second look")
+    print(f"  all protocols       {spread(whole, 'ms')}   and {second_pass:.0f} ms a second pass")
 
 
 def measure_memory() -> None:

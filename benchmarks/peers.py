@@ -38,7 +38,7 @@ def onnx_runtime(file: Path) -> Network:
 
 
 def openvino(file: Path, precision: str) -> Network:
-    """For any size: compiled for one size it folds the export's interpolation wrongly (1e-2)."""
+    """Compiled for any size: for a fixed one, OpenVINO folds the interpolation wrongly (1e-2)."""
     from openvino import Core
 
     settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
@@ -54,12 +54,12 @@ PEERS: dict[str, Callable[[Path], Network]] = {
 
 
 def missing_packages() -> list[str]:
-    """What `pip install -e '.[bench]'` would bring."""
+    """The packages of `pip install -e '.[bench]'` that are not installed."""
     return [name for name in ("onnx", "onnxruntime", "openvino") if find_spec(name) is None]
 
 
 def only_logits(file: Path) -> None:
-    """Take score and classes out of an exported network: it ends with its logits."""
+    """Remove score and classes from an exported network, so that it ends with the logits."""
     import onnx
 
     model = onnx.load(file)
@@ -74,7 +74,7 @@ def only_logits(file: Path) -> None:
 
 
 class PeerInference(Inference):
-    """Logits from another program's network; the rest of a test is the same."""
+    """Logits from another program's network."""
 
     def __init__(self, network: Network) -> None:
         self.network, self.device = network, torch.device("cpu")

@@ -2,7 +2,7 @@
 
 Each turn of each path is a process of its own, and the paths take turns, so that whatever else the
 machine does falls on all of them; ratios are within a turn. "plain" is --plain: the published order
-of work in fp32. The paths' figures are compared on the network that `make demo` has trained.
+of operations in fp32. The paths' metrics are compared on the network that `make demo` has trained.
 """
 
 import argparse
@@ -46,7 +46,7 @@ Found = dict[str, dict[str, list[Turn]]]  # {"train" or "test": {path: its turns
 
 
 def run_python(words: Iterable[object], threads: int | None = None) -> str:
-    """What a process of its own prints; without a GPU."""
+    """Output of a separate Python process without a GPU."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
@@ -72,7 +72,7 @@ def measure(
 
 @contextmanager
 def busy_neighbour() -> Iterator[None]:
-    """Another process that keeps a core busy meanwhile."""
+    """Run another process that keeps a core busy."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
         try:
             yield
@@ -81,21 +81,21 @@ def busy_neighbour() -> Iterator[None]:
 
 
 def compare(data: Path, turns: int) -> tuple[Found, dict[str, list[Turn]]]:
-    """The paths in turn; and of each turn, what fp32 takes with many classes or a neighbour."""
+    """Measure the paths in turn, and in each turn fp32 with many classes and beside a neighbour."""
     found: Found = {what: {path: [] for path in PATHS} for what in NAMES}
     special: dict[str, list[Turn]] = {name: [] for name in SPECIAL_GOALS}
 
-    def told(name: str, turns: list[Turn], turn: Turn) -> None:
+    def add(name: str, turns: list[Turn], turn: Turn) -> None:
         turns.append(turn)
         print(f"{name}, turn {len(turns)}: {turn['seconds']:.2f} s", flush=True)
 
     for _ in range(turns):
         for what, paths in found.items():
             for path, flags in PATHS.items():
-                told(f"{NAMES[what]}, {path}", paths[path], measure(what, data, flags))
-        told(MANY_CLASSES, special[MANY_CLASSES], measure("test", data, classes=150))
+                add(f"{NAMES[what]}, {path}", paths[path], measure(what, data, flags))
+        add(MANY_CLASSES, special[MANY_CLASSES], measure("test", data, classes=150))
         with busy_neighbour():
-            told(NEIGHBOUR, special[NEIGHBOUR], measure("train", data))
+            add(NEIGHBOUR, special[NEIGHBOUR], measure("train", data))
     return found, special
 
 
@@ -143,7 +143,7 @@ def peers_table(data: Path, folder: Path, turns: int) -> str:
     """Other programs on the demo's network: a forward pass, a five-scale image, the metrics."""
     if missing := missing_packages():
         return (
-            f"Peers: not measured, for want of {', '.join(missing)} (`pip install -e '.[bench]'`)."
+            f"Peers: not measured; install {', '.join(missing)} with `pip install -e '.[bench]'`."
         )
     file = folder / "network.onnx"
     network = ["--ckpt_test", DEMO_CHECKPOINT]
@@ -171,7 +171,7 @@ def peers_table(data: Path, folder: Path, turns: int) -> str:
 
 
 def memory_table(data: Path) -> str:
-    """Peak memory of a training step by norm, over what the process holds before it."""
+    """Peak memory of a training step by norm, above that of the process before it."""
     norms = {
         "std": ["--norm_act", "std"],
         "iabn_sync": [],
@@ -203,27 +203,27 @@ def input_table(data: Path, folder: Path, turns: int) -> str:
     return table(head, rows)
 
 
-def figures_of(path: str, folder: Path) -> dict[str, float]:
-    """Figures in percent of the demo's network on the demo's test split."""
+def metrics_of(path: str, folder: Path) -> dict[str, float]:
+    """Metrics, in percent, of the demo's network on the demo's test split."""
     places = ["--logdir", folder, "--name", path, "--data_root", DEMO]
     flags = ["--default", "--test", "--ckpt_test", DEMO_CHECKPOINT, *places, *PATHS[path]]
     run_python(["run.py", *flags])
     results = json.loads((folder / "streethazards" / path / "results.json").read_text())
-    figures = {"mean IoU": 100 * results["Mean IoU"]}
+    metrics = {"mean IoU": 100 * results["Mean IoU"]}
     for protocol in ("per image", "pooled"):
         for name in ("AUPR", "AUROC", "FPR95"):
-            figures[f"{name} {protocol}"] = results["protocols"][protocol]["figures"][name]
-    return figures
+            metrics[f"{name} {protocol}"] = results["protocols"][protocol]["figures"][name]
+    return metrics
 
 
-def figures_table(folder: Path) -> str:
-    figures = {path: figures_of(path, folder) for path in PATHS}
+def metrics_table(folder: Path) -> str:
+    metrics = {path: metrics_of(path, folder) for path in PATHS}
     rows = []
-    for path, values in figures.items():
-        largest = max(abs(value - figures["plain"][name]) for name, value in values.items())
+    for path, values in metrics.items():
+        largest = max(abs(value - metrics["plain"][name]) for name, value in values.items())
         numbers = [f"{value:.4f}" for value in values.values()]
         rows.append([path, *numbers, f"{largest:.4f}", GOAL_POINTS[path]])
-    return table(["path", *figures["plain"], "largest difference", "goal"], rows)
+    return table(["path", *metrics["plain"], "largest difference", "goal"], rows)
 
 
 def growth_table(data: Path, folder: Path) -> str:
@@ -278,7 +278,7 @@ def main() -> None:
             growth_table(data, folder),
             memory_table(data),
             input_table(data, folder, turns),
-            figures_table(folder / "logs"),
+            metrics_table(folder / "logs"),
         ]
         draw(found)
     text = "\n\n".join(tables)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from dataset.demo.writer import write_demo
 from modules import build_model
 from tests.end_to_end.command import start
+from tests.utils.test_distributed import free_port
 from utils.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
@@ -33,12 +33,6 @@ def tiny(tmp_path_factory):
     ended = start("--name", "one", *folders, *training, "--visualize")
     assert ended.returncode == 0, ended.stderr
     return root, folders, training
-
-
-def free_port():
-    """One that no other program listens at, such as another run of these tests."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def results_of(root, name):

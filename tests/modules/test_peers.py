@@ -46,5 +46,5 @@ def test_a_network_is_given_normalised_pictures_and_gives_logits():
 
 def test_peers_that_are_not_installed_are_one_line(monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "openvino" else name)
-    line = "Peers: not measured, for want of openvino (`pip install -e '.[bench]'`)."
+    line = "Peers: not measured; install openvino with `pip install -e '.[bench]'`."
     assert speed.peers_table(Path(), Path(), 1) == line
