@@ -10,13 +10,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from argparser import OptionError, Options, as_words, flags_that_affect, parse_options
+from argparser import FLAGS, OptionError, Options, as_words, flags_that_affect, parse_options
 from metrics.report import UnreadableResults, read_results
 from report.ablation_table import METRICS, Row, draw_plot, write_tables
 from utils.errors import PansError
@@ -27,11 +27,9 @@ from utils.run_lock import holding, lock_file
 
 TEST_FLAGS = flags_that_affect("test")
 _JOBS = {"test", "ckpt_test", "predict", "export", "out", "ablate", "config", "local_rank"}
-_AFFECT_METRICS = TEST_FLAGS | {"data_root"}
+_WITHOUT_EFFECT = flags_that_affect("nothing") - {"data_root"}
 _TABLES = {"seeds", "flags", "grid", "published"}
 _PUBLISHED_KEYS = {"name", "source", "cell", "figures"}
-
-
 MOST_RUNS = 10_000
 
 
@@ -82,7 +80,7 @@ def read_grid(path: Path) -> Grid:
     content = read_toml(path, "ablate", "docs/ablation.md")
     refuse_unknown(path, content, _TABLES)
     flags, axes = content.get("flags", {}), content.get("grid", {})
-    known = {flag.name for flag in fields(Options)} - _JOBS - {"name", "random_seed"}
+    known = FLAGS.keys() - _JOBS - {"name", "random_seed"}
     for table in (flags, axes):
         if not isinstance(table, dict):
             raise PansError(f"{path}: flags and grid should be tables; see docs/ablation.md")
@@ -185,45 +183,32 @@ def _label(axis: str, value: Any) -> str:
 
 def find_results(run: Run) -> dict[str, Any] | None:
     """The run's results, from its training's own test or from a later one; None if not done."""
-    for name in (run.training_name, run.test_name):
-        results = _results_at(run.results_path(name))
-        if results and _decisive(results, ()) == _decisive({"options": run.options.to_dict()}, ()):
-            return results
-    return None
+    return _results_of(run, run.training_name) or _results_of(run, run.test_name)
 
 
 def is_trained(run: Run) -> bool:
     """Whether the run's training is done, including its test."""
-    results = _results_at(run.results_path(run.training_name))
-    if results is None or not run.options.tested_checkpoint_path.is_file():
-        return False
-    wanted = {"options": run.options.to_dict()}
-    return _decisive(results, TEST_FLAGS) == _decisive(wanted, TEST_FLAGS)
+    results = _results_of(run, run.training_name, but=TEST_FLAGS)
+    return results is not None and run.options.tested_checkpoint_path.is_file()
 
 
-def _results_at(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_results(path)
-    except UnreadableResults:
-        return None
+def _results_of(run: Run, name: str, but: frozenset[str] = frozenset()) -> dict[str, Any] | None:
+    """The results of this name, if they were measured with the options of the run.
 
+    Only options that affect the metrics are compared, and scores after resolving aliases: --msp and
+    --score msp are the same.
 
-def _decisive(results: Mapping[str, Any], but: Sequence[str] | frozenset[str]) -> Any:
-    """The options, without `but`, that affect the metrics; None if they are unreadable.
-
-    Scores are compared after resolving aliases: --msp and --score msp are the same.
+    Args:
+        but: flags that may differ.
     """
     try:
+        results = read_results(run.results_path(name))
         options = Options.from_dict(results["options"])
-    except (KeyError, TypeError, AttributeError, OptionError):
+    except (UnreadableResults, KeyError, TypeError, AttributeError, OptionError):
         return None
-    left_out = (
-        (flags_that_affect("test", "nothing") - _AFFECT_METRICS)
-        | {"score", "cosine_scores", "msp"}
-        | set(but)
-    )
-    values = {name: value for name, value in options.to_dict().items() if name not in left_out}
-    return values if "score" in but else {**values, "scores": options.scores}
+    there, here = ({**one.to_dict(), "score": one.scores} for one in (options, run.options))
+    compared = FLAGS.keys() - _WITHOUT_EFFECT - {"cosine_scores", "msp"} - but
+    return results if all(there[flag] == here[flag] for flag in compared) else None
 
 
 def command_of(run: Run) -> list[str]:

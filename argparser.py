@@ -1,29 +1,28 @@
 """The command line: every flag, its default, its range and its help, as one frozen dataclass.
 
 `parse_options` is the only reader of the command line. A flag is one field of `Options`, made by
-`_flag`; parser, help, range checks and checkpoints' copies all follow from the fields.
+the function of its group; parser, help, range checks and checkpoints' copies follow from them.
 """
 
 import argparse
 import difflib
 import math
-import os
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from dataset.description import UNKNOWN_INDEX, DatasetInfo, UnknownClass
 from dataset.registry import DATASETS, TRAINING_SETS, describe
+from foreign_flags import advice_on
 from modules.backbones import BACKBONES
 from modules.scores import ALL, DROPOUT_PASSES, SCORES, Score, resolve
-from utils.errors import PansError, exit_code
+from utils.errors import PansError
 from utils.flag_files import read_config
-from utils.output import lasting_output
 
 RECIPE: dict[str, Any] = {
     "dataset": "streethazards",
@@ -44,9 +43,10 @@ RECIPE: dict[str, Any] = {
 _ALIASES = {"--multi_scale": "--multi_scala", "--no_multi_scale": "--no_multi_scala"}
 _PRECISION_OF_OPT_LEVEL = {"O0": "fp32", "O1": "bf16"}
 _METAVARS = {int: "N", float: "X", str: "NAME", tuple: "NAMES"}
-_OLD = "old flags, kept for published commands"
-_EVALUATION, _PREDICTION = "validation and test", "pictures and export"
-_GROUPS = ("run", "data", "model", "training", _EVALUATION, _PREDICTION, "speed", "launch", _OLD)
+_GROUPS = (
+    *("run", "data", "model", "training", "validation and test", "pictures and export", "speed"),
+    *("launch", "old flags, kept for published commands"),
+)
 _COMMON = (
     *("name", "default", "config", "data_root", "dataset", "backbone", "classifier", "epochs"),
     *("batch_size", "lr", "random_seed", "precision", "nproc", "ckpt", "restart", "test"),
@@ -72,56 +72,6 @@ _REPLACED_TOGETHER = (
 )
 _OF_A_DATA_SET = {"num_classes", "unk_class", "trained_on", "ignore_classes", "eval_size"}
 
-_GPUS = "choose GPUs with CUDA_VISIBLE_DEVICES=0,1 before the command, and --nproc N processes"
-_CONTINUED = "the same command continues its run by itself; --ckpt FILE starts from another file"
-_FILES = "--ckpt FILE trains on from a checkpoint, --ckpt_test FILE tests one"
-_TESTED = "--test --ckpt_test FILE tests a checkpoint"
-_LOGS = "logs go below --logdir, checkpoints below --checkpoints"
-_PICTURES = "--predict PATH... --ckpt_test FILE --out DIR scores pictures and videos"
-_HABITS = {
-    _CONTINUED: "resume resume_from auto_resume continue r",
-    _FILES: "load load_from checkpoint weights pretrained_model model_path",
-    _GPUS: "gpu gpus gpu_id gpu_ids device devices cuda cpu no_cuda use_cuda accelerator ngpu "
-    "ngpus num_gpus n_gpus gpus_per_node nproc_per_node world_size nodes num_nodes rank "
-    "distributed ddp",
-    "TensorBoard's files go below --logdir; there is no other logger": "wandb use_wandb "
-    "wandb_project tensorboard tb logger mlflow",
-    "type --batch_size N": "batch bs b batchsize train_batch_size samples_per_gpu",
-    "type --lr X": "learning_rate base_lr init_lr initial_lr",
-    "type --weight_decay X": "wd l2",
-    "type --random_seed N": "seed s manual_seed",
-    "type --num_workers N": "workers j n_workers num_worker nworkers",
-    "type --epochs N": "max_epochs num_epochs n_epochs total_epochs e ep iters max_iters steps",
-    "type --data_root FOLDER": "data data_dir data_path datadir dataroot dataset_root root "
-    "data_folder",
-    "type --name NAME": "exp exp_name experiment experiment_name run_name run_id tag",
-    _LOGS: "output output_dir save_dir work_dir out_dir log_dir logs save save_path checkpoint_dir "
-    "ckpt_dir results_dir o",
-    "type --backbone NAME": "model arch encoder net network resnet a",
-    "type --precision bf16": "amp fp16 bf16 half mixed_precision use_amp autocast",
-    _TESTED: "eval evaluate test_only eval_only evaluation val validate only_test mode",
-    _PICTURES: "infer inference input image images img video source demo pictures",
-    "type --export onnx --ckpt_test FILE --out FILE": "onnx",
-    "type --config FILE": "cfg config_file yaml opts options set cfg_options c",
-    "type --norm_act iabn_sync, which is the default": "sync_bn syncbn sync_batchnorm",
-    "type --fix_bn": "freeze_bn freeze_norm frozen_bn",
-    "type --crop_size N": "crop img_size image_size imgsz input_size size",
-    "type --multi_scala, or --multi_scale": "multiscale ms tta ms_test scales multi_scale_test",
-    "type --print_interval N": "print_freq log_interval log_freq log_every",
-    "type --val_interval N": "val_freq eval_interval eval_freq eval_every",
-    "type --ckpt_interval N": "save_freq save_interval save_every",
-    "type --clip_grad_norm X": "clip_grad grad_clip max_grad_norm clip",
-    "type --accumulate N": "grad_accum accum accum_iter gradient_accumulation_steps "
-    "accumulate_grad_batches",
-    "type --lr_policy poly or step": "scheduler sched lr_scheduler",
-    "the optimizer is SGD with Nesterov momentum, see --momentum and --lr": "optimizer optim opt",
-    "type --test_weights best": "best use_best",
-    "type --score NAME": "method ood_score detector anomaly_score",
-    "type --help": "usage",
-}
-"""What to type here for flags of other programs: {words: the flags' names}."""
-
-
 BearsOn = Literal["weights", "start", "test", "nothing"]
 
 
@@ -145,6 +95,10 @@ def _one_of(*choices: object) -> _Range:
     return _Range(f"one of {', '.join(map(str, choices))}", lambda value: value in choices)
 
 
+def _at_least(least: int) -> _Range:
+    return _Range(f"{least} or more", lambda value: value >= least)
+
+
 _OWN_ENDINGS = re.compile(r".*_(best|previous|damaged|old\d+)")
 _LONGEST_NAME = 200  # bytes: disks take 255, of which endings and temporary names need some
 
@@ -154,8 +108,7 @@ def _is_name_of_a_run(name: str) -> bool:
     return is_plain and len(name.encode()) <= _LONGEST_NAME and not _OWN_ENDINGS.fullmatch(name)
 
 
-_COUNT = _Range("1 or more", lambda value: value >= 1)
-_COUNT_OR_NONE = _Range("0 or more", lambda value: value >= 0)
+_COUNT = _at_least(1)
 _ABOVE_ZERO = _Range("a number above 0", lambda value: 0 < value < math.inf)
 _ZERO_OR_ABOVE = _Range("a number, 0 or above", lambda value: 0 <= value < math.inf)
 _NAME_OF_A_RUN = _Range(
@@ -180,9 +133,10 @@ def _flag(
     *,
     shown_default: str | None = None,
 ) -> Any:
-    """One flag.
+    """One flag, a field of `Options`.
 
     Args:
+        group: its heading in --help_all.
         bears_on: what the flag affects: the weights after training, the weights training starts
             from, a test of given weights, or nothing that is measured.
         shown_default: if it does not follow from the default.
@@ -207,6 +161,11 @@ def _kind(flag: Field[Any]) -> Any:
     return get_origin(kind) or kind
 
 
+_run, _data, _model, _training, _evaluation, _prediction, _speed, _launch, _old = (
+    partial(_flag, group) for group in _GROUPS
+)
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of a run: one field per flag, checked on construction.
@@ -215,312 +174,225 @@ class Options:
         OptionError: a value is out of its range, or two values contradict each other.
     """
 
-    name: str = _flag(
-        "run",
-        "nothing",
-        "Experiment",
-        "name of the run, its logs and its checkpoints",
-        _NAME_OF_A_RUN,
+    name: str = _run(
+        "nothing", "Experiment", "name of the run, its logs and its checkpoints", _NAME_OF_A_RUN
     )
-    default: bool = _flag(
-        "run", "nothing", False, "PAnS as published, see --help_all; flags passed override it"
+    default: bool = _run(
+        "nothing", False, "PAnS as published, see --help_all; flags passed override it"
     )
-    random_seed: int = _flag(
-        "run",
+    random_seed: int = _run(
         "weights",
         42,
         "seed of every random choice",
         _Range("0 or more and below 2**32", lambda value: 0 <= value < 2**32),
     )
-    logdir: str = _flag("run", "nothing", "./logs", "logs go to LOGDIR/DATASET/NAME", _PATH)
-    checkpoints: str = _flag(
-        "run", "nothing", "./checkpoints", "checkpoints go to CHECKPOINTS/DATASET/NAME.pth", _PATH
+    logdir: str = _run("nothing", "./logs", "logs go to LOGDIR/DATASET/NAME", _PATH)
+    checkpoints: str = _run(
+        "nothing", "./checkpoints", "checkpoints go to CHECKPOINTS/DATASET/NAME.pth", _PATH
     )
-    ckpt: str | None = _flag(
-        "run",
-        "start",
-        None,
-        "checkpoint to continue from; with --restart, its weights alone",
-        _PATH,
+    ckpt: str | None = _run(
+        "start", None, "checkpoint to continue from; with --restart, its weights alone", _PATH
     )
-    restart: bool = _flag(
-        "run", "nothing", False, "start from scratch or from --ckpt's weights, keeping older files"
+    restart: bool = _run(
+        "nothing", False, "start from scratch or from --ckpt's weights, keeping older files"
     )
-    accept_changes: bool = _flag(
-        "run", "nothing", False, "continue a checkpoint with other flags or processes"
+    accept_changes: bool = _run(
+        "nothing", False, "continue a checkpoint with other flags or processes"
     )
-    deterministic: bool = _flag(
-        "run", "weights", False, "same seed, same numbers, at the cost of speed"
+    deterministic: bool = _run("weights", False, "same seed, same numbers, at the cost of speed")
+    print_interval: int = _run("nothing", 10, "iterations between two reports of the loss", _COUNT)
+    config: str | None = _run(
+        "nothing", None, "flags from a TOML file or a results.json; flags passed override", _PATH
     )
-    print_interval: int = _flag(
-        "run", "nothing", 10, "iterations between two reports of the loss", _COUNT
-    )
-    config: str | None = _flag(
-        "run",
-        "nothing",
-        None,
-        "flags from a TOML file or a results.json; flags passed override",
-        _PATH,
-    )
-    ablate: str | None = _flag(
-        "run", "nothing", None, "run a grid of flags and seeds, see docs/ablation.md", _PATH
+    ablate: str | None = _run(
+        "nothing", None, "run a grid of flags and seeds, see docs/ablation.md", _PATH
     )
 
-    data_root: str = _flag("data", "nothing", "data", "folder of the data set", _PATH)
-    dataset: str = _flag(
-        "data", "weights", "streethazards", "data set, one of the names below", _one_of(*DATASETS)
+    data_root: str = _data("nothing", "data", "folder of the data set", _PATH)
+    dataset: str = _data(
+        "weights", "streethazards", "data set, one of the names below", _one_of(*DATASETS)
     )
-    trained_on: str | None = _flag(
-        "data",
+    trained_on: str | None = _data(
         "weights",
         None,
         "the network's data set, for evaluation-only sets",
         _one_of(*TRAINING_SETS),
         shown_default="streethazards",
     )
-    num_classes: int = _flag(
-        "data", "weights", 13, "number of trained classes; other data sets have their own", _COUNT
+    num_classes: int = _data(
+        "weights", 13, "number of trained classes; other data sets have their own", _COUNT
     )
-    unk_class: int = _flag(
-        "data", "test", 13, "class index of anomalies, up to 254; other data sets have their own"
+    unk_class: int = _data(
+        "test", 13, "class index of anomalies, up to 254; other data sets have their own"
     )
-    skip_bad_files: bool = _flag(
-        "data", "weights", False, "skip files that cannot be read, list them at the end"
+    skip_bad_files: bool = _data(
+        "weights", False, "skip files that cannot be read, list them at the end"
     )
-    num_workers: int = _flag(
-        "data",
-        "nothing",
-        16,
-        "loader processes per training process, at most one per CPU",
-        _COUNT_OR_NONE,
+    num_workers: int = _data(
+        "nothing", 16, "loader processes per training process, at most one per CPU", _at_least(0)
     )
 
-    backbone: str = _flag(
-        "model",
-        "weights",
-        "resnet50",
-        f"the network's body: {', '.join(BACKBONES)}",
-        _one_of(*BACKBONES),
+    backbone: str = _model(
+        "weights", "resnet50", f"the network's body: {', '.join(BACKBONES)}", _one_of(*BACKBONES)
     )
-    output_stride: int = _flag(
-        "model", "weights", 8, "the backbone's stride: 8 or 16", _one_of(8, 16)
-    )
-    no_pretrained: bool = _flag(
-        "model", "start", False, "start from random weights, not from ImageNet's"
-    )
-    pretrained: str | None = _flag(
-        "model",
+    output_stride: int = _model("weights", 8, "the backbone's stride: 8 or 16", _one_of(8, 16))
+    no_pretrained: bool = _model("start", False, "start from random weights, not from ImageNet's")
+    pretrained: str | None = _model(
         "start",
         None,
         "ImageNet weights: auto (in pretrained/), torchvision or a file",
         _PATH,
         shown_default="auto",
     )
-    norm_act: str = _flag(
-        "model",
+    norm_act: str = _model(
         "weights",
         "iabn_sync",
         "norm and activation: iabn_sync, iabn, abn or std",
         _one_of("iabn_sync", "iabn", "abn", "std"),
     )
-    pooling: int = _flag(_OLD, "weights", 32, "no effect: only 32 is accepted")
-    head: str = _flag(_OLD, "weights", "PPM", "no effect: only PPM is accepted", _one_of("PPM"))
-    classifier: str = _flag(
-        "model",
-        "weights",
-        "standard",
-        "standard or cosine (prototypes)",
-        _one_of("standard", "cosine"),
+    pooling: int = _old("weights", 32, "no effect: only 32 is accepted")
+    head: str = _old("weights", "PPM", "no effect: only PPM is accepted", _one_of("PPM"))
+    classifier: str = _model(
+        "weights", "standard", "standard or cosine (prototypes)", _one_of("standard", "cosine")
     )
 
-    epochs: int = _flag("training", "weights", 40, "passes over the training set", _COUNT)
-    batch_size: int = _flag("training", "weights", 2, "images per process and step", _COUNT)
-    crop_size: int = _flag(
-        "training",
-        "weights",
-        512,
-        "side of the training crops in pixels",
-        _Range("8 or more", lambda value: value >= 8),
-    )
-    fix_bn: bool = _flag("training", "weights", False, "freeze weight and bias of the norms")
-    lr: float = _flag("training", "weights", 0.007, "learning rate at the start", _ABOVE_ZERO)
-    momentum: float = _flag(
-        "training",
+    epochs: int = _training("weights", 40, "passes over the training set", _COUNT)
+    batch_size: int = _training("weights", 2, "images per process and step", _COUNT)
+    crop_size: int = _training("weights", 512, "side of the training crops in pixels", _at_least(8))
+    fix_bn: bool = _training("weights", False, "freeze weight and bias of the norms")
+    lr: float = _training("weights", 0.007, "learning rate at the start", _ABOVE_ZERO)
+    momentum: float = _training(
         "weights",
         0.9,
         "Nesterov momentum",
         _Range("0 or more and below 1", lambda value: 0 <= value < 1),
     )
-    weight_decay: float = _flag(
-        "training", "weights", 1e-4, "L2 penalty on all parameters", _ZERO_OR_ABOVE
+    weight_decay: float = _training("weights", 1e-4, "L2 penalty on all parameters", _ZERO_OR_ABOVE)
+    lr_policy: str = _training(
+        "weights", "poly", "learning rate schedule: poly or step", _one_of("poly", "step")
     )
-    lr_policy: str = _flag(
-        "training",
-        "weights",
-        "poly",
-        "learning rate schedule: poly or step",
-        _one_of("poly", "step"),
+    lr_decay_step: int = _training("weights", 5000, "step: iterations between two decays", _COUNT)
+    lr_decay_factor: float = _training("weights", 0.1, "step: factor of a decay", _ABOVE_ZERO)
+    lr_power: float = _training("weights", 0.9, "poly: exponent", _ZERO_OR_ABOVE)
+    deepsup: float = _training(
+        "weights", 0.4, "weight of the deep supervision's loss", _ZERO_OR_ABOVE
     )
-    lr_decay_step: int = _flag(
-        "training", "weights", 5000, "step: iterations between two decays", _COUNT
+    ckpt_interval: int = _training("nothing", 1, "epochs between two checkpoints", _COUNT)
+    ckpt_minutes: float = _training(
+        "nothing", 15.0, "minutes between two checkpoints inside an epoch", _ABOVE_ZERO
     )
-    lr_decay_factor: float = _flag(
-        "training", "weights", 0.1, "step: factor of a decay", _ABOVE_ZERO
+    clip_grad_norm: float | None = _training(
+        "weights", None, "largest L2 norm of all gradients", _ABOVE_ZERO
     )
-    lr_power: float = _flag("training", "weights", 0.9, "poly: exponent", _ZERO_OR_ABOVE)
-    deepsup: float = _flag(
-        "training", "weights", 0.4, "weight of the deep supervision's loss", _ZERO_OR_ABOVE
-    )
-    ckpt_interval: int = _flag("training", "nothing", 1, "epochs between two checkpoints", _COUNT)
-    ckpt_minutes: float = _flag(
-        "training", "nothing", 15.0, "minutes between two checkpoints inside an epoch", _ABOVE_ZERO
-    )
-    clip_grad_norm: float | None = _flag(
-        "training", "weights", None, "largest L2 norm of all gradients", _ABOVE_ZERO
-    )
-    max_bad_steps: int = _flag(
-        "training",
-        "nothing",
-        10,
-        "consecutive non-finite steps after which the run ends",
-        _COUNT,
+    max_bad_steps: int = _training(
+        "nothing", 10, "consecutive non-finite steps after which the run ends", _COUNT
     )
 
-    test: bool = _flag(_EVALUATION, "nothing", False, "test only, without training")
-    ckpt_test: str | None = _flag(
-        _EVALUATION,
-        "nothing",
-        None,
-        "checkpoint that is tested",
-        _PATH,
-        shown_default="by --test_weights",
+    test: bool = _evaluation("nothing", False, "test only, without training")
+    ckpt_test: str | None = _evaluation(
+        "nothing", None, "checkpoint that is tested", _PATH, shown_default="by --test_weights"
     )
-    test_weights: str = _flag(
-        _EVALUATION,
-        "test",
-        "last",
-        "weights tested without --ckpt_test: last or best",
-        _one_of("last", "best"),
+    test_weights: str = _evaluation(
+        "test", "last", "weights tested without --ckpt_test: last or best", _one_of("last", "best")
     )
-    val_interval: int = _flag(_EVALUATION, "nothing", 1, "epochs between two validations", _COUNT)
-    val_on_trainset: bool = _flag(
-        _EVALUATION, "nothing", False, "validate on the training images instead"
+    val_interval: int = _evaluation("nothing", 1, "epochs between two validations", _COUNT)
+    val_on_trainset: bool = _evaluation("nothing", False, "validate on the training images instead")
+    multi_scala: bool = _evaluation(
+        "test", False, "test at five scales instead of one (also --multi_scale)"
     )
-    multi_scala: bool = _flag(
-        _EVALUATION, "test", False, "test at five scales instead of one (also --multi_scale)"
-    )
-    eval_size: str | None = _flag(
-        _EVALUATION,
+    eval_size: str | None = _evaluation(
         "test",
         None,
         "size at which a test is measured: label or input",
         _one_of("label", "input"),
         shown_default="see docs/evaluation.md",
     )
-    cosine_scores: bool = _flag(
-        _EVALUATION, "test", False, "anomaly score (1 - cosine) / 2; needs --classifier cosine"
+    cosine_scores: bool = _evaluation(
+        "test", False, "anomaly score (1 - cosine) / 2; needs --classifier cosine"
     )
-    msp: bool = _flag(
-        _EVALUATION, "test", False, "anomaly score 1 - max softmax; overrides --cosine_scores"
+    msp: bool = _evaluation(
+        "test", False, "anomaly score 1 - max softmax; overrides --cosine_scores"
     )
-    score: tuple[str, ...] = _flag(
-        _EVALUATION,
+    score: tuple[str, ...] = _evaluation(
         "test",
         (),
         "NAME,NAME: anomaly scores, headline first",
         shown_default="by --msp, --cosine_scores",
     )
-    mc_dropout: int | None = _flag(
-        _EVALUATION,
+    mc_dropout: int | None = _evaluation(
         "test",
         None,
         "stochastic passes of the score mc_dropout",
-        _Range("2 or more", lambda value: value >= 2),
+        _at_least(2),
         shown_default=str(DROPOUT_PASSES),
     )
-    ignore_classes: tuple[str, ...] = _flag(
-        _EVALUATION, "test", (), "NAME,NAME: classes that the anomaly metrics leave out"
+    ignore_classes: tuple[str, ...] = _evaluation(
+        "test", (), "NAME,NAME: classes that the anomaly metrics leave out"
     )
-    sample_num: int = _flag(
-        _EVALUATION, "nothing", 6, "sample pictures shown in TensorBoard", _COUNT_OR_NONE
+    sample_num: int = _evaluation(
+        "nothing", 6, "sample pictures shown in TensorBoard", _at_least(0)
     )
-    visualize: bool = _flag(
-        _EVALUATION, "nothing", False, "write every test image's pictures into the log folder"
+    visualize: bool = _evaluation(
+        "nothing", False, "write every test image's pictures into the log folder"
     )
 
-    predict: tuple[str, ...] = _flag(
-        _PREDICTION, "nothing", (), "run inference on pictures, folders and videos", _PATHS
+    predict: tuple[str, ...] = _prediction(
+        "nothing", (), "run inference on pictures, folders and videos", _PATHS
     )
-    out: str | None = _flag(
-        _PREDICTION, "nothing", None, "folder of --predict, file of --export", _PATH
+    out: str | None = _prediction("nothing", None, "folder of --predict, file of --export", _PATH)
+    threshold: float | None = _prediction(
+        "nothing", None, "--predict: scores >= X are anomalies", _Range("a number", math.isfinite)
     )
-    threshold: float | None = _flag(
-        _PREDICTION,
-        "nothing",
-        None,
-        "--predict: scores >= X are anomalies",
-        _Range("a number", math.isfinite),
-    )
-    calibrate_fpr: float | None = _flag(
-        _PREDICTION,
+    calibrate_fpr: float | None = _prediction(
         "nothing",
         None,
         "--predict: threshold for this false positive rate on validation",
         _Range("a number between 0 and 1", lambda value: 0 < value < 1),
     )
-    overwrite: bool = _flag(
-        _PREDICTION, "nothing", False, "--predict may write among other files in --out"
+    overwrite: bool = _prediction(
+        "nothing", False, "--predict may write among other files in --out"
     )
-    frame_step: int = _flag(
-        _PREDICTION, "nothing", 1, "--predict: run on every N-th frame of a video", _COUNT
+    frame_step: int = _prediction(
+        "nothing", 1, "--predict: run on every N-th frame of a video", _COUNT
     )
-    export: str | None = _flag(
-        _PREDICTION, "nothing", None, "write the network of --ckpt_test as: onnx", _one_of("onnx")
+    export: str | None = _prediction(
+        "nothing", None, "write the network of --ckpt_test as: onnx", _one_of("onnx")
     )
 
-    precision: str = _flag("speed", "weights", "fp32", "fp32 or bf16", _one_of("fp32", "bf16"))
-    opt_level: str | None = _flag(
-        _OLD,
+    precision: str = _speed("weights", "fp32", "fp32 or bf16", _one_of("fp32", "bf16"))
+    opt_level: str | None = _old(
         "nothing",
         None,
         "old name of --precision: O0 = fp32, O1 = bf16",
         shown_default="--precision's",
     )
-    plain: bool = _flag(
-        "speed", "weights", False, "reference implementation: the published operations in fp32"
+    plain: bool = _speed(
+        "weights", False, "reference implementation: the published operations in fp32"
     )
-    compile: bool = _flag(
-        "speed", "weights", False, "torch.compile in training; not with --norm_act iabn_sync"
+    compile: bool = _speed(
+        "weights", False, "torch.compile in training; not with --norm_act iabn_sync"
     )
-    checkpoint_activations: bool = _flag(
-        "speed", "nothing", False, "recompute blocks in backward: less memory, slower"
+    checkpoint_activations: bool = _speed(
+        "nothing", False, "recompute blocks in backward: less memory, slower"
     )
-    accumulate: int = _flag(
-        "speed", "weights", 1, "gradient accumulation: batches per step", _COUNT
-    )
+    accumulate: int = _speed("weights", 1, "gradient accumulation: batches per step", _COUNT)
 
-    nproc: int | None = _flag(
-        "launch",
+    nproc: int | None = _launch(
         "nothing",
         None,
         "processes on this machine",
         _COUNT,
         shown_default="one per GPU, one on a CPU",
     )
-    local_rank: int | None = _flag(
-        _OLD,
+    local_rank: int | None = _old(
         "nothing",
         None,
         "set by old launchers; LOCAL_RANK overrides it",
-        _COUNT_OR_NONE,
+        _at_least(0),
         shown_default="0",
     )
-    timeout: float = _flag(
-        "launch",
-        "nothing",
-        600.0,
-        "seconds to wait for another process or for a loader",
-        _ABOVE_ZERO,
+    timeout: float = _launch(
+        "nothing", 600.0, "seconds to wait for another process or for a loader", _ABOVE_ZERO
     )
 
     def __post_init__(self) -> None:
@@ -530,8 +402,7 @@ class Options:
         _check_pictures_and_export(self)
         _check_scores(self)
         _check_opt_level(self)
-        _check_plain(self)
-        _check_compile(self)
+        _check_speed(self)
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -605,6 +476,10 @@ class Options:
         """The run's checkpoint that is tested without --ckpt_test."""
         return self.best_checkpoint_path if self.test_weights == "best" else self.checkpoint_path
 
+    def describe_data(self) -> DatasetInfo:
+        """The description of the data set, for --dataset folder from its files."""
+        return describe(self.dataset, self.data_root, self.trained_on)
+
     def to_dict(self) -> dict[str, Any]:
         """Every flag's value, in types that JSON and `torch.load(weights_only=True)` support."""
         return {
@@ -615,19 +490,23 @@ class Options:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Options":
         """The inverse of `to_dict`; unknown flags are dropped, missing ones get their defaults."""
-        known = {flag.name: values[flag.name] for flag in fields(cls) if flag.name in values}
+        known = {name: values[name] for name in FLAGS if name in values}
         lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
         return cls(**{**known, **lists})
 
 
+FLAGS = {flag.name: flag for flag in fields(Options)}
+"""Every flag, by its name."""
+
+
 def flags_that_affect(*words: BearsOn) -> frozenset[str]:
     """The names of the flags that affect any of `words`."""
-    return frozenset(flag.name for flag in fields(Options) if flag.metadata["bears_on"] in words)
+    return frozenset(flag.name for flag in FLAGS.values() if flag.metadata["bears_on"] in words)
 
 
 def network_flags() -> frozenset[str]:
     """The names of the flags that describe the network itself."""
-    of_model = {flag.name for flag in fields(Options) if flag.metadata["group"] == "model"}
+    of_model = {flag.name for flag in FLAGS.values() if flag.metadata["group"] == "model"}
     return flags_that_affect("weights") & of_model
 
 
@@ -755,14 +634,9 @@ def _check_opt_level(options: Options) -> None:
     raise _refusal("opt_level", f"{level} contradicts --precision {options.precision}")
 
 
-def _check_plain(options: Options) -> None:
-    if not options.plain:
-        return
-    if options.precision == "bf16":
+def _check_speed(options: Options) -> None:
+    if options.plain and options.precision == "bf16":
         raise _refusal("plain", "is the reference implementation in fp32, without --precision bf16")
-
-
-def _check_compile(options: Options) -> None:
     if not options.compile:
         return
     if options.norm_act == "iabn_sync":
@@ -786,16 +660,19 @@ class _Parser(argparse.ArgumentParser):
 def _cure(message: str) -> str:
     """What to pass instead of an invalid value, where argparse only says what is wrong."""
     match = re.match(r"argument --(\w+): (.*)", message)
-    flag = next((one for one in fields(Options) if match and one.name == match[1]), None)
-    if match is None or (flag is None and not match[1].startswith("no_")):
+    if match is None:
         return ""
-    if match[2].startswith("ignored explicit argument"):
-        return f": {_on_or_off(f'--{match[1]}')}"
-    if match[2] == "expected one argument" and flag and flag.metadata["range"]:
+    name, fault = match.groups()
+    flag = FLAGS.get(name)
+    if flag is None and not name.startswith("no_"):
+        return ""
+    if fault.startswith("ignored explicit argument"):
+        return f": {_on_or_off(f'--{name}')}"
+    if fault == "expected one argument" and flag and flag.metadata["range"]:
         return f": {flag.metadata['range'].words}"
-    if re.fullmatch(r"invalid float value: '-?\d*,\d+'", match[2]):
-        return ", write a decimal point: " + match[2].split("'")[1].replace(",", ".")
-    return ", pass an integer" if match[2].startswith("invalid int value") else ""
+    if re.fullmatch(r"invalid float value: '-?\d*,\d+'", fault):
+        return ", write a decimal point: " + fault.split("'")[1].replace(",", ".")
+    return ", pass an integer" if fault.startswith("invalid int value") else ""
 
 
 def _on_or_off(flag: str) -> str:
@@ -829,7 +706,7 @@ def _short_epilog() -> str:
     paragraphs = (
         f"data sets: {', '.join(DATASETS)}",
         f"scores: {', '.join((*SCORES, ALL))}",
-        f"--help_all lists all {len(fields(Options))} flags and what --default sets.",
+        f"--help_all lists all {len(FLAGS)} flags and what --default sets.",
     )
     return "\n".join(_filled(text, indent="  ") for text in paragraphs)
 
@@ -880,17 +757,16 @@ def _make_parser() -> _Parser:
     parser.add_argument("-h", "--help", action=_Help, help="the flags that most runs need")
     parser.add_argument("--help_all", action=_Help, help="this list of every flag")
     groups = {title: parser.add_argument_group(title) for title in _GROUPS}
-    for flag in fields(Options):
+    for flag in FLAGS.values():
         _add_flag(groups[flag.metadata["group"]], flag)
     return parser
 
 
 def _short_help() -> str:
     parser = _empty_parser(_short_epilog())
-    by_name = {flag.name: flag for flag in fields(Options)}
     group = parser.add_argument_group("flags")
     for name in _COMMON:
-        _add_flag(group, by_name[name])
+        _add_flag(group, FLAGS[name])
     return parser.format_help()
 
 
@@ -953,27 +829,14 @@ def _refuse_leftover(token: str, before: str, parser: _Parser) -> NoReturn:
         elif before in parser._option_string_actions and not hint:
             hint = f": {_on_or_off(before)}"
         raise OptionError(f"{shown!r} belongs to no flag{hint}; see --help")
-    habit = next((words for words, names in _HABITS.items() if name in names.split()), None)
-    if habit is not None:
-        raise OptionError(f"argument {shown}: no such flag; {habit}; see --help")
+    if advice := advice_on(name):
+        raise OptionError(f"argument {shown}: no such flag; {advice}; see --help")
     near = difflib.get_close_matches(shown, parser._option_string_actions, n=1)
     hint = f", did you mean {near[0]}?" if near else ""
     raise OptionError(f"argument {shown}: no such flag{hint}; see --help")
 
 
-def _typed_options(argv: Sequence[str]) -> dict[str, Any]:
-    parser = _make_parser()
-    words = [_published_spelling(token) for token in argv]
-    typed, leftovers = parser.parse_known_args(words)
-    if leftovers:
-        _refuse_leftover(leftovers[0], words[max(words.index(leftovers[0]) - 1, 0)], parser)
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in vars(typed).items()
-    }
-
-
-def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def typed_flags(argv: Sequence[str]) -> dict[str, Any]:
     """The flags passed, which override those of --config, by name, without defaults.
 
     Passed values are unchecked; `argv`: see `parse_options`.
@@ -983,7 +846,15 @@ def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
         PansError: the file of --config cannot be read, or has an unknown flag.
         SystemExit: after --help.
     """
-    typed = _typed_options(sys.argv[1:] if argv is None else argv)
+    parser = _make_parser()
+    words = [_published_spelling(token) for token in argv]
+    found, leftovers = parser.parse_known_args(words)
+    if leftovers:
+        _refuse_leftover(leftovers[0], words[max(words.index(leftovers[0]) - 1, 0)], parser)
+    typed: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(found).items()
+    }
     if "config" not in typed:
         return typed
     return beneath(_config_flags(Path(typed["config"])), typed) | typed
@@ -991,11 +862,10 @@ def typed_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def _config_flags(path: Path) -> dict[str, Any]:
     """The checked flags of a file of --config."""
-    known = {flag.name: flag for flag in fields(Options)}
-    aliases = {alias[2:]: name[2:] for alias, name in _ALIASES.items() if name[2:] in known}
-    takes = known.keys() - {"config", "ablate"}
+    aliases = {alias[2:]: name[2:] for alias, name in _ALIASES.items() if name[2:] in FLAGS}
+    takes = FLAGS.keys() - {"config", "ablate"}
     return {
-        aliases.get(name, name): _config_value(path, known[aliases.get(name, name)], value)
+        aliases.get(name, name): _config_value(path, FLAGS[aliases.get(name, name)], value)
         for name, value in read_config(path, takes | aliases.keys()).items()
     }
 
@@ -1056,13 +926,11 @@ def as_words(flags: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def parse_options(
-    argv: Sequence[str] | None = None, stored: Mapping[str, Any] | None = None
-) -> Options:
+def parse_options(argv: Sequence[str], stored: Mapping[str, Any] | None = None) -> Options:
     """Read the command line: defaults, overridden by --default's values, then by flags passed.
 
     Args:
-        argv: the arguments after the program's name; this process's if None.
+        argv: the arguments after the program's name.
         stored: values from a checkpoint; they override --default, and flags passed override them.
 
     Raises:
@@ -1078,28 +946,8 @@ def parse_options(
     if "opt_level" in typed and "precision" not in typed:
         values["precision"] = _PRECISION_OF_OPT_LEVEL.get(typed["opt_level"], "fp32")
     options = Options(**values)
-    info = describe(options.dataset, options.data_root, options.trained_on)
+    info = options.describe_data()
     own_numbers = {"num_classes": info.num_classes, "unk_class": info.anomaly_index}
     options = replace(options, **(own_numbers | values))
     _check_data(options, info)
     return options
-
-
-def check_words(argv: Sequence[str]) -> None:
-    """End the program after --help, or with exit code 2 for what is wrong in the command line.
-
-    Processes of a launcher are left alone: only the first of them shall report.
-    """
-    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
-        return
-
-    def check() -> None:
-        typed = typed_flags(argv)
-        require_purpose(typed)
-        if not any(map(typed.get, ("ablate", "predict", "export", "test"))):  # files tell flags too
-            parse_options(argv)
-
-    with lasting_output():
-        code = exit_code(check)
-    if code:
-        sys.exit(code)

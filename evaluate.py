@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from report.extremes import Extremes
 from report.panels import Panels
 from report.results import log_segmentation, log_start, report_results
 from report.visualize import sample_panel
-from resume import describe_tested, notes_on_test, tested_checkpoint
+from stored_flags import describe_tested, tested_checkpoint
 from utils.background import Background, to_host
 from utils.checkpoint import DEEP_SUPERVISION, load_checkpoint, load_model_state, model_state
 from utils.distributed import Process, from_main, sum_over_processes, wait_for_all
@@ -53,12 +53,10 @@ class Evaluator:
         logger: Logger,
         info: DatasetInfo,
         model: SegmentationModel,
-        precision: str,
         skipped: SkippedFiles,
     ) -> None:
         self.options, self.process, self.logger = options, process, logger
-        self.info, self.model, self.precision = info, model, precision
-        self.skipped = skipped
+        self.info, self.model, self.skipped = info, model, skipped
 
     @torch.inference_mode()
     def validate(
@@ -81,12 +79,11 @@ class Evaluator:
         panels = Panels(_images_of(loader), options.sample_num, self.info)
         loss_and_images = torch.zeros(2, dtype=torch.float64, device=device)
         # Every process polls the same number of times, though some have more images than others.
-        answers = iter(range(_images_of(loader) // self.process.world_size))
+        polls = _images_of(loader) // self.process.world_size
+        samples = _polling(interruptible(loader), between_images, polls)
         with Background() as background:
-            for sample in self._progress(interruptible(loader), "validation"):
-                if next(answers, None) is not None:
-                    between_images()
-                label, size = self._to_device(sample.label), sample.label.shape
+            for sample in self._progress(samples, "validation"):
+                label, size = sample.label.to(device, non_blocking=True), sample.label.shape
                 output = scorer.forward(sample.images, size, sample.picture, sample.index)
                 full_logits = upsample(output.logits[0], size)
                 loss_and_images[0] += segmentation_loss(full_logits, label[None])
@@ -97,18 +94,14 @@ class Evaluator:
                 if panels.wants(sample.index):
                     (score,) = scorer.maps(output).values()
                     background.run(partial(panels.add, sample, prediction, to_host(score)))
-        for _ in answers:
-            between_images()
         confusion.all_reduce()
         loss, images = sum_over_processes(loss_and_images).tolist()
         if not images:
             raise reader_of(loader).nothing_readable()
         scores: dict[str, Any] = {**segmentation_scores(confusion.matrix), "Loss": loss / images}
-        matrix = confusion.matrix
-        log_segmentation(self.logger, "validation", scores, matrix, self.info, step)
+        log_segmentation(self.logger, "validation", scores, confusion.matrix, self.info, step)
         panels.log(self.logger, "validation", step)
-        if self.process.is_main:
-            self._log_prototypes("validation", step)
+        self._log_prototypes("validation", step)
         return scores["Mean IoU"]
 
     def _load_tested_weights(self) -> int:
@@ -124,9 +117,8 @@ class Evaluator:
         state = model_state(checkpoint)
         load_model_state(self.model, state, path, may_lack=DEEP_SUPERVISION)
         if self.process.is_main:
-            print(describe_tested(checkpoint, path))
-            for note in notes_on_test(checkpoint, path, self.options):
-                print(note)
+            for line in describe_tested(checkpoint, path, self.options):
+                print(line)
         iteration = checkpoint.get("iteration")
         return iteration if type(iteration) is int else 0
 
@@ -165,9 +157,9 @@ class Evaluator:
         results |= self._about_the_test(results["Class IoU"], time.perf_counter() - start)
         panels.log(self.logger, "test", step)
         extremes.log(self.logger, step)
+        self._log_prototypes("test", step)
         if self.process.is_main:
             self._log_curves(results, evaluation, step)
-            self._log_prototypes("test", step)
             records, matrix = evaluation.records_of, evaluation.confusion.matrix
             folder = options.log_folder
             report_results(self.logger, folder, results, records, matrix, self.info, step)
@@ -175,17 +167,18 @@ class Evaluator:
 
     def _about_the_test(self, class_iou: Mapping[int, float], seconds: float) -> dict[str, Any]:
         """The entries of results.json beside the metrics; undefined IoUs are None."""
+        process = self.process
         return {
             "class_iou_percent": {
                 name: 100 * value if math.isfinite(value) else None
                 for name, value in zip(self.info.class_names, class_iou.values(), strict=True)
             },
             "checkpoint": str(self.tested_path),
-            "checkpoint_sha256": sha256_of(self.tested_path) if self.process.is_main else None,
+            "checkpoint_sha256": sha256_of(self.tested_path) if process.is_main else None,
             "skipped_files": self.skipped.gather("test"),
             "options": self.options.to_dict(),
             "environment": {
-                **environment(self.process.device, self.precision, self.process.world_size),
+                **environment(process.device, self.options.precision, process.world_size),
                 "seconds": round(seconds, 1),
             },
         }
@@ -200,7 +193,7 @@ class Evaluator:
             log_anomaly_metrics(self.logger, tag, figures, pooled, step)
 
     def _log_prototypes(self, tag: str, step: int) -> None:
-        if self.options.classifier == "cosine":
+        if self.process.is_main and self.options.classifier == "cosine":
             prototypes = self.model.state_dict()["cls.cls.weight"]
             names = self.info.class_names
             log_prototypes(self.logger, tag, prototypes, names, step)
@@ -222,8 +215,8 @@ class Evaluator:
 
     def _scorer(self, names: Sequence[str]) -> Scorer:
         """Create the scorer; fits the fitted scores to the training images first."""
-        options, states = self.options, {}
-        inference = Inference(self.model, self.process.device, self.precision, plain=options.plain)
+        options, device, states = self.options, self.process.device, {}
+        inference = Inference(self.model, device, options.precision, plain=options.plain)
         fitted = [name for name in names if SCORES[name].fitted]
         if fitted:
             states = fitted_states(
@@ -246,11 +239,21 @@ class Evaluator:
         self.skipped.watch(split, loader)
         return loader
 
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.process.device, non_blocking=True)
-
     def _progress(self, items: Iterable[Any], name: str) -> ProgressBar:
         return ProgressBar(items, name, shown=self.process.is_main)
+
+
+def _polling(
+    samples: Iterable[EvaluationSample], poll: Callable[[], None], polls: int
+) -> Iterator[EvaluationSample]:
+    """Yield the samples; call `poll` `polls` times, before the first samples or after the last."""
+    left = iter(range(polls))
+    for sample in samples:
+        if next(left, None) is not None:
+            poll()
+        yield sample
+    for _ in left:
+        poll()
 
 
 def _to_host(
@@ -274,7 +277,7 @@ def _measure(
     extremes: Extremes,
     panels: Panels,
 ) -> None:
-    """What a test makes of an image's (H, W) prediction and scores, on the CPU."""
+    """Add an image's (H, W) prediction and scores, on the CPU, to a test's metrics and pictures."""
     evaluation.update(sample.index, sample.name, maps, prediction, sample.label, parts)
     score = maps[evaluation.headline]
     extremes.offer(sample, prediction, score, evaluation.records[-1].metrics)

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from argparser import as_words, parse_options, typed_flags
-from predict import Predictor, stored_flags
+from argparser import as_words
+from predict import Predictor
+from stored_flags import with_stored_flags
 from utils.distributed import Process
 
 dependencies = ["torch", "torchvision", "numpy", "PIL"]
@@ -25,5 +26,5 @@ def pans(checkpoint: str | Path, device: str | torch.device = "cpu", **flags: An
         PansError: the file is not a checkpoint, or a flag is invalid.
     """
     words = as_words({"predict": ".", "out": ".", "ckpt_test": checkpoint, **flags})
-    options = parse_options(words, stored_flags(Path(checkpoint), typed_flags(words)))
+    options, _ = with_stored_flags(words)
     return Predictor(options, Process(0, 0, 1, torch.device(device)))

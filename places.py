@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from argparser import Options, check_words, typed_flags
+from argparser import Options, parse_options, require_purpose, typed_flags
 from utils.errors import exit_code
 from utils.flag_files import read_toml
 from utils.output import lasting_output
 from utils.run_lock import holding, lock_file
-from utils.slurm import task_count
+from utils.slurm import launched, task_count
 
 _NAMING = ("name", "dataset", "logdir", "checkpoints", "test", "predict", "ckpt_test", "out")
 
@@ -31,29 +31,29 @@ def places(options: Options) -> list[Path]:
 def hold_at_once(argv: Sequence[str]) -> ExitStack:
     """Check the words of the command line and hold the job's places, before torch is imported.
 
-    Ends the program after --help, and with exit code 2 where another process holds one of them.
-    Processes of a launcher or of srun hold nothing yet: the first of them does, once they are
-    joined.
+    Ends the program after --help, and with exit code 2 for what is wrong in the command line, or
+    where another process holds one of the places. Processes of srun hold nothing yet, and those of
+    a launcher check nothing either: the first of them does both, once they are joined.
     """
-    check_words(argv)
     held = ExitStack()
-
-    def hold() -> None:
-        typed = typed_flags(argv)
-        name = typed.get("name", "ablation" if "ablate" in typed else Options.name)
-        what = "the ablation" if "ablate" in typed else "run"
-        held.enter_context(holding(_told_places(typed), f"{what} {name}"))
-
-    if not _is_one_of_several():
-        with lasting_output():
-            code = exit_code(hold)
-        if code:
-            sys.exit(code)
+    if launched():
+        return held
+    with lasting_output():
+        code = exit_code(lambda: _check_and_hold(argv, held))
+    if code:
+        sys.exit(code)
     return held
 
 
-def _is_one_of_several() -> bool:
-    return "RANK" in os.environ or "WORLD_SIZE" in os.environ or task_count(os.environ) != "1"
+def _check_and_hold(argv: Sequence[str], held: ExitStack) -> None:
+    typed = typed_flags(argv)
+    require_purpose(typed)
+    if not any(map(typed.get, ("ablate", "predict", "export", "test"))):  # files tell flags too
+        parse_options(argv)
+    if task_count(os.environ) == "1":
+        name = typed.get("name", "ablation" if "ablate" in typed else Options.name)
+        what = "the ablation" if "ablate" in typed else "run"
+        held.enter_context(holding(_told_places(typed), f"{what} {name}"))
 
 
 def _told_places(typed: Mapping[str, Any]) -> list[Path]:

@@ -6,7 +6,7 @@ they affect the weights, and the same number of processes, unless --accept_chang
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ def starting_checkpoint(options: Options) -> Path | None:
 
 def _refuse_files_of_others(options: Options) -> None:
     """Raise if another run's files have this run's names."""
-    for path in _own_files(options):
+    for path in own_files(options):
         refuse_no_file(path)
         if path != options.checkpoint_path and path.exists():
             saved = peek(path).get("options")
@@ -122,7 +122,7 @@ def _undamaged(path: Path) -> Path:
 def set_aside(options: Options) -> None:
     """Rename the checkpoints of an earlier run of this name to NAME_old1 and so on."""
     number = _times_set_aside(options) + 1
-    for path in _own_files(options):
+    for path in own_files(options):
         if path.is_file():
             aside = path.replace(_aside(path, options, number))
             print(f"{path} is kept as {aside}")
@@ -132,13 +132,14 @@ def _place_aside(given: str, options: Options) -> Path:
     """The file of --ckpt, or its new path if --restart has renamed it."""
     folder, number = options.checkpoint_path.parent, _times_set_aside(options)
     places = {place.resolve() for place in checkpoint_places(given, folder)}
-    for own in _own_files(options):
+    for own in own_files(options):
         if number and own.resolve() in places:
             return _aside(own, options, number)
     return find_checkpoint(given, folder)
 
 
-def _own_files(options: Options) -> tuple[Path, Path, Path]:
+def own_files(options: Options) -> tuple[Path, Path, Path]:
+    """A run's checkpoints: the one before the newest, the best and the newest."""
     own = options.checkpoint_path
     return previous_path(own), options.best_checkpoint_path, own
 
@@ -241,25 +242,6 @@ def _count(checkpoint: Mapping[str, Any], name: str, path: Path, default: int | 
     return value
 
 
-def describe_tested(checkpoint: Mapping[str, Any], path: Path) -> str:
-    """The test's line about its weights, with the completed epochs."""
-    epoch, options = checkpoint.get("epoch"), checkpoint.get("options")
-    if "iteration" not in checkpoint or not isinstance(options, Mapping):
-        return f"tests {path}"
-    return f"tests {path}, after {epoch} of {options.get('epochs')} epochs"
-
-
-def notes_on_test(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Iterator[str]:
-    """Notes on flags that differ from training and cannot be seen from the weights."""
-    saved = checkpoint.get("options")
-    if not isinstance(saved, Mapping):
-        return
-    for name in ("output_stride", "norm_act"):
-        there, here = saved.get(name), getattr(options, name)
-        if there not in (None, here):
-            yield f"note: {path} was trained with --{name} {there}, and is tested with {here}"
-
-
 def best_score_of(score: float, path: Path, options: Options) -> float:
     """The best score so far if its checkpoint still exists, else the initial value.
 
@@ -277,27 +259,6 @@ def best_score_of(score: float, path: Path, options: Options) -> float:
             print(f"WARNING: {error}; the best of the following weights are kept instead")
         return -1.0
     return score
-
-
-def tested_checkpoint(options: Options) -> Path:
-    """The weights to test: --ckpt_test, or the run's own; the newest if the best are lost.
-
-    Raises:
-        CheckpointError: none of them can be used.
-    """
-    best, newest = options.best_checkpoint_path, options.checkpoint_path
-    if options.ckpt_test is not None:
-        return find_checkpoint(options.ckpt_test, newest.parent)
-    if options.test_weights != "best":
-        return newest
-    try:
-        load_checkpoint(best)
-    except DamagedCheckpoint as damage:
-        if not newest.is_file():
-            raise
-        print(f"WARNING: {damage}; {newest}, the newest checkpoint, is tested instead")
-        return newest
-    return best
 
 
 def is_own(path: Path, options: Options) -> bool:

@@ -17,7 +17,8 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from ablate import ablate
-from predict import export, predict, with_stored_flags
+from predict import export, predict
+from stored_flags import with_stored_flags
 from train import Trainer
 from utils.determinism import make_deterministic
 from utils.distributed import (
@@ -26,7 +27,6 @@ from utils.distributed import (
     end_process,
     from_main,
     launch,
-    launched,
     run_reporting,
     start_process,
 )
@@ -38,7 +38,7 @@ from utils.memory import keep_freed_memory
 from utils.output import lasting_output
 from utils.parent import PARENT_VARIABLE
 from utils.run_lock import holding
-from utils.slurm import join_step
+from utils.slurm import join_step, launched
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from build import model_of, training_loader_of
 from dataset.contents import Files, changes, files_of, packed
 from dataset.description import Split
 from dataset.loaders import EpochSampler
-from dataset.registry import describe, open_dataset
+from dataset.registry import open_dataset
 from dataset.skipping import SkippedFiles
 from dataset.transforms import Sample
 from evaluate import Evaluator
@@ -34,6 +34,7 @@ from resume import (
     is_continued,
     load_training_state,
     options_to_record,
+    own_files,
     position_in,
     random_state,
     starting_checkpoint,
@@ -43,7 +44,6 @@ from utils.checkpoint import (
     load_checkpoint,
     load_model_state,
     model_state,
-    previous_path,
     require_room,
     save_checkpoint,
 )
@@ -76,9 +76,8 @@ class Trainer:
 
     def __init__(self, options: Options, process: Process, logger: Logger) -> None:
         self.options, self.process, self.logger = options, process, logger
-        self.info = describe(options.dataset, options.data_root, options.trained_on)
+        self.info = options.describe_data()
         self.skipped = SkippedFiles()
-        self.precision = options.precision
         self.epoch = self.iteration = 0  # completed
         self.best_score = -1.0  # validation mIoU
         self.last_report: dict[str, float] = {}  # of the last step, if it had one
@@ -87,16 +86,14 @@ class Trainer:
         torch.manual_seed(options.random_seed)  # the same initial weights in every process
         self.model = model_of(options).to(process.device).to(memory_format=self.memory_format)
         torch.manual_seed(options.random_seed + process.rank)  # but not the same dropout
-        self.evaluator = Evaluator(
-            options, process, logger, self.info, self.model, self.precision, self.skipped
-        )
+        self.evaluator = Evaluator(options, process, logger, self.info, self.model, self.skipped)
 
     def describe(self) -> str:
         """One line: precision, implementation of the norm, memory layout."""
-        options, device = self.options, self.process.device
-        norm = describe_norm(options.norm_act, device, self.precision, learns=not options.fix_bn)
+        options, device, precision = self.options, self.process.device, self.options.precision
+        norm = describe_norm(options.norm_act, device, precision, learns=not options.fix_bn)
         layout = "channels_last" if self.memory_format is torch.channels_last else "contiguous"
-        return f"{self.precision}{tf32_in(self.precision, device)}, {norm}, {layout}"
+        return f"{precision}{tf32_in(precision, device)}, {norm}, {layout}"
 
     # Set-up
 
@@ -160,8 +157,7 @@ class Trainer:
         self.files: dict[str, Files] = from_main(
             self.process, lambda: {split: files_of(pictures[split]) for split in splits}
         )
-        own = options.checkpoint_path
-        paths = (own, previous_path(own), options.best_checkpoint_path)
+        paths = own_files(options)[::-1]  # an error names the newest
         if self.process.is_main:
             for path in paths:
                 remove_leftovers(path)
@@ -247,7 +243,8 @@ class Trainer:
         self.countdown = Countdown(self.iteration, options.epochs * self.shape.steps_per_epoch)
         with self.interruption, handling_interrupted_waits(self._save_or_stop_if_asked):
             # If another run's checkpoint has completed all epochs, this file is the one to test.
-            if self.epoch >= options.epochs and self._has_no_file(options.checkpoint_path):
+            own = options.checkpoint_path
+            if self.epoch >= options.epochs and not from_main(self.process, own.is_file):
                 self._save()
             while self.epoch < options.epochs:
                 with timed_convolutions(self.process.device):
@@ -288,12 +285,13 @@ class Trainer:
 
     def train_step(self, batches: Iterator[Sample]) -> Tensor:
         """One step of the optimizer on the next `accumulate` batches; returns their mean loss."""
-        accumulate = self.options.accumulate
-        step_loss = torch.zeros((), device=self.process.device)
+        accumulate, device = self.options.accumulate, self.process.device
+        bf16 = self.options.precision == "bf16"
+        step_loss = torch.zeros((), device=device)
         for number in range(1, accumulate + 1):
-            images, labels = (self._to_device(tensor) for tensor in next(batches))
+            images, labels = (tensor.to(device, non_blocking=True) for tensor in next(batches))
             with self._exchanging_gradients(number == accumulate):
-                with self._autocast():
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     inputs = normalised(images).contiguous(memory_format=self.memory_format)
                     output = self.network(inputs)
                 loss = training_loss(output, labels, self.options.deepsup) / accumulate
@@ -305,19 +303,11 @@ class Trainer:
         self._set_learning_rate()
         return step_loss
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.process.device.type, torch.bfloat16, enabled=self.precision == "bf16"
-        )
-
     def _exchanging_gradients(self, exchange: bool) -> AbstractContextManager[None]:
         """With `exchange` False, backward does not all-reduce the gradients."""
         if exchange or not isinstance(self.network, DistributedDataParallel):
             return nullcontext()
         return self.network.no_sync()
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.process.device, non_blocking=True)
 
     def validate(self) -> float:
         """Loss, IoU and accuracy on whole validation images; returns the mean IoU."""
@@ -377,10 +367,6 @@ class Trainer:
             wait_for_all(self.process)  # or the first to exit would end the one that saves
             done = f"step {self.iteration} is saved in {self.options.checkpoint_path}"
             raise Interrupted(request.stop, f"{done}; resume with: {command_to_continue()}")
-
-    def _has_no_file(self, path: Path) -> bool:
-        """Checked on the main process, so that all processes act alike."""
-        return from_main(self.process, lambda: not path.is_file())
 
     def _save(self, newest: bool = True, best: bool = False) -> None:
         """Write a checkpoint as the newest, the best or both; to be called by every process."""

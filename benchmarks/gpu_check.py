@@ -199,7 +199,7 @@ def step_rows(device: torch.device, data: Path, name: str, crop: int, times: int
         with FlopCounterMode(display=False) as counter:
             loss = float(trainer.train_step(batches))
     rate = counter.get_total_flops() / seconds
-    share = rate / ceiling(device, trainer.precision)
+    share = rate / ceiling(device, trainer.options.precision)
     speed = f"{batch / seconds:.1f} images/s, {1000 * seconds:.1f} ms a step, {peak:.2f} GB"
     found = f"{speed}, {rate / 1e12:.1f} TFLOP/s, {share:.0%} of a large product's, {waits} waits"
     return [(f"training step, {name}", found, verdict(math.isfinite(loss) and waits == 0))]

@@ -20,7 +20,8 @@ from benchmarks.measure import peak_gigabytes, seconds_of
 from build import model_of
 from dataset.transforms import TEST_SCALES, scaled_size
 from modules.inference.network import Inference
-from predict import load_network, with_stored_flags
+from predict import load_network
+from stored_flags import with_stored_flags
 from utils.errors import PansError, exit_code
 from utils.gpu import describe_device, usable_gpus
 from utils.memory import keep_freed_memory

@@ -89,7 +89,7 @@ def image_test(
 
 def measure_test(trainer: Trainer) -> dict[str, float]:
     """The second of two test images: five scales, prediction, score and metrics."""
-    precision, plain = trainer.precision, trainer.options.plain
+    precision, plain = trainer.options.precision, trainer.options.plain
     inference = Inference(trainer.model, torch.device("cpu"), precision, plain=plain)
     _, one = image_test(inference, trainer.options.num_classes)
     first, second = list(trainer.evaluator._evaluation_loader("test", True))

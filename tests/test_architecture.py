@@ -8,8 +8,9 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENT = (REPOSITORY / "docs/architecture.md").read_text()
 # From the lowest up; three of them are independent of each other.
-ROOMS = ["utils", "metrics", "modules", "dataset", "report", "argparser", "places", "resume"]
-ROOMS += ["build", "evaluate", "train", "predict", "hubconf", "ablate", "run"]
+ROOMS = ["utils", "metrics", "modules", "dataset", "report", "foreign_flags", "argparser"]
+ROOMS += ["places", "resume", "stored_flags", "build", "evaluate", "train", "predict"]
+ROOMS += ["hubconf", "ablate", "run"]
 STRANGERS = {"metrics", "modules", "dataset"}
 
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from argparser import (
-    _HABITS,
     RECIPE,
     OptionError,
     Options,
@@ -20,6 +19,7 @@ from argparser import (
     typed_flags,
 )
 from dataset.registry import DATASETS
+from foreign_flags import HABITS
 from modules.scores import SCORES
 from utils.errors import PansError
 
@@ -685,10 +685,10 @@ def test_flags_of_other_programs_are_answered_with_ours(typed: str, says: str) -
 
 def test_a_habit_s_flags_and_what_it_names_do_and_do_not_exist() -> None:
     flags = {flag.name for flag in fields(Options)}
-    for words, names in _HABITS.items():
+    for words, names in HABITS.items():
         assert not flags & set(names.split())
         assert set(re.findall(r"--(\w+)", words)) <= flags | {"multi_scale", "help"}
-    every = [name for names in _HABITS.values() for name in names.split()]
+    every = [name for names in HABITS.values() for name in names.split()]
     assert len(every) == len(set(every))
 
 

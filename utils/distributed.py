@@ -44,6 +44,7 @@ from utils.interruption import (
 )
 from utils.parent import as_parent, children, end_with_starter
 from utils.progress import end_line_of_bars
+from utils.slurm import launched
 
 DEFAULT_TIMEOUT = 600.0
 """Default time-out of collectives, in seconds."""
@@ -81,11 +82,6 @@ class Process:
     def is_main(self) -> bool:
         """Whether this is the process that writes files and reports."""
         return self.rank == 0
-
-
-def launched() -> bool:
-    """Whether torchrun, torch.distributed.launch or `launch` started this process."""
-    return any(name in os.environ for name in _LAUNCHER_VARIABLES[:2])
 
 
 def default_nproc() -> int:

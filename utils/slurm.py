@@ -1,4 +1,4 @@
-"""Processes started by SLURM's srun: `srun -n 8 python run.py` instead of torchrun."""
+"""Processes started by a launcher: torchrun, or SLURM's srun as in `srun -n 8 python run.py`."""
 
 import os
 import re
@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from utils.errors import PansError
 
 _FIRST_PORT, _PORTS = 15000, 15000  # below the ephemeral ports
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun, torch.distributed.launch or `utils.distributed.launch` is the parent."""
+    return "RANK" in environment or "WORLD_SIZE" in environment
 
 
 def task_count(environment: Mapping[str, str]) -> str:
@@ -20,7 +25,7 @@ def ranks_of_step(environment: Mapping[str, str]) -> dict[str, str]:
     Raises:
         PansError: the job has several tasks, but this process was not started by srun.
     """
-    if "RANK" in environment or "WORLD_SIZE" in environment:
+    if launched(environment):
         return {}
     is_step = "SLURM_STEP_ID" in environment or "SLURM_STEP_NUM_TASKS" in environment
     tasks = task_count(environment)

@@ -12,7 +12,7 @@ from argparser import Options, parse_options
 from dataset.demo.writer import write_demo
 from modules import build_model
 from modules.backbones import BACKBONES
-from predict import with_stored_flags
+from stored_flags import with_stored_flags
 from tests.dataset import trees
 from tests.reliability.tiny import ONE_BLOCK
 from utils.checkpoint import MissingCheckpoint

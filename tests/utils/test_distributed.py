@@ -15,12 +15,12 @@ from utils.distributed import (
     default_nproc,
     gather_objects,
     launch,
-    launched,
     run_reporting,
     start_process,
     sum_over_processes,
 )
 from utils.errors import PansError
+from utils.slurm import launched
 
 REPOSITORY = Path(__file__).parents[2]
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
@@ -30,8 +30,9 @@ PROGRAM = """
 import json, os, sys, time
 import torch
 from utils.errors import PansError
+from utils.slurm import launched
 from utils.distributed import (
-    end_process, first_on_each_machine, gather_objects, launch, launched, run_reporting,
+    end_process, first_on_each_machine, gather_objects, launch, run_reporting,
     start_process, sum_over_processes
 )
 
