@@ -935,7 +935,7 @@ def parse_options(argv: Sequence[str], stored: Mapping[str, Any] | None = None) 
 
     Raises:
         OptionError: one line that names the flag and the reason.
-        DatasetNotFound, BadSample: the classes of --dataset folder cannot be read.
+        DatasetNotFound, Unreadable: the classes of --dataset folder cannot be read.
         SystemExit: after --help.
     """
     typed = typed_flags(argv)

@@ -5,7 +5,9 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from argparser import Options
-from dataset import EvaluationSample, Sample, Split, evaluation_loader, training_loader
+from dataset.description import Split
+from dataset.loaders import EvaluationSample, evaluation_loader, training_loader
+from dataset.transforms import Sample
 from modules.segmentation import SegmentationModel, build_model
 from utils.distributed import Process
 

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 
 from argparser import Options
 from build import evaluation_loader_of, inference_settings
-from dataset import IGNORE_INDEX, DatasetInfo, EvaluationSample, Split, reader_of
-from dataset.skipped import SkippedFiles
+from dataset.description import IGNORE_INDEX, DatasetInfo, Split
+from dataset.loaders import EvaluationSample
+from dataset.skipping import SkippedFiles, reader_of
 from metrics.evaluation import AnomalyEvaluation
 from metrics.segmentation import ConfusionMatrix, segmentation_scores
 from modules.inference.network import Inference

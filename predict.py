@@ -12,7 +12,7 @@ from PIL import Image
 
 from argparser import OptionError, Options
 from build import evaluation_loader_of, inference_settings, model_of
-from dataset import EvaluationSample, reader_of
+from dataset.loaders import EvaluationSample
 from dataset.own_pictures import (
     PictureSample,
     Source,
@@ -24,7 +24,7 @@ from dataset.own_pictures import (
     without_label_maps,
     without_support,
 )
-from dataset.skipped import SkippedFiles
+from dataset.skipping import SkippedFiles, reader_of
 from metrics.pooled import PooledCounts, sharpened
 from modules.export import check_export_support, export_onnx
 from modules.inference.network import Inference

@@ -13,9 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from argparser import OptionError, Options
 from build import model_of, training_loader_of
-from dataset import EpochSampler, Sample, Split, open_dataset
 from dataset.contents import Files, changes, files_of, packed
-from dataset.skipped import SkippedFiles
+from dataset.description import Split
+from dataset.loaders import EpochSampler
+from dataset.registry import open_dataset
+from dataset.skipping import SkippedFiles
+from dataset.transforms import Sample
 from evaluate import Evaluator
 from modules.abn import describe_norm
 from modules.loss import training_loss

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from dataset.base import DatasetNotFound, SegmentationDataset
 from dataset.description import IGNORE_INDEX, DatasetInfo, Split, UnknownClass
-from dataset.pictures import BadSample
 from dataset.readers.streethazards import STREETHAZARDS, StreetHazards
 from dataset.registry import DATASETS, TRAINING_SETS, describe, open_dataset
 from utils.lazy import imported_on_demand
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
         EvaluationLoader,
         EvaluationSample,
         evaluation_loader,
-        reader_of,
         training_loader,
         worker_count,
     )
@@ -28,7 +26,6 @@ else:
             "EvaluationLoader",
             "EvaluationSample",
             "evaluation_loader",
-            "reader_of",
             "training_loader",
             "worker_count",
         ),
@@ -40,7 +37,6 @@ __all__ = [
     "IGNORE_INDEX",
     "STREETHAZARDS",
     "TRAINING_SETS",
-    "BadSample",
     "DatasetInfo",
     "DatasetNotFound",
     "EpochSampler",
@@ -54,7 +50,6 @@ __all__ = [
     "describe",
     "evaluation_loader",
     "open_dataset",
-    "reader_of",
     "training_loader",
     "worker_count",
 ]

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, TypeVar
 from PIL import Image
 
 from dataset.description import DatasetInfo, Split
-from dataset.pictures import BadSample, read_image, read_label
+from dataset.pictures import read_image, read_label
 from utils.errors import PansError
 from utils.pictures import FOREIGN_SUFFIXES, PICTURE_SUFFIXES, SMALLEST_SIDE
-from utils.reading import is_hidden
+from utils.reading import Unreadable, is_hidden
 
 Transforms = Callable[[Image.Image, Image.Image], Any]
 Item = TypeVar("Item")
@@ -60,7 +60,7 @@ class SegmentationDataset(ABC):
     Raises:
         PansError: the data set has no such split.
         DatasetNotFound: the split's files are not under `root`.
-        BadSample: a list of files, an image or a label is not as published.
+        Unreadable: a list of files, an image or a label is not as published.
     """
 
     published_info: ClassVar[DatasetInfo]
@@ -91,7 +91,7 @@ class SegmentationDataset(ABC):
         """Find the split's files under `root`.
 
         Raises:
-            DatasetNotFound, BadSample: see the class.
+            DatasetNotFound, Unreadable: see the class.
         """
 
     def __len__(self) -> int:
@@ -102,13 +102,13 @@ class SegmentationDataset(ABC):
         label_path = self.folder / self.label_names[index]
         image = read_image(image_path, self.info)
         if min(image.size) < SMALLEST_SIDE:
-            raise BadSample(
+            raise Unreadable(
                 f"{image_path} is {image.width}x{image.height}; expected at least "
                 f"{SMALLEST_SIDE} pixels per side, remove it"
             )
         label = read_label(label_path, self.info, with_anomalies=self.split == "test")
         if image.size != label.size:
-            raise BadSample(
+            raise Unreadable(
                 f"{label_path} is {label.width}x{label.height} but its image {image_path} is "
                 f"{image.width}x{image.height}; restore both from the archive"
             )
@@ -149,7 +149,7 @@ def images_in(folder: Path) -> dict[str, str]:
     """Map stem to file name for every image in a folder, sorted, without hidden files.
 
     Raises:
-        BadSample: the names of two images differ only in the suffix.
+        Unreadable: the names of two images differ only in the suffix.
     """
     images: dict[str, str] = {}
     for path in sorted(folder.glob("*")):
@@ -160,9 +160,9 @@ def images_in(folder: Path) -> dict[str, str]:
     return images
 
 
-def two_of_a_name(first: Path, second: Path) -> BadSample:
+def two_of_a_name(first: Path, second: Path) -> Unreadable:
     """The error for two images that would share one label."""
-    return BadSample(
+    return Unreadable(
         f"{first} and {second} would share one label, because their names differ only in the "
         "suffix; remove one, or rename one and its label"
     )

@@ -69,7 +69,7 @@ def write_lists(root: Path) -> dict[Split, int]:
 
     Raises:
         DatasetNotFound: see `find_pairs`.
-        BadSample: a label map is missing or not as published.
+        Unreadable: a label map is missing or not as published.
     """
     folder, pairs = find_pairs(root)
     splits: dict[Split, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}

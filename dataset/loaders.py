@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from tqdm import tqdm
 
 from dataset.base import SegmentationDataset
 from dataset.description import Split
@@ -34,8 +35,12 @@ from dataset.transforms import (
 )
 from dataset.worker_signals import prepare_worker
 from utils.errors import PansError
+from utils.interruption import handling
 
 T = TypeVar("T")
+
+WORKERS = 16
+"""Processes of `in_workers`, if there are as many cores."""
 
 
 class EvaluationSample(NamedTuple):
@@ -178,15 +183,14 @@ def _in_time(samples: Iterator[T], seconds: float) -> Iterator[T]:
         raise RuntimeError(f"DataLoader timed out after {seconds} seconds")
 
     while True:
-        before = signal.signal(signal.SIGALRM, give_up)
-        signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # torch's own time-out comes first
-        try:
-            sample = next(samples)
-        except StopIteration:
-            return
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+        with handling({signal.SIGALRM: give_up}):
+            signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # torch's own time-out comes first
+            try:
+                sample = next(samples)
+            except StopIteration:
+                return
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         yield sample
 
 
@@ -195,12 +199,6 @@ class EvaluationLoader(BoundedLoader[Any]):
 
     def __iter__(self) -> Iterator[EvaluationSample]:  # type: ignore[override]
         return (sample for sample in super().__iter__() if sample is not None)
-
-
-def reader_of(loader: DataLoader[Any]) -> SampleReader:
-    """The reader of a loader of this module."""
-    reader: SampleReader = loader.dataset.reader  # type: ignore[attr-defined]
-    return reader
 
 
 def training_loader(
@@ -221,7 +219,6 @@ def training_loader(
 
     Args:
         accumulate: batches per step; the split must have enough images for one step.
-        dataset: its name in `dataset.registry`.
         skip_bad_files: replace an unreadable sample by one drawn from (seed, epoch, index).
         timeout: seconds to wait for a batch from the workers; 0 waits forever.
 
@@ -273,8 +270,6 @@ def evaluation_loader(
     """Load whole images one at a time, without a batch dimension, each on one rank only.
 
     Args:
-        dataset: its name in `dataset.registry`.
-        skip_bad_files: skip samples that cannot be read.
         multi_scale: True for the five test scales, False for the largest of them; None for
             validation, at full size.
         timeout: seconds to wait for an image from the workers; 0 waits forever.
@@ -308,12 +303,7 @@ def sample_bytes(files: Sequence[Path], scales: Sequence[float]) -> int:
 def worker_options(
     num_workers: int, timeout: float, sample_bytes: int, rank: int
 ) -> dict[str, Any]:
-    """The worker-related arguments of a DataLoader.
-
-    Args:
-        num_workers, timeout, rank: as for the loaders.
-        sample_bytes: size of what a worker sends at a time.
-    """
+    """The worker-related arguments of a DataLoader; a worker sends `sample_bytes` at a time."""
     workers = fitting_workers(worker_count(num_workers), sample_bytes, tells=rank == 0)
     return {
         "num_workers": workers.processes,
@@ -325,3 +315,27 @@ def worker_options(
         # A loader draws a seed for its workers; this must not advance dropout's generator.
         "generator": torch.Generator(),
     }
+
+
+class Calls(Dataset[T]):
+    """Item i is function(i)."""
+
+    def __init__(self, function: Callable[[int], T]) -> None:
+        self.function = function
+
+    def __getitem__(self, index: int) -> T:
+        return self.function(index)
+
+
+def in_workers(function: Callable[[int], T], count: int, name: str) -> Iterator[T]:
+    """Yield function(0) to function(count - 1), called in one process per core, with a bar.
+
+    The function should return its errors, because exceptions lose their type on the way.
+    """
+    loader = DataLoader(
+        Calls(function),
+        batch_size=None,
+        sampler=range(count),
+        num_workers=worker_count(WORKERS),
+    )
+    yield from tqdm(loader, desc=name, unit="image")

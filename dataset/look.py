@@ -8,6 +8,7 @@ is called road, or a class is missing.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,19 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from dataset.base import DatasetNotFound, SegmentationDataset, evenly
 from dataset.description import IGNORE_INDEX, NORMAL_INDEX, DatasetInfo
-from dataset.loaders import worker_count
-from dataset.pictures import BadSample, read_label
+from dataset.loaders import in_workers
+from dataset.pictures import read_label
 from dataset.registry import DATASETS, describe, open_dataset
 from utils.errors import PansError, exit_code
+from utils.files import replacing
+from utils.reading import Unreadable
 
-WORKERS = 16
 # Pixels: a sheet is as wide as a slide.
 TILE_WIDTH, TILES, MARGIN, TEXT, LINE = 472, 4, 8, 20, 30
+SHEET_WIDTH = TILES * (TILE_WIDTH + MARGIN) + MARGIN
 LEGEND_COLUMNS = 5
 SAMPLES = 6
 SIGNATURE = "PAnS dataset.look"
@@ -55,22 +56,6 @@ def rows_of(info: DatasetInfo) -> list[Row]:
 # Counting
 
 
-class LabelCounts(Dataset[list[int] | str]):
-    """Item i is the pixel counts of label i by index, or the reason why it cannot be read."""
-
-    def __init__(self, pictures: SegmentationDataset) -> None:
-        self.pictures = pictures
-
-    def __getitem__(self, index: int) -> list[int] | str:
-        pictures = self.pictures
-        path = pictures.folder / pictures.label_names[index]
-        try:
-            label = read_label(path, pictures.info, with_anomalies=pictures.split == "test")
-        except BadSample as error:
-            return str(error)
-        return label.histogram()
-
-
 class SplitCounts(NamedTuple):
     """Counts of a split: `pixels` by label index, and problems of labels."""
 
@@ -81,20 +66,25 @@ class SplitCounts(NamedTuple):
 
 def count(pictures: SegmentationDataset) -> SplitCounts:
     """Read every label of a split."""
-    loader = DataLoader(
-        LabelCounts(pictures),
-        batch_size=None,
-        sampler=range(len(pictures)),
-        num_workers=worker_count(WORKERS),
-    )
     pixels = np.zeros(256, dtype=np.int64)
     problems = []
-    for counts in tqdm(loader, desc=f"labels of {pictures.split}", unit="image"):
+    name = f"labels of {pictures.split}"
+    for counts in in_workers(partial(_counts_of, pictures), len(pictures), name):
         if isinstance(counts, str):
             problems.append(counts)
         else:
             pixels += np.asarray(counts)
     return SplitCounts(pictures, pixels, problems)
+
+
+def _counts_of(pictures: SegmentationDataset, index: int) -> list[int] | str:
+    """The pixels of a label by index, or why it cannot be read."""
+    path = pictures.folder / pictures.label_names[index]
+    try:
+        label = read_label(path, pictures.info, with_anomalies=pictures.split == "test")
+    except Unreadable as error:
+        return str(error)
+    return label.histogram()
 
 
 def table(splits: Sequence[SplitCounts]) -> str:
@@ -138,16 +128,12 @@ def draw_sheet(splits: Sequence[SegmentationDataset]) -> Image.Image:
     info = splits[0].info
     strips = [strip for split in splits for strip in _strips(split, SAMPLES // len(splits))]
     strips.append(_legend(info))
-    sheet = Image.new("RGB", (_sheet_width(), sum(strip.height for strip in strips)), "white")
+    sheet = Image.new("RGB", (SHEET_WIDTH, sum(strip.height for strip in strips)), "white")
     top = 0
     for strip in strips:
         sheet.paste(strip, (0, top))
         top += strip.height
     return sheet
-
-
-def _sheet_width() -> int:
-    return TILES * (TILE_WIDTH + MARGIN) + MARGIN
 
 
 def _strips(pictures: SegmentationDataset, samples: int) -> Iterator[Image.Image]:
@@ -156,7 +142,7 @@ def _strips(pictures: SegmentationDataset, samples: int) -> Iterator[Image.Image
     for index in evenly(range(len(pictures)), max(samples, 2)):
         try:
             image, label = pictures[index]
-        except BadSample:
+        except Unreadable:
             continue  # the table counts them
         small = label.resize(_tile_size(image), Image.Resampling.NEAREST)
         name = f"{pictures.split}: {pictures.names[index]}"
@@ -164,7 +150,7 @@ def _strips(pictures: SegmentationDataset, samples: int) -> Iterator[Image.Image
     for start in range(0, len(tiles), TILES // 2):
         some = tiles[start : start + TILES // 2]
         height = max(image.height for _, image, _ in some)
-        strip = Image.new("RGB", (_sheet_width(), height + LINE + MARGIN), "white")
+        strip = Image.new("RGB", (SHEET_WIDTH, height + LINE + MARGIN), "white")
         for number, (name, image, label) in enumerate(some):
             left = MARGIN + 2 * number * (TILE_WIDTH + MARGIN)
             _write(strip, (left, 2), name, 2 * TILE_WIDTH)
@@ -183,8 +169,8 @@ def _tile_size(image: Image.Image) -> tuple[int, int]:
 def _legend(info: DatasetInfo) -> Image.Image:
     rows = rows_of(info)
     lines = -(-len(rows) // LEGEND_COLUMNS)
-    strip = Image.new("RGB", (_sheet_width(), lines * LINE + 2 * MARGIN), "white")
-    column = (_sheet_width() - MARGIN) // LEGEND_COLUMNS
+    strip = Image.new("RGB", (SHEET_WIDTH, lines * LINE + 2 * MARGIN), "white")
+    column = (SHEET_WIDTH - MARGIN) // LEGEND_COLUMNS
     for number, row in enumerate(rows):
         left = MARGIN + number // lines * column
         top = MARGIN + number % lines * LINE
@@ -215,7 +201,7 @@ def look(name: str, root: Path, out: Path) -> None:
 
     Raises:
         PansError: `out` is another program's.
-        BadSample: some labels cannot be read, after all else is done.
+        Unreadable: some labels cannot be read, after all else is done.
         DatasetNotFound: not one split is there.
     """
     if out.exists() and not _is_ours(out):
@@ -223,14 +209,14 @@ def look(name: str, root: Path, out: Path) -> None:
     splits = _splits_there(name, root)
     counts = [count(pictures) for pictures in splits]
     print(table(counts))
-    out.parent.mkdir(parents=True, exist_ok=True)
     signature = PngInfo()
     signature.add_text("Software", SIGNATURE)
-    draw_sheet(splits).save(out, format="PNG", pnginfo=signature)
+    with replacing(out) as file:
+        draw_sheet(splits).save(file, format="PNG", pnginfo=signature)
     print(f"{out}: pictures, labels and legend")
     problems = [problem for split in counts for problem in split.problems]
     if problems:
-        raise BadSample(f"{len(problems)} labels cannot be read, the first: {problems[0]}")
+        raise Unreadable(f"{len(problems)} labels cannot be read, the first: {problems[0]}")
 
 
 def _splits_there(name: str, root: Path) -> list[SegmentationDataset]:

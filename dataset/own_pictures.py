@@ -4,16 +4,16 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from dataset.loaders import BoundedLoader, sample_bytes, worker_options
+from dataset.loaders import BoundedLoader, Calls, sample_bytes, worker_options
 from dataset.shared_memory import in_shared_memory
 from dataset.transforms import LARGEST_SCALE, TEST_SCALES, byte_tensor, scaled_images
 from utils.pictures import FOREIGN_SUFFIXES, PICTURE_SUFFIXES, read_picture, require_size
@@ -140,7 +140,7 @@ def without_label_maps(
     """
     said = {source: _says_label(source.name) for source in sources}
     pictures = {
-        _stem(source.name).removesuffix("_leftImg8bit")
+        PurePosixPath(source.name).name.removesuffix("_leftImg8bit")
         for source in sources
         if not said[source] and not source.is_video
     }
@@ -164,10 +164,6 @@ def _is_png(source: Source) -> bool:
 
 def _says_label(name: str) -> bool:
     return any(_LABEL_WORD.fullmatch(word) for word in re.split(r"[^a-z0-9]+", name.lower()))
-
-
-def _stem(name: str) -> str:
-    return name.rpartition("/")[2]
 
 
 def _beginnings(name: str) -> set[str]:
@@ -287,23 +283,17 @@ def _scales(multi_scale: bool) -> tuple[float, ...]:
     return TEST_SCALES if multi_scale else (LARGEST_SCALE,)
 
 
-class Pictures(Dataset[PictureSample | Unreadable]):
-    """Pictures as samples; for an unreadable one the item is the error, and the rest go on."""
-
-    def __init__(self, sources: Sequence[Source], *, multi_scale: bool) -> None:
-        self.sources, self.multi_scale = sources, multi_scale
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, index: int) -> PictureSample | Unreadable:
-        source = self.sources[index]
-        try:
-            picture = read_picture(source.path)
-            require_size(source.path, picture)
-        except Unreadable as error:
-            return error
-        return picture_sample(source.name, picture, multi_scale=self.multi_scale)
+def _read_sample(
+    sources: Sequence[Source], multi_scale: bool, index: int
+) -> PictureSample | Unreadable:
+    """Source `index`, a picture, as a sample; or the error, so that the rest go on."""
+    source = sources[index]
+    try:
+        picture = read_picture(source.path)
+        require_size(source.path, picture)
+    except Unreadable as error:
+        return error
+    return picture_sample(source.name, picture, multi_scale=multi_scale)
 
 
 def samples_of(
@@ -325,8 +315,9 @@ def samples_of(
     if pictures:
         files, scales = [source.path for source in pictures], _scales(multi_scale)
         yield from BoundedLoader(
-            Pictures(pictures, multi_scale=multi_scale),
+            Calls(partial(_read_sample, pictures, multi_scale)),
             batch_size=None,
+            sampler=range(len(pictures)),
             collate_fn=in_shared_memory,
             **worker_options(num_workers, timeout, sample_bytes(files, scales), rank),
         )

@@ -18,10 +18,6 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 Image.core.set_blocks_max(4)
 
 
-BadSample = Unreadable
-"""A file of the data set cannot be used."""
-
-
 def read_image(path: Path, info: DatasetInfo) -> Image.Image:
     """`utils.pictures.read_picture` of a data set's image, or its decoded copy if there is one."""
     return read_copy(path) or read_picture(path, IMAGE_FORMATS, info.remedy)
@@ -31,7 +27,7 @@ def read_label(path: Path, info: DatasetInfo, *, with_anomalies: bool) -> Image.
     """Read a label map and map the file's values to indices by `info.index_of`.
 
     Raises:
-        BadSample: see `utils.pictures.read_label`; or it contains a value that the data set does
+        Unreadable: see `utils.pictures.read_label`; or it contains a value that the data set does
             not have, or an anomaly although not `with_anomalies`.
     """
     label = pictures.read_label(path, remedy=info.remedy)
@@ -48,7 +44,7 @@ def _check_values(path: Path, label: Image.Image, info: DatasetInfo, with_anomal
     unknown = [value for value in range(256) if histogram[value] and value not in allowed]
     if unknown:
         where = "in the test split" if with_anomalies else "outside the test split"
-        raise BadSample(
+        raise Unreadable(
             f"{path} holds the value {unknown[-1]}; {where} labels are {_ranges(allowed)} "
             f"({info.label_meaning})"
         )

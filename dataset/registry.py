@@ -35,7 +35,7 @@ def describe(name: str, root: str | Path, trained_on: str | None = None) -> Data
             if None.
 
     Raises:
-        DatasetNotFound, BadSample: the classes of `folder` cannot be read from `root`.
+        DatasetNotFound, Unreadable: the classes of `folder` cannot be read from `root`.
     """
     try:
         info = DATASETS[name].describe(Path(root))
@@ -61,6 +61,6 @@ def open_dataset(name: str, root: str | Path, split: Split) -> SegmentationDatas
     """Open a split of a data set.
 
     Raises:
-        PansError, DatasetNotFound, BadSample: see `SegmentationDataset`.
+        PansError, DatasetNotFound, Unreadable: see `SegmentationDataset`.
     """
     return DATASETS[name](root, split)

@@ -14,7 +14,8 @@ REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 import hubconf  # noqa: E402
-from dataset import STREETHAZARDS, open_dataset  # noqa: E402
+from dataset.readers.streethazards import STREETHAZARDS  # noqa: E402
+from dataset.registry import open_dataset  # noqa: E402
 from report.visualize import Picture, sample_panel  # noqa: E402
 
 ROWS = 3

@@ -221,8 +221,14 @@ def _cells(anomalous: Array, normal: Array) -> tuple[Array, Array]:
 
 
 def to_numpy(array: Array) -> np.ndarray:
-    """Convert a tensor on any device to an array, without a copy if it is on the CPU."""
-    return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
+    """Convert a tensor on any device to an array, without a copy if it is on the CPU.
+
+    bfloat16, which NumPy lacks, becomes float32.
+    """
+    if not isinstance(array, torch.Tensor):
+        return array
+    array = array.detach().cpu()
+    return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
 
 
 def _backend(array: Array) -> Any:
@@ -245,8 +251,6 @@ def with_all_digits(scores: Array) -> np.ndarray:
     Raises:
         InvalidScores: floats of more than 64 bits, or integers from 2^63 on.
     """
-    if isinstance(scores, torch.Tensor) and scores.dtype == torch.bfloat16:
-        scores = scores.float()
     scores = np.asarray(to_numpy(scores))
     kind, size = scores.dtype.kind, scores.dtype.itemsize
     if scores.dtype in (np.float32, np.float64):

@@ -14,9 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from metrics.evaluation import AnomalyEvaluation, Maps
-from metrics.maps import SUFFIXES, Entry, match_files, read_classes, read_scores
+from metrics.maps import SUFFIXES, Entry, match_files, read_scores
 from metrics.report import markdown_table, write_results
 from utils.errors import PansError, exit_code
+from utils.pictures import read_label
 from utils.reading import Unreadable
 
 # StreetHazards' classes, in the order of their index.
@@ -71,6 +72,15 @@ DATASETS = {
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the flags; those that are not passed come from `DATASETS`."""
+    options = _parser().parse_args(arguments)
+    for name, value in asdict(DATASETS[options.dataset]).items():
+        if getattr(options, name, None) is None:
+            setattr(options, name, value)
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m metrics.evaluate", description=__doc__)
     add = parser.add_argument
     add("--scores", type=Path, required=True, help="folder of score maps, higher = more anomalous")
@@ -110,11 +120,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--min_predicted_size", type=int, help="minimum size of a predicted component, in pixels")
     add("--min_true_size", type=int, help="minimum size of a true component, in pixels")
     add("--out", type=Path, help="also write the results to this file, as JSON")
-    options = parser.parse_args(arguments)
-    for name, value in asdict(DATASETS[options.dataset]).items():
-        if getattr(options, name, None) is None:
-            setattr(options, name, value)
-    return options
+    return parser
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
@@ -159,14 +165,13 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _entries(options: argparse.Namespace) -> list[Entry]:
-    values = DATASETS[options.dataset]
     entries = match_files(
         options.scores,
         options.labels,
         options.predictions,
         options.format,
-        labelled=values.labelled,
-        left_out=values.left_out,
+        labelled=options.labelled,
+        left_out=options.left_out,
     )
     inputs = {path for one in entries for path in (one.scores, one.label, one.prediction) if path}
     if options.out and options.out.resolve() in {path.resolve() for path in inputs}:
@@ -183,18 +188,21 @@ def read_maps(entry: Entry, options: argparse.Namespace) -> Maps:
         PansError, Unreadable: see `evaluate`.
     """
     scores = read_scores(entry.scores)
-    values = read_classes(entry.label, ("L", "I;16"))
-    _check(entry.label, values, scores, 255)
+    values = _read_classes(entry.label, ("L", "I;16"), scores, 255)
     is_ignored = (values == IGNORE_INDEX) | (values < options.label_offset)
     label = np.where(is_ignored, IGNORE_INDEX, values - options.label_offset).astype(np.uint8)
     if entry.prediction is None:
         return scores, label, None
-    prediction = read_classes(entry.prediction, ("L", "I;16", "P"))
-    _check(entry.prediction, prediction, scores, options.num_classes - 1)
+    largest = options.num_classes - 1
+    prediction = _read_classes(entry.prediction, ("L", "I;16", "P"), scores, largest)
     return scores, label, prediction.astype(np.uint8)
 
 
-def _check(path: Path, values: np.ndarray, scores: np.ndarray, largest: int) -> None:
+def _read_classes(
+    path: Path, modes: tuple[str, ...], scores: np.ndarray, largest: int
+) -> np.ndarray:
+    """Read a label map or predicted classes as integers of the shape of the scores."""
+    values = np.asarray(read_label(path, modes)).astype(np.int64)
     if values.shape != scores.shape:
         raise Unreadable(
             f"{path} is {values.shape[1]}x{values.shape[0]} but its score map is "
@@ -202,6 +210,7 @@ def _check(path: Path, values: np.ndarray, scores: np.ndarray, largest: int) -> 
         )
     if values.max() > largest:
         raise Unreadable(f"{path} goes up to {values.max()}; at most {largest} is possible")
+    return values
 
 
 def _class_indices(text: str, class_names: Sequence[str]) -> list[int]:

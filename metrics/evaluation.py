@@ -87,7 +87,6 @@ class AnomalyEvaluation:
         ignore_index: the label of ignored pixels.
         ignore_classes: class indices whose pixels count as neither normal nor anomalous. They
             stay in the confusion matrix.
-        device: the device on which predictions are counted.
         scores: names of several scores of one model; the first is the headline score.
         class_names: for the results; by default the indices.
         min_predicted_size, min_true_size: see `match_components`; the defaults are those of
@@ -116,7 +115,6 @@ class AnomalyEvaluation:
         anomaly_index: int = 13,
         ignore_index: int = 255,
         ignore_classes: Sequence[int] = (),
-        device: torch.device | str = "cpu",
         *,
         scores: Sequence[str] = (),
         class_names: Sequence[str] = (),
@@ -136,7 +134,7 @@ class AnomalyEvaluation:
         labels = np.arange(256)
         self._is_valid = (labels != ignore_index) & ~np.isin(labels, ignore_classes)
         self._is_anomaly = (labels >= anomaly_index) & self._is_valid
-        self.confusion = ConfusionMatrix(num_classes, device)
+        self.confusion = ConfusionMatrix(num_classes)
         self._has_names = bool(scores)
         self.scores = tuple(scores) or (ONLY_SCORE,)
         self.counts: dict[str, BinnedScores] = {name: PooledCounts() for name in self.scores}
@@ -196,9 +194,8 @@ class AnomalyEvaluation:
             self.counts[score].update(*own)
         self._has_prediction.append(prediction is not None)
         if prediction is not None:
-            device = self.confusion.matrix.device
             self.confusion.update(
-                torch.as_tensor(prediction).to(device), torch.from_numpy(label).to(device)
+                torch.as_tensor(prediction, device="cpu"), torch.from_numpy(label)
             )
         self._keep(maps, label, prediction, parts or {})
 
@@ -272,7 +269,9 @@ class AnomalyEvaluation:
         ignored, counts = self.ignored_classes, self.counts[score]
         pooled, thresholded = counts.metrics(), self._thresholded.get(score)
         matches = sorted(thresholded.matches, key=lambda pair: pair[0]) if thresholded else []
-        has_open_set = thresholded and all(self._has_prediction)
+        open_counts = None
+        if thresholded and all(self._has_prediction):
+            open_counts = thresholded.open_counts
         return {
             "per image": protocols.per_image(
                 [record.metrics for record in records if record.metrics], base_rate, ignored
@@ -286,11 +285,7 @@ class AnomalyEvaluation:
                 self._spool_errors,
             ),
             "segmentation": protocols.segmentation(segmentation_scores(self.confusion.matrix)),
-            "open set": protocols.open_set(
-                thresholded.open_counts if thresholded and has_open_set else None,
-                pooled,
-                self._spool_errors,
-            ),
+            "open set": protocols.open_set(open_counts, pooled, self._spool_errors),
         }
 
     def _keep(
@@ -310,7 +305,7 @@ class AnomalyEvaluation:
             if score in parts:
                 group[f"parts of {score}"] = [to_numpy(part) for part in parts[score]]
             else:
-                group[f"map of {score}"] = [_in_own_type(maps[score])]
+                group[f"map of {score}"] = [to_numpy(maps[score])]
         try:
             self._spool.append(group)
         except OSError as error:
@@ -415,13 +410,6 @@ def _of_labels(facts: np.ndarray, label: np.ndarray) -> np.ndarray:
         return facts.take(label)
     content = label.tobytes().translate(facts.tobytes())  # five times as fast as take
     return np.frombuffer(bytearray(content), bool).reshape(label.shape)
-
-
-def _in_own_type(scores: Array) -> np.ndarray:
-    """Convert to an array; bfloat16, which NumPy lacks, to float32."""
-    if isinstance(scores, torch.Tensor) and scores.dtype == torch.bfloat16:
-        scores = scores.float()
-    return to_numpy(scores)
 
 
 def _is_constant(kinds: Sequence[Array]) -> bool:

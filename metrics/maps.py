@@ -24,7 +24,7 @@ import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from utils.errors import PansError
-from utils.pictures import decode, read_label
+from utils.pictures import decode
 from utils.reading import Unreadable, files_below, require_file, what_is
 
 SUFFIXES = {
@@ -97,32 +97,47 @@ def match_files(
     Raises:
         PansError: there are no score maps, two files share a name, or one has no counterpart.
     """
-    suffixes = SUFFIXES[form or _format_of(scores)]
-    folders = {"scores": (scores, suffixes), "labels": (labels, (".png",))}
+    folders = {"scores": scores, "labels": labels}
     if predictions is not None:
-        folders["predictions"] = (predictions, (".png",))
-    found = {kind: _files(*place) for kind, place in folders.items()}
-    if not found["scores"]:
-        raise PansError(
-            f"no {form or 'npy'} file in {scores}; pass the folder as --scores and the kind of "
-            "file as --format"
-        )
-    found["labels"] = _official(found["labels"])
-    named = _named_alike(found)
-    unlabelled = {
-        name
-        for name in named["scores"].keys() - named["labels"].keys()
-        if not PurePosixPath(name).name.startswith(labelled)
+        folders["predictions"] = predictions
+    alike = _named_alike(_find(folders, form))
+    unlabelled = alike["scores"].keys() - alike["labels"].keys()
+
+    def is_wanted(name: str) -> bool:
+        last = PurePosixPath(name).name
+        is_left_out = last.startswith(left_out)
+        return not is_left_out and (name not in unlabelled or last.startswith(labelled))
+
+    named = {
+        kind: {name: path for name, path in files.items() if is_wanted(name)}
+        for kind, files in alike.items()
     }
-    for files in named.values():
-        for name in list(files):
-            if name in unlabelled or PurePosixPath(name).name.startswith(left_out):
-                del files[name]
     _require_counterparts(named, folders)
     return [
         Entry(name, path, named["labels"][name], named.get("predictions", {}).get(name))
         for name, path in sorted(named["scores"].items())
     ]
+
+
+def _find(folders: Mapping[str, Path], form: str | None) -> dict[str, dict[str, list[Path]]]:
+    """{kind: {relative path without suffix: paths}} of the files below each folder.
+
+    Raises:
+        PansError: a folder is missing, or there are no score maps.
+    """
+    for folder in folders.values():
+        if not folder.is_dir():
+            raise PansError(f"{folder} is no folder; see --help for what goes where")
+    suffixes = {"scores": SUFFIXES[form or _format_of(folders["scores"])]}
+    found = {
+        kind: _files(folder, suffixes.get(kind, (".png",))) for kind, folder in folders.items()
+    }
+    if not found["scores"]:
+        raise PansError(
+            f"no {form or 'npy'} file in {folders['scores']}; pass the folder as --scores and the "
+            "kind of file as --format"
+        )
+    return {**found, "labels": _official(found["labels"])}
 
 
 def _bare(name: str) -> str:
@@ -145,15 +160,16 @@ def _named_alike(found: Mapping[str, Mapping[str, list[Path]]]) -> dict[str, dic
         keys += [_last, lambda name: _NUMBER.sub("", _last(name))]
     named = [_by_key(found, key) for key in keys]
     if named[0] is None:
-        raise _two_of_a_name(found)
+        one, other = next(
+            paths[:2] for files in found.values() for paths in files.values() if len(paths) > 1
+        )
+        raise PansError(f"{one} and {other} share a name; keep one of them there")
     shared = (one for one in named if one and one["scores"].keys() & one["labels"].keys())
     return next(shared, named[0])
 
 
 def _format_of(folder: Path) -> str:
     """The only kind of score maps in a folder; "npy" if there are none."""
-    if not folder.is_dir():
-        raise PansError(f"{folder} is no folder; see --help for what goes where")
     held = {path.suffix.lower() for path in files_below(folder)}
     kinds = [kind for kind, suffixes in SUFFIXES.items() if held.intersection(suffixes)]
     if len(kinds) > 1:
@@ -165,8 +181,6 @@ def _format_of(folder: Path) -> str:
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
     """{relative path without suffix: paths} of the files below a folder."""
-    if not folder.is_dir():
-        raise PansError(f"{folder} is no folder; see --help for what goes where")
     found: dict[str, list[Path]] = {}
     for path in files_below(folder, suffixes):
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -193,26 +207,17 @@ def _by_key(
     return named
 
 
-def _two_of_a_name(found: Mapping[str, Mapping[str, list[Path]]]) -> PansError:
-    one, other = next(
-        paths[:2] for files in found.values() for paths in files.values() if len(paths) > 1
-    )
-    return PansError(f"{one} and {other} share a name; keep one of them there")
-
-
 def _require_counterparts(
-    named: Mapping[str, Mapping[str, Path]],
-    folders: Mapping[str, tuple[Path, tuple[str, ...]]],
+    named: Mapping[str, Mapping[str, Path]], folders: Mapping[str, Path]
 ) -> None:
     scores, labels = named["scores"].keys(), named["labels"].keys()
     predicted = named.get("predictions", named["scores"]).keys()
-    place = {kind: folder for kind, (folder, _) in folders.items()}
     problems = (
-        (scores - labels, f"score maps without a label in {place['labels']}"),
-        (labels - scores, f"labels without a score map in {place['scores']}"),
+        (scores - labels, f"score maps without a label in {folders['labels']}"),
+        (labels - scores, f"labels without a score map in {folders['scores']}"),
         (
             scores ^ predicted,
-            f"names with only a score map or only a prediction in {place.get('predictions')}",
+            f"names with only a score map or only a prediction in {folders.get('predictions')}",
         ),
     )
     lines = [
@@ -251,11 +256,6 @@ def read_scores(path: Path) -> np.ndarray:
     if array.dtype.itemsize > 8:
         raise Unreadable(f"{path} holds {array.dtype}, more than 8 bytes per number; use float64")
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-
-
-def read_classes(path: Path, modes: tuple[str, ...]) -> np.ndarray:
-    """Read a label map or predicted classes as (H, W) integers, by `read_label`."""
-    return np.asarray(read_label(path, modes)).astype(np.int64)
 
 
 def _read_npy(path: Path) -> np.ndarray:

@@ -27,6 +27,7 @@ from utils.distributed import reduce_over_processes
 
 _PAGE_BITS = 16
 _PAGES = 1 << 16
+_NO_BIN = -_PAGES  # negative, also with a place in the page added
 _BLOCK = 1 << 16  # pixels processed at a time, to fit into the cache
 _MOST_PIECES = 1 << 19  # of all split bins, per further pass
 _FURTHER_PASSES = 3
@@ -252,7 +253,7 @@ class PooledCounts(BinnedScores):
     def __init__(self, max_bins: int = 5 << 18) -> None:
         self._counts = np.zeros((2, max_bins), np.int64)
         self._pages = np.zeros(0, np.int64)  # in the order of their bins
-        self._first_bin = np.full(_PAGES, -1, np.int64)
+        self._first_bin = np.full(_PAGES, _NO_BIN, np.int64)
         self._bits = _PAGE_BITS  # a page has 2^bits bins
         self._key_bits = 0  # the OR of all keys: the bits that the scores use
         self._is_float32 = True  # whether each score is a float32
@@ -262,7 +263,10 @@ class PooledCounts(BinnedScores):
         # Scores that round to one float32 share a bin, and so do those above 2^100.
         for row, scores in _blocks(anomalous, normal):
             keys = self._keys(scores)
-            bins = self._bins(keys)  # may move the counts, so it comes first
+            bins = self._bins(keys)
+            if bins.min() < 0:
+                self._add_pages(np.bincount((keys >> _PAGE_BITS) + _PAGES // 2).nonzero()[0])
+                bins = self._bins(keys)
             np.add.at(self._counts[row], bins, 1)
 
     def all_reduce(self) -> None:
@@ -300,11 +304,9 @@ class PooledCounts(BinnedScores):
         return is_exact & (self._first_keys(bins) < KEY_OF_LARGEST)
 
     def locate(self, scores: np.ndarray) -> np.ndarray:
-        keys = ordered_keys(_rounded(scores))
-        bins = self._first_bin.take((keys >> _PAGE_BITS) + _PAGES // 2)
+        bins = self._bins(ordered_keys(_rounded(scores)))
         if bins.size and bins.min() < 0:
             raise ValueError("got a score that the first pass did not count")
-        bins += (keys & (_PAGES - 1)) >> (_PAGE_BITS - self._bits)
         return bins
 
     def next_above(self, score: float) -> float:
@@ -337,13 +339,8 @@ class PooledCounts(BinnedScores):
         return (pages << _PAGE_BITS) + (within << (_PAGE_BITS - self._bits))
 
     def _bins(self, keys: np.ndarray) -> np.ndarray:
-        """The bin of each key; new pages get bins."""
-        pages = keys >> _PAGE_BITS
-        pages += _PAGES // 2
-        bins = self._first_bin.take(pages)
-        if bins.size and bins.min() < 0:
-            self._add_pages(np.bincount(pages).nonzero()[0])
-            bins = self._first_bin.take(pages)
+        """The bin of each key; negative if its page has none."""
+        bins = self._first_bin.take((keys >> _PAGE_BITS) + _PAGES // 2)
         bins += (keys & (_PAGES - 1)) >> (_PAGE_BITS - self._bits)
         return bins
 

@@ -1,16 +1,17 @@
 """The published protocols of anomaly segmentation, each with its metrics and rule."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import stdev
+from typing import Any
 
 from torch import Tensor
 
 from metrics.anomaly import PER_IMAGE, AnomalyMetrics
 from metrics.components import F1_LEVELS, ComponentMatch, component_scores
 from metrics.curve import PooledMetrics
-from metrics.segmentation import SegmentationScores, open_mean_iou
+from metrics.segmentation import open_mean_iou
 
 Figures = dict[str, float | None]
 
@@ -114,16 +115,11 @@ def components(
     )
 
 
-def segmentation(scores: SegmentationScores) -> Protocol:
-    """Closed-set segmentation, without anomalous and ignored pixels."""
+def segmentation(scores: Mapping[str, Any]) -> Protocol:
+    """Closed-set segmentation from `segmentation_scores`, without anomalous and ignored pixels."""
+    names = "Mean IoU", ABSENT_TOO, "Overall Acc", "Mean Acc", "FreqW Acc"
     return Protocol(
-        {
-            "Mean IoU": _none_if_nan(scores["Mean IoU"]),
-            ABSENT_TOO: _none_if_nan(scores["Mean IoU, absent classes too"]),
-            "Overall Acc": _none_if_nan(scores["Overall Acc"]),
-            "Mean Acc": _none_if_nan(scores["Mean Acc"]),
-            "FreqW Acc": _none_if_nan(scores["FreqW Acc"]),
-        },
+        {name: _none_if_nan(scores[name]) for name in names},
         "fraction",
         "one confusion matrix of all images, without anomalous and ignored pixels; means over the "
         f"{scores['Classes present']} classes that the ground truth holds; with absent classes "

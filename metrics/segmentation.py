@@ -1,23 +1,10 @@
 """Confusion matrix, accuracy and intersection over union, closed and open set."""
 
-from typing import TypedDict
+from typing import Any
 
 import torch
 
 from utils.distributed import reduce_over_processes
-
-SegmentationScores = TypedDict(
-    "SegmentationScores",
-    {
-        "Overall Acc": float,
-        "Mean Acc": float,
-        "FreqW Acc": float,
-        "Mean IoU": float,
-        "Mean IoU, absent classes too": float,
-        "Classes present": int,
-        "Class IoU": dict[int, float],
-    },
-)
 
 
 class ConfusionMatrix:
@@ -26,7 +13,6 @@ class ConfusionMatrix:
     Args:
         num_classes: C. Pixels whose true class is not in 0..C-1 (ignored ones, anomalies) are not
             counted.
-        device: the device of the labels and of the counts.
 
     >>> confusion = ConfusionMatrix(2)
     >>> confusion.update(prediction=torch.tensor([0, 1, 1]), label=torch.tensor([0, 0, 255]))
@@ -35,30 +21,35 @@ class ConfusionMatrix:
             [0, 0]])
     """
 
-    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
-        """Count one image or batch.
+        """Count one image or batch, on any device.
 
         Args:
             prediction: integers in 0..C-1, any shape.
             label: integers, the shape of `prediction`.
         """
-        self.matrix += _cross_count(label, prediction, self.num_classes, self.num_classes)
+        size, rows = self.num_classes, label.int()
+        is_counted = (rows >= 0) & (rows < size)
+        # The other pixels go to an extra bin at the end.
+        pairs = torch.where(is_counted, rows * size + prediction.int(), size**2)
+        counts = torch.bincount(pairs.flatten(), minlength=size**2 + 1)
+        self.matrix += counts[:-1].reshape(size, size).cpu()
 
     def all_reduce(self) -> None:
         """Adds up the matrices of all processes. Every process calls it, once."""
         self.matrix = reduce_over_processes(self.matrix)
 
 
-def segmentation_scores(matrix: torch.Tensor) -> SegmentationScores:
+def segmentation_scores(matrix: torch.Tensor) -> dict[str, Any]:
     """Accuracies and IoUs, as fractions, of a (C, C) matrix: rows truth, columns prediction.
 
     A class is present if its row is not empty. "Mean Acc" and "Mean IoU" are means over the
-    "Classes present" classes; "Class IoU" is NaN for the others. "Mean IoU, absent classes too"
-    is the mean over the classes that are present or predicted; an absent one has IoU 0.
+    "Classes present" classes; "Class IoU", by index, is NaN for the others. "Mean IoU, absent
+    classes too" is the mean over the classes that are present or predicted; absent ones have 0.
     "FreqW Acc" is the mean IoU weighted by the classes' true pixels. All are NaN for an empty
     matrix.
 
@@ -137,14 +128,3 @@ def open_mean_iou(matrix: torch.Tensor, absent_classes_too: bool = False) -> flo
     union = truth + called - correct
     counted = (union if absent_classes_too else truth) > 0
     return float((correct / union)[counted].mean())
-
-
-def _cross_count(
-    rows: torch.Tensor, columns: torch.Tensor, num_rows: int, num_columns: int
-) -> torch.Tensor:
-    """How often each (row, column) occurs; rows out of range go to an extra bin and are dropped."""
-    rows = rows.int()
-    is_inside = (rows >= 0) & (rows < num_rows)
-    pairs = torch.where(is_inside, rows * num_columns + columns.int(), num_rows * num_columns)
-    counts = torch.bincount(pairs.flatten(), minlength=num_rows * num_columns + 1)
-    return counts[:-1].reshape(num_rows, num_columns)

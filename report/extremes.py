@@ -2,15 +2,15 @@
 
 from bisect import insort
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dataset import EvaluationSample
+from dataset.loaders import EvaluationSample
 from metrics.anomaly import PER_IMAGE, AnomalyMetrics
+from report.panels import maps_of
 from utils.distributed import gather_objects
 from utils.figures import Picture, render
 from utils.logger import Logger
@@ -21,17 +21,6 @@ Ranking = list[tuple[float, int]]
 _METRICS = ("AUROC", "AUPR")
 _SIGNS = {"worst": 1, "best": -1}
 _HEADING_HEIGHT_INCHES = 0.3
-
-
-@dataclass(frozen=True)
-class _Maps:
-    """The inputs of a panel: one map (H, W, 3) and three (H, W)."""
-
-    heading: str
-    picture: Picture
-    label: np.ndarray
-    prediction: np.ndarray
-    score: np.ndarray
 
 
 class Extremes:
@@ -51,7 +40,7 @@ class Extremes:
         self._rankings: dict[tuple[str, str], Ranking] = {
             (end, metric): [] for metric in _METRICS for end in _SIGNS
         }
-        self._maps: dict[int, _Maps] = {}
+        self._maps: dict[int, tuple[str, list[np.ndarray]]] = {}  # heading, arguments of `draw`
 
     def offer(
         self,
@@ -69,14 +58,9 @@ class Extremes:
         kept = {index for ranking in self._rankings.values() for _, index in ranking}
         self._maps = {index: maps for index, maps in self._maps.items() if index in kept}
         if sample.index in kept:
-            self._maps[sample.index] = _Maps(
-                _heading(sample.name, metrics),
-                # Copies, because the sample's arrays may be in shared memory, which is scarce.
-                sample.picture.numpy().copy(),
-                sample.label.numpy().copy(),
-                prediction.cpu().numpy().astype(np.uint8),
-                score.float().cpu().numpy(),
-            )
+            # Copies, because the sample's arrays may be in shared memory, which is scarce.
+            maps = [one.copy() for one in maps_of(sample, prediction, score)]
+            self._maps[sample.index] = _heading(sample.name, metrics), maps
 
     def log(self, logger: Logger, step: int) -> None:
         """Log the extremes over all processes; to be called once by every process."""
@@ -86,15 +70,15 @@ class Extremes:
             for key in self._rankings
         }
         wanted = {index for ranking in rankings.values() for _, index in ranking}
-        own = {index: self._panel(maps) for index, maps in self._maps.items() if index in wanted}
+        own = {index: self._panel(*maps) for index, maps in self._maps.items() if index in wanted}
         panels = {index: panel for part in gather_objects(own) for index, panel in part.items()}
         for (end, metric), ranking in rankings.items():
             for place, (_, index) in enumerate(ranking, start=1):
                 logger.image(f"worst and best/{end} {metric} {place}", panels[index], step)
 
-    def _panel(self, maps: _Maps) -> Picture:
-        panel = self._draw(maps.picture, maps.label, maps.prediction, maps.score)
-        return np.concatenate([_heading_strip(maps.heading, panel.shape[1]), panel])
+    def _panel(self, heading: str, maps: list[np.ndarray]) -> Picture:
+        panel = self._draw(*maps)
+        return np.concatenate([_heading_strip(heading, panel.shape[1]), panel])
 
 
 def _heading(name: str, metrics: AnomalyMetrics) -> str:

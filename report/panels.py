@@ -7,10 +7,20 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dataset import DatasetInfo, EvaluationSample
-from report.visualize import Picture, sample_panel, save_picture
+from dataset.description import DatasetInfo
+from dataset.loaders import EvaluationSample
+from report.visualize import Picture, sample_panel
 from utils.distributed import gather_objects
+from utils.files import replacing
 from utils.logger import Logger
+
+
+def maps_of(
+    sample: EvaluationSample, prediction: Tensor, score: Tensor
+) -> tuple[Picture, np.ndarray, np.ndarray, np.ndarray]:
+    """The inputs of a panel: picture (H, W, 3), and label, prediction and score, all (H, W)."""
+    on_host = prediction.cpu().numpy(), score.float().cpu().numpy()
+    return sample.picture.numpy(), sample.label.numpy(), *on_host
 
 
 class Panels:
@@ -39,16 +49,11 @@ class Panels:
 
     def add(self, sample: EvaluationSample, prediction: Tensor, score: Tensor) -> None:
         """Draw the panel of one image from its (H, W) prediction and score."""
-        panel = sample_panel(
-            sample.picture.numpy(),
-            sample.label.numpy(),
-            prediction.cpu().numpy(),
-            score.float().cpu().numpy(),
-            self._info,
-        )
+        panel = sample_panel(*maps_of(sample, prediction, score), self._info)
         if self._folder is not None:
             stem = Path(sample.name).stem
-            save_picture(Image.fromarray(panel), self._folder / f"{sample.index:04d}_{stem}.png")
+            with replacing(self._folder / f"{sample.index:04d}_{stem}.png") as file:
+                Image.fromarray(panel).save(file, format="PNG")
         if sample.index in self._shown:
             self._panels.append((sample.index, panel))
 

@@ -1,4 +1,4 @@
-"""What `--predict` leaves on the disk for every picture, and one look at all of them."""
+"""The files that `--predict` writes for every picture, and their summary."""
 
 import fcntl
 import json
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataset import DatasetInfo
+from dataset.description import DatasetInfo
 from dataset.own_pictures import Source
 from report.video import write_video
 from report.visualize import (
@@ -38,7 +38,7 @@ _JOURNAL = ".predictions_"
 
 
 class PredictionFolder:
-    """A folder a kind of result, in it the pictures' own names and folders.
+    """The output folder of --predict, with one folder per kind of result.
 
     classes/NAME.png: class indices in the palette's colours. heat/NAME.png: the anomaly score, from
     black to bright yellow between the limits of `report.visualize.HeatScale`. overlay/NAME.png:
@@ -47,8 +47,8 @@ class PredictionFolder:
     picture, classes, overlay and heat with titles, legend and colour bar. overlay/NAME.mp4: the
     overlays of a video's frames, overlay/NAME/000000.png and on.
 
-    predictions.json tells of the pictures that are done, and is away while that changes. Every file
-    is whole at any time, and takes the place of a link, not of what the link leads to.
+    predictions.json lists the pictures that are done, and is away while that changes. Every file
+    is written atomically, and replaces a link instead of the link's target.
 
     Args:
         rank: of this process among all that write to the folder.
@@ -60,7 +60,7 @@ class PredictionFolder:
         self._masks: set[Any] = set()
 
     def check(self, sources: Sequence[Source], *, overwrite: bool) -> None:
-        """Whether the results of `sources` would cost the user a file; changes nothing.
+        """Check that the results of `sources` overwrite no file of the user's; writes nothing.
 
         Raises:
             PansError: a result would take the place of a picture or video that is to be read;
@@ -69,20 +69,20 @@ class PredictionFolder:
         inputs = {source.path.resolve() for source in sources}
         for source in sources:
             for place in self._places(source):
-                if place in inputs or (source.is_video and _inside(place, inputs)):
+                if place in inputs or (
+                    source.is_video and any(path.is_relative_to(place) for path in inputs)
+                ):
                     raise PansError(
                         f"--out {self.folder}: the results of {source.path} would overwrite "
                         f"{place}, which is to be read; name another folder"
                     )
         if overwrite or not self.folder.is_dir():
             return
-        names = {path.name for path in self.folder.iterdir() if not is_hidden(Path(path.name))}
+        foreign = {path.name for path in self.folder.iterdir() if not is_hidden(Path(path.name))}
         earlier = self._earlier_summary()
-        is_ours = earlier or self._journals()
-        known = (
-            {*_KINDS, _SUMMARY, *(self._sheets(earlier) if earlier else ())} if is_ours else set()
-        )
-        foreign = {name for name in names - known if not is_ours or name.startswith(_SHEET)}
+        if earlier or self._journals():
+            sheets = {name for name in foreign if name.startswith(_SHEET)}
+            foreign = sheets - set(_sheets(earlier))
         if foreign:
             raise PansError(
                 f"--out {self.folder} holds {min(foreign)}, which is no earlier result of "
@@ -95,37 +95,35 @@ class PredictionFolder:
         Raises:
             PansError: as `write`.
         """
-        try:
+        with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._journal(0).write_text("")  # marks the folder as ours, however this run ends
             for rank, journal in self._journals().items():
                 if rank:
                     journal.unlink()
-        except OSError as error:
-            raise _not_written(self.folder, error) from error
 
     @contextmanager
     def predicting(self, sources: Sequence[Source], heading: Mapping[str, Any]) -> Iterator[None]:
         """The body writes this process's share of the results of `sources`.
 
-        If it raises, predictions.json tells, below `heading`, of what all processes have done.
+        If it raises, predictions.json lists, below `heading`, what all processes have done.
         """
-        earlier = self._earlier_summary() or {"pictures": []}
+        earlier = self._earlier_summary()
         if earlier.get("threshold") is not None:
             self._masks = {one.get("name") for one in earlier["pictures"] if isinstance(one, dict)}
         videos = [self._video(source.name) for source in sources if source.is_video]
-        self._outdated = [*(self.folder / name for name in self._sheets(earlier)), *videos]
+        self._outdated = [*(self.folder / name for name in _sheets(earlier)), *videos]
         self._outdated.append(self.folder / _SUMMARY)
         try:
             yield
         except BaseException:
             if not self._outdated:
-                with suppress(OSError, PansError):
+                with suppress(OSError):
                     self._tell_of_the_done(heading)
             raise
 
     def _change(self) -> None:
-        """Nothing that tells of all results outlasts the first change of one."""
+        """Delete what describes all results, before the first of them changes."""
         for path in self._outdated:
             path.unlink(missing_ok=True)
         self._outdated = []
@@ -136,11 +134,8 @@ class PredictionFolder:
         Raises:
             PansError: as `write`.
         """
-        try:
-            with self._journal(self.rank).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(done) + "\n")
-        except OSError as error:
-            raise _not_written(self.folder, error) from error
+        with _writing(self.folder), self._journal(self.rank).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(done) + "\n")
 
     def _tell_of_the_done(self, heading: Mapping[str, Any]) -> None:
         folder = os.open(self.folder, os.O_RDONLY)
@@ -152,7 +147,7 @@ class PredictionFolder:
             done = list(chain.from_iterable(map(_entries, journals)))
             pictures = [entry for entry in done if isinstance(entry, dict)]
             unread = [entry for entry in done if isinstance(entry, str)]
-            self.write_summary(_summary(heading, pictures, unread, complete=False))
+            self._write_summary(_summary(heading, pictures, unread, complete=False))
         finally:
             os.close(folder)
 
@@ -166,34 +161,31 @@ class PredictionFolder:
         }
         return {int(rank): path for rank, path in sorted(found.items()) if rank.isdecimal()}
 
+    def _place(self, kind: str, name: str, suffix: str) -> Path:
+        return self.folder / kind / f"{name}{suffix}"
+
     def _places(self, source: Source) -> Iterator[Path]:
         """Where results of a picture go, or the folders for those of a video's frames."""
         for kind in _KINDS:
             suffix = "" if source.is_video else ".npy" if kind == "score" else ".png"
-            yield (self.folder / kind / f"{source.name}{suffix}").resolve()
+            yield self._place(kind, source.name, suffix).resolve()
         if source.is_video:
             yield self._video(source.name).resolve()
 
     def _video(self, name: str) -> Path:
-        return self.folder / "overlay" / f"{name}.mp4"
+        return self._place("overlay", name, ".mp4")
 
-    def _earlier_summary(self) -> dict[str, Any] | None:
-        """The folder's predictions.json, if it is one."""
+    def _earlier_summary(self) -> dict[str, Any]:
+        """The folder's predictions.json; empty if there is none."""
         path = self.folder / _SUMMARY
         try:
             found: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         except (OSError, ValueError, RecursionError):
-            return None
+            return {}
         match found:
             case {"checkpoint": _, "score": _, "pictures": list()}:
                 return {**found}
-        return None
-
-    @staticmethod
-    def _sheets(summary: Mapping[str, Any]) -> list[str]:
-        """The names of the contact sheets of a summary's pictures."""
-        count = -(-len(summary["pictures"]) // _PICTURES_PER_SHEET)
-        return [f"{_SHEET}{number:03d}.png" for number in range(1, count + 1)]
+        return {}
 
     def write(
         self,
@@ -219,28 +211,21 @@ class PredictionFolder:
         """
         limits = scale.limits(score)
         heat, overlaid = heat_map(score, limits), overlay(picture, score, limits, mask)
-        panel = prediction_panel(
-            picture, prediction, overlaid, heat, limits, self.info, scale.threshold
-        )
+        maps = prediction, overlaid, heat
+        panel = prediction_panel(picture, *maps, limits, self.info, scale.threshold)
         classes = Image.fromarray(prediction, mode="P")
         classes.putpalette(self.info.palette.tobytes())
-        pictures = {
-            "classes": classes,
-            "heat": Image.fromarray(heat),
-            "overlay": Image.fromarray(overlaid),
-            "panel": Image.fromarray(panel),
-        }
-        if mask is not None:
-            pictures["mask"] = Image.fromarray(mask.astype(np.uint8) * 255)
-        try:
+        with _writing(self.folder):
             self._change()
-            for kind, image in pictures.items():
-                self._save(self._place(kind, name, ".png"), image)
-            self._save(self._place("score", name, ".npy"), score)
-            if mask is None and name in self._masks:
+            self._save(self._place("classes", name, ".png"), classes)
+            for kind, drawn in (("heat", heat), ("overlay", overlaid), ("panel", panel)):
+                self._save(self._place(kind, name, ".png"), Image.fromarray(drawn))
+            if mask is not None:
+                white = Image.fromarray(mask.astype(np.uint8) * 255)
+                self._save(self._place("mask", name, ".png"), white)
+            elif name in self._masks:
                 self._place("mask", name, ".png").unlink(missing_ok=True)
-        except OSError as error:
-            raise _not_written(self.folder, error) from error
+            self._save(self._place("score", name, ".npy"), score)
         return limits
 
     def write_video(self, name: str, pictures: Sequence[str], rate: Fraction) -> None:
@@ -249,7 +234,7 @@ class PredictionFolder:
         Args:
             name: of the video.
             pictures: the names of all pictures, in any order, of which the frames are some.
-            rate: frames a second.
+            rate: frames per second.
 
         Raises:
             NoVideo: it cannot be encoded, or the folder cannot be written to.
@@ -260,9 +245,6 @@ class PredictionFolder:
         frames = [self.folder / f"overlay/{name}/{number:06d}.png" for number in sorted(numbers)]
         if frames:
             write_video(self._video(name), frames, rate)
-
-    def _place(self, kind: str, name: str, suffix: str) -> Path:
-        return self.folder / kind / f"{name}{suffix}"
 
     def finish(
         self,
@@ -281,42 +263,32 @@ class PredictionFolder:
             PansError: as `write`.
         """
         summary = _summary(heading, pictures, unreadable, complete=True)
-        try:
+        with _writing(self.folder):
             self._change()
-            self.write_summary(summary)
+            self._write_summary(summary)
             for journal in self._journals().values():
                 journal.unlink()
-            for number, sheet in enumerate(self._sheets(summary)):
+            for number, sheet in enumerate(_sheets(summary)):
                 page = summary["pictures"][number * _PICTURES_PER_SHEET :][:_PICTURES_PER_SHEET]
                 entries = [self._sheet_entry(one["name"], one["heat_limits"]) for one in page]
                 drawn = contact_sheet(entries, self.info, summary["threshold"])
                 self._save(self.folder / sheet, Image.fromarray(drawn))
-        except OSError as error:
-            raise _not_written(self.folder, error) from error
 
     def _sheet_entry(self, name: str, limits: tuple[float, float]) -> SheetEntry:
         overlaid, classes, heat = (
-            np.asarray(Image.open(self.folder / kind / f"{name}.png").convert("RGB"))
+            np.asarray(Image.open(self._place(kind, name, ".png")).convert("RGB"))
             for kind in ("overlay", "classes", "heat")
         )
         return SheetEntry(name, overlaid, classes, heat, limits)
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """predictions.json.
-
-        Raises:
-            PansError: as `write`.
-        """
+    def _write_summary(self, summary: Mapping[str, Any]) -> None:
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-        try:
-            with replacing(self.folder / _SUMMARY, follow_link=False) as file:
-                file.write(text.encode())
-        except OSError as error:
-            raise _not_written(self.folder, error) from error
+        with replacing(self.folder / _SUMMARY, follow_link=False) as file:
+            file.write(text.encode())
 
     @staticmethod
     def _save(path: Path, content: Image.Image | NDArray[Any]) -> None:
-        # Unsynced: six files a picture would wait for the disk longer than for the network.
+        # Unsynced: six files per picture would wait for the disk longer than for the network.
         with replacing(path, follow_link=False, synced=False) as file:
             if isinstance(content, Image.Image):
                 content.save(file, format="PNG")
@@ -336,6 +308,12 @@ def _summary(
     return {**heading, "complete": complete, **listed}
 
 
+def _sheets(summary: Mapping[str, Any]) -> list[str]:
+    """The names of the contact sheets of a summary's pictures."""
+    count = -(-len(summary.get("pictures", ())) // _PICTURES_PER_SHEET)
+    return [f"{_SHEET}{number:03d}.png" for number in range(1, count + 1)]
+
+
 def _entries(journal: Path) -> Iterator[Any]:
     """What a process has noted; a last line that was cut off is left out."""
     for line in journal.read_text(encoding="utf-8").splitlines(keepends=True):
@@ -343,11 +321,12 @@ def _entries(journal: Path) -> Iterator[Any]:
             yield json.loads(line)
 
 
-def _inside(folder: Path, paths: set[Path]) -> set[Path]:
-    return {path for path in paths if path.is_relative_to(folder)}
-
-
-def _not_written(folder: Path, error: OSError) -> PansError:
-    return PansError(
-        f"{folder} could not be written to ({error}); name a folder with space by --out"
-    )
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn an OSError into a PansError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise PansError(
+            f"{folder} could not be written to ({error}); name a folder with space by --out"
+        ) from error

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dataset import DatasetInfo
+from dataset.description import DatasetInfo
 from metrics.evaluation import ImageRecord
 from metrics.report import markdown_scores, write_results
-from report.summary import PERCENT, is_known, per_image_rows, summary, warnings
+from report.summary import FRACTIONS, PERCENT, is_known, per_image_rows, summary, warnings
 from report.visualize import class_iou_figure, confusion_matrix_figure
 from utils.files import write_text
 from utils.logger import Logger
@@ -24,13 +24,7 @@ CHARTS = {
         "learning rate": ["train/lr"],
         "images per second": ["train/images_per_second"],
     },
-    "validation": {
-        "IoU and accuracies": [
-            "validation/Mean IoU",
-            "validation/Overall Acc",
-            "validation/Mean Acc",
-        ],
-    },
+    "validation": {"IoU and accuracies": [f"validation/{name}" for name in FRACTIONS]},
 }
 """TensorBoard charts with several tags."""
 
@@ -40,7 +34,7 @@ COMPARED_OPTIONS = (
 )
 """The options in the HPARAMS tab; the table of options has all of them."""
 
-_FRACTIONS = ("Mean IoU", "Overall Acc", "Mean Acc", "FreqW Acc")
+_FRACTIONS = (*FRACTIONS, "FreqW Acc")
 
 
 def log_start(logger: Logger, options: Mapping[str, Any]) -> None:

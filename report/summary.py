@@ -80,7 +80,7 @@ def _row(width: int, name: str, *cells: str) -> str:
 
 
 def per_image_rows(records: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:
-    """The rows of per_image.csv after its header: one per image and score, in percent.
+    """The rows of per_image.csv: its header, then one per image and score, in percent.
 
     Args:
         records: `ImageRecord`s by score; metrics of images with only one kind of pixel stay empty.

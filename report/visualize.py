@@ -3,8 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -16,9 +15,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataset import DatasetInfo
+from dataset.description import DatasetInfo
 from utils.figures import Picture, render
-from utils.files import replacing
 
 _NOT_A_NUMBER_COLOUR = (0, 255, 255)
 _PICTURE_WIDTH_INCHES = 4.8
@@ -41,12 +39,6 @@ _SHORT_SIDE_A_LINE = 360  # pixels of a picture's shorter side per pixel of the 
 _SHEET_CELL_INCHES = (3.2, 2.0)
 _SHEET_LINE_INCHES = 0.35
 _SHEET_TITLES = ("overlay", "prediction", "anomaly score")
-
-
-def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a PNG file atomically; missing folders are created."""
-    with replacing(path) as file:
-        image.save(file, format="PNG")
 
 
 def colorize(label: NDArray[np.integer], info: DatasetInfo) -> Picture:
@@ -228,10 +220,8 @@ def prediction_panel(
         "overlay": overlaid,
         "anomaly score": heat,
     }
-    wide = image.shape[0] < _WIDE * image.shape[1]
-    return _panel(
-        pictures, 1 if wide else 2, _prediction_patches(info, threshold), limits, widths=2
-    )
+    columns = 1 if image.shape[0] < _WIDE * image.shape[1] else 2
+    return _panel(pictures, columns, _prediction_patches(info, threshold), limits, widths=2)
 
 
 def _panel(
@@ -400,16 +390,9 @@ def _add_colour_bar(
     axes = _add_axes(figure, place)
     axes.imshow(heat_map(np.linspace(0, 1, 256)[None], (0.0, 1.0)), aspect="auto")
     axes.set_axis_off()
-    for x, alignment, value in ((-0.04, "right", limits[0]), (1.04, "left", limits[1])):
-        axes.text(
-            x,
-            0.5,
-            f"{value:.2g}",
-            transform=axes.transAxes,
-            ha=alignment,
-            va="center",
-            fontsize=font_size,
-        )
+    style: dict[str, Any] = {"transform": axes.transAxes, "va": "center", "fontsize": font_size}
+    axes.text(-0.04, 0.5, f"{limits[0]:.2g}", ha="right", **style)
+    axes.text(1.04, 0.5, f"{limits[1]:.2g}", ha="left", **style)
 
 
 def _legend_entries(info: DatasetInfo) -> dict[int, str]:
@@ -521,18 +504,12 @@ def class_matrix_figure(
     size = _label_size(names)
     axes = figure.add_subplot()
     shown = axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1])
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size * 0.66}
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             lightness = np.dot(shown.to_rgba(value)[:3], (0.299, 0.587, 0.114))
-            axes.text(
-                column,
-                row,
-                number.format(value),
-                ha="center",
-                va="center",
-                color="white" if lightness < 0.5 else "black",
-                fontsize=size * 0.66,
-            )
+            colour = "white" if lightness < 0.5 else "black"
+            axes.text(column, row, number.format(value), color=colour, **style)
     axes.set_xticks(
         range(len(names)), names, fontsize=size, rotation=45, ha="right", rotation_mode="anchor"
     )
@@ -546,23 +523,17 @@ def class_iou_figure(class_iou: Mapping[int, float], info: DatasetInfo) -> Figur
     """Plot the IoU of every class, in [0, 1]; a class without a value is marked as absent."""
     figure = Figure((7, 5.3), dpi=100, layout="constrained")
     axes, size = figure.add_subplot(), _label_size(info.class_names)
-    for index in range(info.num_classes):
-        value = class_iou.get(index, float("nan"))
-        present = np.isfinite(value)
-        axes.barh(index, value if present else 0, color=info.palette[index] / 255, edgecolor="grey")
-        axes.text(
-            value + 0.01 if present else 0.01,
-            index,
-            f"{value:.3f}" if present else "absent",
-            va="center",
-            fontsize=size,
-        )
-    axes.set_yticks(range(info.num_classes), info.class_names, fontsize=size)
+    classes = range(info.num_classes)
+    values = np.array([class_iou.get(index, np.nan) for index in classes])
+    colours = info.palette[: info.num_classes] / 255
+    bars = axes.barh(classes, np.nan_to_num(values), color=colours, edgecolor="grey")
+    labels = [f"{value:.3f}" if np.isfinite(value) else "absent" for value in values]
+    axes.bar_label(bars, labels, padding=3, fontsize=size)
+    axes.set_yticks(classes, info.class_names, fontsize=size)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15)
     axes.set_xlabel("IoU", fontsize=size)
-    present_values = [value for value in class_iou.values() if np.isfinite(value)]
-    if present_values:
-        title = f"IoU of every class, mean {np.mean(present_values):.3f}"
+    if np.isfinite(values).any():
+        title = f"IoU of every class, mean {np.nanmean(values):.3f}"
         axes.set_title(title, fontsize=_CARD_FONT_SIZE)
     return figure

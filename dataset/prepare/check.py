@@ -2,22 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from dataset.base import DatasetNotFound, SegmentationDataset
 from dataset.description import IGNORE_INDEX, NORMAL_INDEX, Split
-from dataset.loaders import worker_count
-from dataset.pictures import BadSample
+from dataset.loaders import in_workers
 from dataset.prepare.archives import BDD_ANOMALY, Archive, Published
 from dataset.registry import describe, open_dataset
 from utils.errors import PansError
+from utils.reading import Unreadable
 
-WORKERS = 16
 # StreetHazards is published with an alpha channel, which copies may lack.
 IMAGE_MODES = {"streethazards": ("RGBA", "RGB")}
 # Their lists give the number of images before all of them are on disk.
@@ -49,7 +47,7 @@ def open_split(name: str, root: Path, split: Split, expected: int | None) -> Seg
     """
     try:
         pictures = open_dataset(name, root, split)
-    except BadSample as error:
+    except Unreadable as error:
         raise BadDataSet(f"{error}; or move it away and run the command without --check") from error
     if name in LISTED and expected is not None and len(pictures) != expected:
         raise BadDataSet(
@@ -72,50 +70,37 @@ class SampleCheck(NamedTuple):
     indices: tuple[int, ...] = ()
 
 
-class SampleChecks(Dataset[SampleCheck]):
-    """Item i reads sample i in full."""
-
-    def __init__(self, pictures: SegmentationDataset, size: tuple[int, int] | None) -> None:
-        self.pictures = pictures
-        self.size = size
-
-    def __getitem__(self, index: int) -> SampleCheck:
-        path = self.pictures.folder / self.pictures.names[index]
-        try:
-            image, label = self.pictures[index]
-        except BadSample as error:
-            return SampleCheck(str(error))
-        with Image.open(path) as file:  # the data set converts every mode to RGB
-            mode = file.mode
-        counts = label.histogram()[:IGNORE_INDEX]
-        indices = tuple(index for index, count in enumerate(counts) if count)
-        problem = self._problem(path, image.size, mode, indices)
-        return SampleCheck(problem, _by(image.size), mode, indices)
-
-    def _problem(
-        self, path: Path, size: tuple[int, int], mode: str, indices: tuple[int, ...]
-    ) -> str:
-        info = self.pictures.info
-        modes = IMAGE_MODES.get(info.name)
-        if self.size is not None and size != self.size:
-            return f"{path} is {_by(size)}, not {_by(self.size)}"
-        if modes is not None and mode not in modes:
-            return f"{path} has mode {mode}, not {' or '.join(modes)}"
-        if info.name == "streethazards" and indices and indices[-1] > info.anomaly_index:
-            last = info.anomaly_index
-            return f"the label of {path} holds class {indices[-1]}; the last is {last}"
-        return ""
+def _check_sample(
+    pictures: SegmentationDataset, expected: tuple[int, int] | None, index: int
+) -> SampleCheck:
+    """Read sample `index` in full; `expected`: the published size."""
+    path = pictures.folder / pictures.names[index]
+    try:
+        image, label = pictures[index]
+    except Unreadable as error:
+        return SampleCheck(str(error))
+    with Image.open(path) as file:  # the data set converts every mode to RGB
+        mode = file.mode
+    counts = label.histogram()[:IGNORE_INDEX]
+    indices = tuple(index for index, count in enumerate(counts) if count)
+    info, problem = pictures.info, ""
+    modes = IMAGE_MODES.get(info.name, (mode,))
+    if expected is not None and image.size != expected:
+        problem = f"{path} is {_by(image.size)}, not {_by(expected)}"
+    elif mode not in modes:
+        problem = f"{path} has mode {mode}, not {' or '.join(modes)}"
+    elif info.name == "streethazards" and indices and indices[-1] > info.anomaly_index:
+        last = info.anomaly_index
+        problem = f"the label of {path} holds class {indices[-1]}; the last is {last}"
+    return SampleCheck(problem, _by(image.size), mode, indices)
 
 
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def verify(root: Path, archives: Sequence[Archive], names: Sequence[str] = ()) -> str:
-    """Read every file of data sets and compare it with what is published.
-
-    Args:
-        names: names of the data sets; if empty, those of the archives.
+def verify(root: Path, archives: Sequence[Archive], names: Sequence[str]) -> str:
+    """Read every file of the named data sets and compare it with what is published.
 
     Returns:
         A table with one line per split.
@@ -124,7 +109,6 @@ def verify(root: Path, archives: Sequence[Archive], names: Sequence[str] = ()) -
         BadDataSet: a wrong number of images, or damaged files, each of which was printed.
         DatasetNotFound: a list is missing.
     """
-    names = names or list(dict.fromkeys(archive.dataset for archive in archives))
     found = Findings()
     for name in names:
         try:
@@ -162,7 +146,8 @@ class Findings:
 def _verify_one(name: str, root: Path, known: Published, found: Findings) -> None:
     for split, expected in known.images.items():
         pictures = open_split(name, root, split, expected)
-        checks = _check_samples(pictures, known.size)
+        read = partial(_check_sample, pictures, known.size)
+        checks = list(in_workers(read, len(pictures), f"verifying {split}"))
         problems = [check.problem for check in checks if check.problem]
         found.problems += problems
         found.rows.append(
@@ -202,18 +187,6 @@ def _span(indices: set[int], pictures: SegmentationDataset) -> str:
     if pictures.info.has_class_labels:
         return f"{min(indices)}..{max(indices)}"
     return "+".join("normal" if index == NORMAL_INDEX else "anomaly" for index in sorted(indices))
-
-
-def _check_samples(
-    pictures: SegmentationDataset, size: tuple[int, int] | None
-) -> list[SampleCheck]:
-    loader = DataLoader(
-        SampleChecks(pictures, size),
-        batch_size=None,
-        sampler=range(len(pictures)),
-        num_workers=worker_count(WORKERS),
-    )
-    return list(tqdm(loader, desc=f"verifying {pictures.split}", unit="image"))
 
 
 def is_complete(root: Path, archive: Archive) -> bool:

@@ -30,8 +30,8 @@ from PIL import Image
 
 from dataset.base import SampleFiles, SegmentationDataset, evenly, find_first
 from dataset.description import IGNORE_INDEX, DatasetInfo, Split
-from dataset.pictures import BadSample
-from dataset.readers.odgt import is_in_place, read_list, why_not_in_place
+from dataset.readers.odgt import is_in_place, read_list, refuse_misplaced
+from utils.reading import Unreadable
 
 FOLDER = "bdd100k"
 SHIFTED_LABELS = "train_labels"
@@ -89,8 +89,8 @@ class BddAnomaly(SegmentationDataset):
         remedy = f"run 'python -m dataset.bdd_anomaly --root {root}'"
         path = find_first(root, [FOLDER], LISTS[split], remedy)
         names = read_list(path)
-        if not is_in_place(path, names) and (problem := why_not_in_place(path, names)) is not None:
-            raise problem
+        if not is_in_place(path, names):
+            refuse_misplaced(path, names)
         refuse_shifted(path, path.parent, [label for _, label in names])
         return SampleFiles(path, path.parent, names)
 
@@ -109,13 +109,13 @@ def refuse_shifted(source: Path, folder: Path, labels: Sequence[str]) -> None:
         labels: their paths, relative to `folder`; some of them are inspected.
 
     Raises:
-        BadSample: they are in `train_labels/`, or have no 0, no 255 and nothing above 20.
+        Unreadable: they are in `train_labels/`, or have no 0, no 255 and nothing above 20.
     """
     shown = next((name for name in labels if SHIFTED_LABELS in PurePosixPath(name).parts), None)
     if shown is None and _look_shifted([folder / name for name in evenly(labels, LOOKED_INTO)]):
         shown = labels[0]
     if shown is not None:
-        raise BadSample(
+        raise Unreadable(
             f"{source}: {shown} and others hold train id + 2 (1 other; 18, 19, 20 anomalies), as "
             f"BDD-Anomaly's publishers write them into seg/{SHIFTED_LABELS}; put BDD100K's own "
             f"label maps into {folder / 'seg/labels'} and run 'python -m dataset.bdd_anomaly"

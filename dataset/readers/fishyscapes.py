@@ -18,9 +18,8 @@ from pathlib import Path
 
 from dataset.base import DatasetNotFound, SampleFiles, SegmentationDataset, find_first
 from dataset.description import IGNORE_INDEX, NORMAL_INDEX, UNKNOWN_INDEX, Split
-from dataset.pictures import BadSample
 from dataset.readers.evaluation_only import evaluation_only
-from utils.reading import is_hidden
+from utils.reading import Unreadable, is_hidden
 
 FOLDER = "Fishyscapes"
 LABELS, LABEL_ENDING = "fishyscapes_lostandfound", "_labels.png"
@@ -74,7 +73,7 @@ def _image_of(folder: Path, label: str, remedy: str) -> str:
             f"move every {folder / FLAT_IMAGES}/CITY_SEQUENCE_FRAME_leftImg8bit.png into "
             f"{folder / IMAGES[0]}/test/CITY, or {remedy}"
         )
-    raise BadSample(
+    raise Unreadable(
         f"{folder / LABELS / label} has no image: neither {folder / IMAGES[0] / 'train' / name} "
         f"nor the same under test/ or in {IMAGES[1]} is there; {remedy}"
     )
@@ -86,7 +85,7 @@ def _refuse_other_labels(root: Path, remedy: str) -> None:
             found = min((folder / name).rglob(f"*{ending}"), default=None)
             if found is not None:
                 frame = found.name.removesuffix(ending)
-                raise BadSample(
+                raise Unreadable(
                     f"{found} and others are another project's copies of Fishyscapes' labels; "
                     f"save each in {folder / LABELS}{values} under its published name, as "
                     f"NNNN_{frame}{LABEL_ENDING} with a number of four digits, or {remedy}"

@@ -27,8 +27,7 @@ from dataset.base import (
     two_of_a_name,
 )
 from dataset.description import IGNORE_INDEX, Colour, DatasetInfo, Split
-from dataset.pictures import BadSample
-from utils.reading import files_below, read_text
+from utils.reading import Unreadable, files_below, read_text
 
 CLASS_FILES = ("classes.txt", "classes.json")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -129,20 +128,17 @@ def _refuse_painted(labels: list[Path], info: DatasetInfo) -> None:
             painted.append((path, label.mode))
     if painted:
         path, mode = painted[0]
+        remedy = "replace each colour by the index of its class"
+        if mode == "P":
+            remedy = (
+                "if their palette indices are the class indices, convert each with "
+                "PIL.Image.fromarray(numpy.asarray(PIL.Image.open(FILE))).save(FILE)"
+            )
         wanted = ", ".join(info.class_names[:3]) + (", ..." if info.num_classes > 3 else "")
-        raise BadSample(
+        raise Unreadable(
             f"{path} and others are colour pictures (mode {mode}); labels must be 8-bit grey (mode "
-            f"L) with the class index, 0, 1, ... for {wanted}; {_conversion(path, mode)}"
+            f"L) with the class index, 0, 1, ... for {wanted}; {remedy}"
         )
-
-
-def _conversion(path: Path, mode: str) -> str:
-    if mode == "P":
-        return (
-            "if their palette indices are the class indices, convert each with "
-            "PIL.Image.fromarray(numpy.asarray(PIL.Image.open(FILE))).save(FILE)"
-        )
-    return "replace each colour by the index of its class"
 
 
 @dataclass(frozen=True)
@@ -169,17 +165,12 @@ class ClassFile:
         return index_of
 
 
-def read_classes(root: Path) -> dict[str, Colour]:
-    """RGB by class name, in index order; raises as `read_class_file`."""
-    return read_class_file(root).colours
-
-
 def read_class_file(root: Path) -> ClassFile:
     """Read classes.txt or classes.json.
 
     Raises:
         DatasetNotFound: neither exists.
-        BadSample: both exist, or the file does not have the format above.
+        Unreadable: both exist, or the file does not have the format above.
     """
     paths = [root / name for name in CLASS_FILES if (root / name).is_file()]
     if not paths:
@@ -188,7 +179,7 @@ def read_class_file(root: Path) -> ClassFile:
             "line 'NAME R G B' per class, or pass the data folder as --data_root"
         )
     if len(paths) == 2:
-        raise BadSample(f"{paths[0]} and {paths[1]} are both there; delete one")
+        raise Unreadable(f"{paths[0]} and {paths[1]} are both there; delete one")
     classes = ClassFile(paths[0])
     rows = _json_rows(paths[0]) if paths[0].suffix == ".json" else _text_rows(paths[0])
     for name, numbers in rows:
@@ -202,7 +193,7 @@ def read_class_file(root: Path) -> ClassFile:
 
 def _add_class(classes: ClassFile, name: str, colour: tuple) -> None:
     if not name or name in classes.colours or len(colour) != 3 or not _are_bytes(colour):
-        raise BadSample(
+        raise Unreadable(
             f"{classes.path}: class {len(classes.colours) + 1} must be a new name and three "
             f"integers of 0..255, got {name!r}, {colour!r}; correct it"
         )
@@ -212,7 +203,7 @@ def _add_class(classes: ClassFile, name: str, colour: tuple) -> None:
 def _add_values(classes: ClassFile, word: str, values: tuple) -> None:
     # Three numbers would be a class of that name.
     if len(values) in (0, 3) or not _are_bytes(values) or set(values) & set(classes.words):
-        raise BadSample(
+        raise Unreadable(
             f"{classes.path}: {word!r} declares a label value and takes one new integer of 0..255, "
             f"as in '{word} 12', got {values!r}; correct it"
         )
@@ -221,12 +212,12 @@ def _add_values(classes: ClassFile, word: str, values: tuple) -> None:
 
 def _check_classes(classes: ClassFile) -> None:
     if not 1 <= len(classes.colours) <= MOST_CLASSES:
-        raise BadSample(
+        raise Unreadable(
             f"{classes.path} has {len(classes.colours)} classes; expected 1 to {MOST_CLASSES}"
         )
     for value, word in classes.words.items():
         if value < len(classes.colours):
-            raise BadSample(
+            raise Unreadable(
                 f"{classes.path}: '{word} {value}' is also the index of the class "
                 f"{list(classes.colours)[value]!r}; choose a value >= {len(classes.colours)}"
             )
@@ -256,6 +247,6 @@ def _json_rows(path: Path) -> list[tuple[str, tuple]]:
             for name, value in rows
         ]
     except (ValueError, TypeError, RecursionError) as error:
-        raise BadSample(
+        raise Unreadable(
             f'{path} is not a JSON object of the form {{"NAME": [R, G, B]}} ({error}); correct it'
         ) from error

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dataset.pictures import BadSample
-from utils.reading import read_text
+from utils.reading import Unreadable, read_text
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:
@@ -16,11 +15,11 @@ def read_list(path: Path) -> list[tuple[str, str]]:
         One (image, label) pair of paths per entry, relative to the folder of the odgt file.
 
     Raises:
-        BadSample: the file is not JSON or is empty, or an entry lacks a path or leaves the folder.
+        Unreadable: the file is not JSON or is empty, or an entry lacks a path or leaves the folder.
     """
     entries = _parse_list(path)
     if not entries:
-        raise BadSample(f"{path} lists no image; restore it from the archive")
+        raise Unreadable(f"{path} lists no image; restore it from the archive")
     return [
         (
             _checked_name(path, number, entry, "fpath_img"),
@@ -38,7 +37,7 @@ def _parse_list(path: Path) -> list[Any]:
         except json.JSONDecodeError:
             documents = [json.loads(line) for line in text.splitlines() if line.strip()]
     except (ValueError, RecursionError) as error:
-        raise BadSample(f"{path} cannot be read as JSON ({error}); restore it") from error
+        raise Unreadable(f"{path} cannot be read as JSON ({error}); restore it") from error
     entries: list[Any] = []
     for document in documents:
         entries.extend(document if isinstance(document, list) else [document])
@@ -48,14 +47,14 @@ def _parse_list(path: Path) -> list[Any]:
 def _checked_name(path: Path, number: int, entry: Any, key: str) -> str:
     name = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(name, str) or not name:
-        raise BadSample(f"{path}: entry {number} has no {key}; restore the file")
+        raise Unreadable(f"{path}: entry {number} has no {key}; restore the file")
     if "\\" in name:
-        raise BadSample(
+        raise Unreadable(
             f"{path}: entry {number}'s {key} {name!r} has backslashes; replace them by / in the "
             "whole list"
         )
     if leaves_folder(name):
-        raise BadSample(
+        raise Unreadable(
             f"{path}: entry {number}'s {key} {name!r} leaves the folder; write it relative to "
             f"{path.parent}"
         )
@@ -74,27 +73,25 @@ def is_in_place(path: Path, names: list[tuple[str, str]]) -> bool:
     )
 
 
-def why_not_in_place(path: Path, names: list[tuple[str, str]]) -> BadSample | None:
-    """The error for a list whose files are not beside it but in a folder nearby.
+def refuse_misplaced(path: Path, names: list[tuple[str, str]]) -> None:
+    """Raise if the files of a list are not beside it but in a folder nearby.
 
-    Returns:
-        None if the files are not found there either: they may not be downloaded yet.
+    Files that are nowhere are accepted: they may not be downloaded yet.
     """
     for name in names[0]:
         if not _exists(path.parent, name):
             for home in _folders_near(path.parent):
                 if _exists(home, name):
-                    return BadSample(
+                    raise Unreadable(
                         f"{path} names {name}, which is in {home} and not beside the list; move "
                         f"the list to {home / path.name}"
                     )
             for prefix, rest in _cut(name):
                 if _exists(path.parent, rest):
-                    return BadSample(
+                    raise Unreadable(
                         f"{path} names {name}, but {path.parent} has {rest}; remove {prefix!r} "
                         "from the paths of the whole list"
                     )
-    return None
 
 
 def _exists(folder: Path, name: str) -> bool:

@@ -18,10 +18,9 @@ from pathlib import Path, PurePosixPath
 
 from dataset.base import IMAGE_SUFFIXES, SampleFiles, SegmentationDataset, find_first
 from dataset.description import IGNORE_INDEX, NORMAL_INDEX, UNKNOWN_INDEX, Split
-from dataset.pictures import BadSample
 from dataset.readers.evaluation_only import evaluation_only
 from dataset.readers.odgt import leaves_folder
-from utils.reading import read_text
+from utils.reading import Unreadable, read_text
 
 FOLDERS = ("RoadAnomaly_jpg", "RoadAnomaly/RoadAnomaly_jpg", "RoadAnomaly")
 
@@ -46,17 +45,17 @@ def read_frames(path: Path) -> list[str]:
     """The names in frame_list.json.
 
     Raises:
-        BadSample: the file is not a JSON array of names, is empty, or a name leaves the folder.
+        Unreadable: the file is not a JSON array of names, is empty, or a name leaves the folder.
     """
     try:
         frames = json.loads(read_text(path, "JSON"))
     except (ValueError, RecursionError) as error:
-        raise BadSample(f"{path} cannot be read as JSON ({error}); restore it") from error
+        raise Unreadable(f"{path} cannot be read as JSON ({error}); restore it") from error
     if not isinstance(frames, list) or not frames:
-        raise BadSample(f"{path} is not a JSON array of file names; restore it from the archive")
+        raise Unreadable(f"{path} is not a JSON array of file names; restore it from the archive")
     for number, name in enumerate(frames, start=1):
         if not isinstance(name, str) or not name or leaves_folder(name):
-            raise BadSample(
+            raise Unreadable(
                 f"{path}: entry {number}, {name!r}, is not a file name within the folder frames/; "
                 "restore the file"
             )

@@ -20,9 +20,8 @@ from pathlib import Path
 
 from dataset.base import DatasetNotFound, SampleFiles, SegmentationDataset, find_first, images_in
 from dataset.description import IGNORE_INDEX, NORMAL_INDEX, UNKNOWN_INDEX, Split
-from dataset.pictures import BadSample
 from dataset.readers.evaluation_only import evaluation_only
-from utils.reading import is_hidden
+from utils.reading import Unreadable, is_hidden
 
 LABELS = "labels_masks"
 SUFFIX = "_labels_semantic.png"
@@ -52,13 +51,13 @@ class _Track(SegmentationDataset):
             )
         for name, label in labels.items():
             if name not in images:
-                raise BadSample(
+                raise Unreadable(
                     f"{source / label} has no image {folder / 'images' / name}.jpg, .png or "
                     f".webp; {remedy}"
                 )
         for name in images.keys() - labels.keys():
             if name.startswith("validation") and not name.startswith(self.left_out):
-                raise BadSample(
+                raise Unreadable(
                     f"{folder / 'images' / images[name]} has no label {source / (name + SUFFIX)}, "
                     f"though it is a validation image; {remedy}"
                 )

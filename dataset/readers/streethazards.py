@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dataset.base import SampleFiles, SegmentationDataset, find_all
 from dataset.description import IGNORE_INDEX, DatasetInfo, Split
-from dataset.readers.odgt import is_in_place, read_list, why_not_in_place
+from dataset.readers.odgt import is_in_place, read_list, refuse_misplaced
 
 FOLDERS = ("StreetHazards",)
 LISTS: dict[Split, tuple[str, ...]] = {
@@ -58,8 +58,6 @@ class StreetHazards(SegmentationDataset):
             if is_in_place(*found[-1]):
                 break
         else:
-            # The files may not be downloaded yet: prepare opens a split to check.
-            if (problem := why_not_in_place(*found[0])) is not None:
-                raise problem
+            refuse_misplaced(*found[0])
         path, names = found[-1]
         return SampleFiles(path, path.parent, names)

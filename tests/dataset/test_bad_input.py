@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset import loaders
-from dataset.pictures import BadSample, read_image, read_label
+from dataset.pictures import read_image, read_label
 from dataset.readers.odgt import read_list
 from dataset.readers.streethazards import STREETHAZARDS, StreetHazards
 from dataset.skipping import SampleReader
 from tests.dataset.trees import png
+from utils.reading import Unreadable
 
 MakeTree = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("two_cpus")
@@ -133,7 +134,7 @@ def test_a_damaged_file_is_one_line(
     make_tree: MakeTree, name: str, damage: Damage, words: str
 ) -> None:
     pictures = StreetHazards(damaged_tree(make_tree, name, damage), "train")
-    with pytest.raises(BadSample) as caught:
+    with pytest.raises(Unreadable) as caught:
         pictures[1]
     message = str(caught.value)
     assert str(pictures.folder / name) in message
@@ -152,7 +153,7 @@ def test_a_damaged_file_is_skipped_and_remembered(
     assert [reader.read(index) is None for index in range(3)] == [False, True, False]
     (line,) = reader.skipped()
     assert words in line
-    with pytest.raises(BadSample):
+    with pytest.raises(Unreadable):
         SampleReader(pictures, skip_bad_files=False).read(1)
 
 
@@ -196,7 +197,7 @@ def test_strange_names_in_a_list_end_in_one_printable_line(make_tree: MakeTree, 
     path = root / "StreetHazards/train/train.odgt"
     path.write_text(json.dumps([{"fpath_img": name, "fpath_segm": "b.png"}]))
     pictures = StreetHazards(root, "train")
-    with pytest.raises(BadSample) as caught:
+    with pytest.raises(Unreadable) as caught:
         pictures[0]
     assert str(caught.value).isprintable()
 
@@ -256,7 +257,7 @@ def test_nothing_readable_ends_with_one_line(make_tree: MakeTree, num_workers: i
     for path in root.glob("**/images/**/*.png"):
         path.write_bytes(b"")
     expected = "train.odgt: none of its 2 samples can be read, the first: "
-    with pytest.raises(BadSample) as caught:
+    with pytest.raises(Unreadable) as caught:
         list(training(root, num_workers))
     assert expected in str(caught.value)
     traceback.clear_frames(caught.tb)
@@ -304,7 +305,7 @@ def outcome(action: Callable[[], Any]) -> Any:
     """What the action returns, or the documented error."""
     try:
         return action()
-    except BadSample as error:
+    except Unreadable as error:
         return error
 
 
@@ -314,7 +315,7 @@ def test_any_list_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "train.odgt"
     path.write_bytes(data)
     names = outcome(lambda: read_list(path))
-    if isinstance(names, BadSample):
+    if isinstance(names, Unreadable):
         assert str(names).startswith(str(path))
         assert str(names).isprintable()
         return
@@ -342,7 +343,7 @@ def test_any_damage_to_a_picture_is_read_or_refused(
         (outcome(lambda: read_image(path, STREETHAZARDS)), "RGB"),
         (outcome(lambda: read_label(path, STREETHAZARDS, with_anomalies=True)), "L"),
     ):
-        if isinstance(found, BadSample):
+        if isinstance(found, Unreadable):
             assert str(found).startswith(str(path))
             assert str(found).isprintable()
         else:

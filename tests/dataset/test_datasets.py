@@ -11,11 +11,11 @@ from PIL import Image
 
 from dataset import bdd_anomaly
 from dataset.base import DatasetNotFound
-from dataset.pictures import BadSample
-from dataset.readers.folder import MOST_CLASSES, read_classes
+from dataset.readers.folder import MOST_CLASSES, read_class_file
 from dataset.registry import DATASETS, TRAINING_SETS, describe, open_dataset
 from tests.dataset import trees
 from utils.errors import PansError
+from utils.reading import Unreadable
 
 NORMAL, ANOMALY, IGNORED = 253, 254, 255
 Write = Callable[[Path], None]
@@ -285,7 +285,7 @@ def test_folder_follows_links_once(tmp_path: Path) -> None:
 )
 def test_bad_class_file_is_one_line(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(content)
-    message = failure(lambda: read_classes(tmp_path))
+    message = failure(lambda: read_class_file(tmp_path))
     assert message.startswith(str(tmp_path / name))
     assert words in message
 
@@ -293,11 +293,11 @@ def test_bad_class_file_is_one_line(tmp_path: Path, name: str, content: bytes, w
 def test_there_is_one_class_file_of_limited_length(tmp_path: Path) -> None:
     lines = [f"class {index} 0 0 {index}" for index in range(MOST_CLASSES + 1)]
     (tmp_path / "classes.txt").write_text("\n".join(lines))
-    assert "has 255 classes; expected 1 to 254" in failure(lambda: read_classes(tmp_path))
+    assert "has 255 classes; expected 1 to 254" in failure(lambda: read_class_file(tmp_path))
     (tmp_path / "classes.txt").write_text("\n".join(lines[:-1]))
-    assert len(read_classes(tmp_path)) == MOST_CLASSES
+    assert len(read_class_file(tmp_path).colours) == MOST_CLASSES
     (tmp_path / "classes.json").write_text("{}")
-    assert "are both there; delete one" in failure(lambda: read_classes(tmp_path))
+    assert "are both there; delete one" in failure(lambda: read_class_file(tmp_path))
 
 
 def remove(name: str) -> Write:
@@ -352,7 +352,7 @@ def test_files_that_do_not_match_are_reported_at_once(
 ) -> None:
     EVALUATION_ONLY[name][0](tmp_path)
     damage(tmp_path)
-    with pytest.raises(BadSample) as caught:
+    with pytest.raises(Unreadable) as caught:
         open_dataset(name, tmp_path, "test")
     assert str(caught.value).startswith(str(tmp_path))
     assert words in str(caught.value)

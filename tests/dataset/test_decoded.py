@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import prepare
 from dataset.base import images_in
 from dataset.decoded import copy_of, read_copy, write_copy
 from dataset.own_pictures import Source, find_sources
 from dataset.pictures import IMAGE_FORMATS, read_image
+from dataset.prepare.command import main
 from dataset.prepare.copies import write_copies
 from dataset.readers.folder import Folder
 from dataset.readers.streethazards import STREETHAZARDS, StreetHazards
@@ -99,11 +99,11 @@ def test_the_command_writes_them_once_and_no_reader_sees_them(
 ) -> None:
     write_folder(tmp_path, train=3, validation=1, test=1)
     words = ["folder", "--root", str(tmp_path), "--check"]
-    assert prepare.main(words) == 0
+    assert main(words) == 0
     table = capsys.readouterr().out
     pictures, frames = Folder(tmp_path, "train"), own_pictures(tmp_path)
     for _ in range(2):
-        assert prepare.main([*words, "--decoded"]) == 0
+        assert main([*words, "--decoded"]) == 0
         assert capsys.readouterr().out == f"{table}3 decoded copies, 0.00 GB\n"
         copies = {path: path.stat().st_mtime_ns for path in tmp_path.rglob(".*.tif")}
         assert sorted(copies) == sorted(copy_of(pictures.folder / name) for name in pictures.names)

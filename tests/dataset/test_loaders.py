@@ -11,8 +11,8 @@ from PIL import Image
 from torch.utils.data import DistributedSampler
 
 from dataset import loaders
-from dataset.pictures import BadSample
 from utils.errors import PansError
+from utils.reading import Unreadable
 
 MakeTree = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("two_cpus")
@@ -239,7 +239,7 @@ def test_a_workers_error_reaches_the_user_as_one_line(
     root = make_tree(test=2)
     path = root / "StreetHazards/test/images/test/t1/1.png"
     path.unlink()
-    with pytest.raises(BadSample) as caught:
+    with pytest.raises(Unreadable) as caught:
         list(evaluation(root, "test", num_workers=num_workers))
     assert str(caught.value) == f"{path} is missing; run 'python -m dataset.prepare'"
     # Workers that the garbage collector finds in a traceback take 5 s to end.

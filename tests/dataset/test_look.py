@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from dataset import bdd_anomaly, look
+from dataset import bdd_anomaly, loaders, look
 from dataset.description import IGNORE_INDEX, DatasetInfo
 from dataset.registry import describe
 from tests.dataset import trees
@@ -18,7 +18,7 @@ MakeTree = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def _no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting them takes longer than all that they would read."""
-    monkeypatch.setattr(look, "WORKERS", 0)
+    monkeypatch.setattr(loaders, "WORKERS", 0)
 
 
 def shares(printed: str) -> dict[str, list[str]]:

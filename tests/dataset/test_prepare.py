@@ -14,8 +14,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dataset import prepare
 from dataset.description import Split
+from dataset.prepare.archives import ARCHIVES, Archive
+from dataset.prepare.check import BadDataSet
+from dataset.prepare.command import main, prepare
+from dataset.prepare.disk import require_space
+from dataset.prepare.download import download
+from dataset.prepare.unpack import unpack
 from dataset.readers.streethazards import StreetHazards
 from tests.dataset.network import Server
 from utils.errors import PansError
@@ -32,7 +37,7 @@ def tar_of(tree: Path, folder: str) -> bytes:
 
 
 @pytest.fixture
-def archives(make_tree: MakeTree, server: Server) -> list[prepare.Archive]:
+def archives(make_tree: MakeTree, server: Server) -> list[Archive]:
     """Both archives with 3, 2 and 2 small pictures in the published layout, on the server."""
     tree = make_tree(train=3, validation=2, test=2, size=SIZE)
     server.files = {"train.tar": tar_of(tree, "train"), "test.tar": tar_of(tree, "test")}
@@ -41,9 +46,7 @@ def archives(make_tree: MakeTree, server: Server) -> list[prepare.Archive]:
         "test.tar": {"test": 2},
     }
     return [
-        prepare.Archive(
-            f"{server.url}/{name}", hashlib.md5(server.files[name]).hexdigest(), images, SIZE
-        )
+        Archive(f"{server.url}/{name}", hashlib.md5(server.files[name]).hexdigest(), images, SIZE)
         for name, images in counts.items()
     ]
 
@@ -57,7 +60,7 @@ def files_under(folder: Path) -> dict[str, bytes]:
 
 
 def test_archives_are_the_published_ones() -> None:
-    train, test = prepare.ARCHIVES
+    train, test = ARCHIVES
     base = "https://people.eecs.berkeley.edu/~hendrycks/"
     assert (train.url, train.md5) == (
         f"{base}streethazards_train.tar",
@@ -72,13 +75,13 @@ def test_archives_are_the_published_ones() -> None:
 
 
 def test_one_command_fetches_unpacks_and_verifies(
-    archives: list[prepare.Archive],
+    archives: list[Archive],
     server: Server,
     root: Path,
     make_tree: MakeTree,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert prepare.main(["--root", str(root)], archives) == 0
+    assert main(["--root", str(root)], archives) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()[-4:]] == [
         ["split", "images", "size", "mode", "classes", "damaged"],
         ["train", "3", "96x64", "RGBA", "0..12", "0"],
@@ -87,7 +90,7 @@ def test_one_command_fetches_unpacks_and_verifies(
     ]
     assert files_under(root) == files_under(make_tree())
     assert len(StreetHazards(root, "validation")) == 2
-    assert prepare.main(["--root", str(root)], archives) == 0
+    assert main(["--root", str(root)], archives) == 0
     assert server.requests == [("train.tar", 0), ("test.tar", 0)]
 
 
@@ -95,7 +98,7 @@ def test_a_connection_cut_again_and_again_is_resumed(server: Server, root: Path)
     server.files["x.tar"] = os.urandom(2500)
     server.longest_answer = 1000
     root.mkdir()
-    prepare.download(f"{server.url}/x.tar", root / "x.tar", attempts=1, wait_seconds=0)
+    download(f"{server.url}/x.tar", root / "x.tar", attempts=1, wait_seconds=0)
     assert server.requests == [("x.tar", 0), ("x.tar", 1000), ("x.tar", 2000)]
     assert files_under(root) == {"x.tar": server.files["x.tar"]}
 
@@ -110,10 +113,10 @@ def test_second_run_resumes_where_the_first_stopped(server: Server, root: Path) 
         "byte 2500); check the network and run the same command again"
     )
     with pytest.raises(PansError, match=f"^{re.escape(message)}"):
-        prepare.download(f"{server.url}/x.tar", root / "x.tar", attempts=2, wait_seconds=0)
+        download(f"{server.url}/x.tar", root / "x.tar", attempts=2, wait_seconds=0)
     assert server.requests == [("x.tar", 1234)] * 2
     server.longest_answer = None
-    prepare.download(f"{server.url}/x.tar", root / "x.tar")
+    download(f"{server.url}/x.tar", root / "x.tar")
     assert server.requests[-1] == ("x.tar", 1234)
     assert files_under(root) == {"x.tar": server.files["x.tar"]}
 
@@ -123,7 +126,7 @@ def test_a_server_without_ranges_sends_it_all_again(server: Server, root: Path) 
     server.knows_ranges = False
     root.mkdir()
     (root / "x.tar.part").write_bytes(b"?" * 2400)
-    prepare.download(f"{server.url}/x.tar", root / "x.tar")
+    download(f"{server.url}/x.tar", root / "x.tar")
     assert files_under(root) == {"x.tar": server.files["x.tar"]}
 
 
@@ -133,7 +136,7 @@ def test_without_a_content_length_the_download_ends_with_the_connection(
     server.files["x.tar"] = os.urandom(2500)
     server.tells_length = False
     root.mkdir()
-    prepare.download(f"{server.url}/x.tar", root / "x.tar", attempts=1)
+    download(f"{server.url}/x.tar", root / "x.tar", attempts=1)
     assert server.requests == [("x.tar", 0)]
     assert files_under(root) == {"x.tar": server.files["x.tar"]}
 
@@ -142,7 +145,7 @@ def test_a_complete_partial_download_is_used(server: Server, root: Path) -> None
     server.files["x.tar"] = b"whole"
     root.mkdir()
     (root / "x.tar.part").write_bytes(b"whole")
-    prepare.download(f"{server.url}/x.tar", root / "x.tar")
+    download(f"{server.url}/x.tar", root / "x.tar")
     assert files_under(root) == {"x.tar": b"whole"}
 
 
@@ -157,7 +160,7 @@ def test_a_refusal_is_final_and_a_failing_server_is_retried(
     server.refusal = status
     root.mkdir()
     with pytest.raises(PansError, match=re.escape(words)):
-        prepare.download(f"{server.url}/x.tar", root / "x.tar", attempts=3, wait_seconds=0)
+        download(f"{server.url}/x.tar", root / "x.tar", attempts=3, wait_seconds=0)
     assert len(server.requests) == requests
 
 
@@ -168,11 +171,11 @@ def test_no_server_is_a_clear_line(root: Path, monkeypatch: pytest.MonkeyPatch) 
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/x.tar"
         root.mkdir()
         with pytest.raises(PansError, match=r"broke off at byte 0 .*refused"):
-            prepare.download(url, root / "x.tar", attempts=2, wait_seconds=0)
+            download(url, root / "x.tar", attempts=2, wait_seconds=0)
 
 
 def test_corrupt_bytes_are_fetched_again(
-    archives: list[prepare.Archive],
+    archives: list[Archive],
     server: Server,
     root: Path,
     capsys: pytest.CaptureFixture[str],
@@ -180,40 +183,40 @@ def test_corrupt_bytes_are_fetched_again(
     good = server.files["train.tar"]
     server.files["train.tar"] = good[:5000] + bytes([good[5000] ^ 1]) + good[5001:]
     found = hashlib.md5(server.files["train.tar"]).hexdigest()
-    assert prepare.main(["--root", str(root)], archives) == 2
+    assert main(["--root", str(root)], archives) == 2
     assert (
         f"error: {root}/StreetHazards/train.tar has md5 {found} instead of {archives[0].md5}; "
         "it was deleted" in capsys.readouterr().err
     )
     assert files_under(root) == {}
     server.requests.clear()
-    assert prepare.main(["--root", str(root)], archives) == 2
+    assert main(["--root", str(root)], archives) == 2
     assert server.requests == [("train.tar", 0)]
     assert "if that does not help, fetch it from elsewhere" in capsys.readouterr().err
     server.files["train.tar"] = good
-    assert prepare.main(["--root", str(root)], archives) == 0
+    assert main(["--root", str(root)], archives) == 0
 
 
 def test_existing_archives_are_used_and_kept(
-    archives: list[prepare.Archive], server: Server, root: Path, tmp_path: Path
+    archives: list[Archive], server: Server, root: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "downloads"
     source.mkdir()
     for name, content in server.files.items():
         (source / name).write_bytes(content)
-    assert prepare.main(["--root", str(root), "--from", str(source)], archives) == 0
+    assert main(["--root", str(root), "--from", str(source)], archives) == 0
     assert files_under(source) == server.files
     assert server.requests == []
 
 
 def test_a_wrong_archive_of_the_users_is_not_deleted(
-    archives: list[prepare.Archive], root: Path, tmp_path: Path
+    archives: list[Archive], root: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(PansError, match=r"train\.tar is missing; put it there"):
-        prepare.prepare(root, tmp_path, archives)
+        prepare(root, tmp_path, archives)
     (tmp_path / "train.tar").write_bytes(b"precious")
     with pytest.raises(PansError, match=f"fetch it again from {archives[0].url}"):
-        prepare.prepare(root, tmp_path, archives)
+        prepare(root, tmp_path, archives)
     assert (tmp_path / "train.tar").read_bytes() == b"precious"
 
 
@@ -246,7 +249,7 @@ def test_nothing_is_unpacked_from_an_unsafe_archive(
         tar.addfile(bad)
     root.mkdir()
     with pytest.raises(PansError, match=f"^{re.escape(f'{path} holds {bad.name!r}')}"):
-        prepare.unpack(path, root)
+        unpack(path, root)
     assert list(root.iterdir()) == []
 
 
@@ -255,21 +258,21 @@ def test_an_invalid_tar_file_is_a_clear_line(tmp_path: Path, root: Path, content
     (tmp_path / "x.tar").write_bytes(content)
     root.mkdir()
     with pytest.raises(PansError, match=r"x\.tar is not a valid tar file"):
-        prepare.unpack(tmp_path / "x.tar", root)
+        unpack(tmp_path / "x.tar", root)
 
 
 def test_nothing_is_unpacked_from_a_truncated_archive(
-    archives: list[prepare.Archive], server: Server, tmp_path: Path, root: Path
+    archives: list[Archive], server: Server, tmp_path: Path, root: Path
 ) -> None:
     (tmp_path / "train.tar").write_bytes(server.files["train.tar"][:-20_000])
     root.mkdir()
     with pytest.raises(PansError, match="is not a valid tar file"):
-        prepare.unpack(tmp_path / "train.tar", root)
+        unpack(tmp_path / "train.tar", root)
     assert list(root.iterdir()) == []
 
 
 def test_an_archive_that_ends_early_is_kept_and_named(
-    archives: list[prepare.Archive], server: Server, root: Path, capsys: pytest.CaptureFixture[str]
+    archives: list[Archive], server: Server, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with tarfile.open(fileobj=io.BytesIO(server.files["train.tar"])) as tar:
         first_label = min(m.offset for m in tar.getmembers() if m.isfile() and "annot" in m.name)
@@ -278,25 +281,25 @@ def test_an_archive_that_ends_early_is_kept_and_named(
     archives[0] = dataclasses.replace(archives[0], md5=hashlib.md5(short).hexdigest())
     path = root / "StreetHazards/train.tar"
     for _ in range(2):
-        assert prepare.main(["--root", str(root)], archives) == 2
+        assert main(["--root", str(root)], archives) == 2
         assert f"error: {path} lacks files that its lists name" in capsys.readouterr().err
     assert server.requests == [("train.tar", 0)]
 
 
 def test_nothing_is_written_through_a_link_out_of_the_root(
-    archives: list[prepare.Archive], root: Path, tmp_path: Path
+    archives: list[Archive], root: Path, tmp_path: Path
 ) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (root / "StreetHazards").mkdir(parents=True)
     (root / "StreetHazards/train").symlink_to(outside)
     with pytest.raises(PansError, match=r"outside the destination; choose a --root"):
-        prepare.prepare(root, None, archives)
+        prepare(root, None, archives)
     assert list(outside.iterdir()) == []
 
 
 def test_a_failing_disk_leaves_no_partial_file_under_its_name(
-    archives: list[prepare.Archive],
+    archives: list[Archive],
     make_tree: MakeTree,
     server: Server,
     tmp_path: Path,
@@ -308,7 +311,7 @@ def test_a_failing_disk_leaves_no_partial_file_under_its_name(
         (tmp_path / name).write_bytes(content)
     expected = files_under(make_tree())
     with files_of_at_most(10_000):
-        assert prepare.main(["--root", str(root), "--from", str(tmp_path)], archives) == 2
+        assert main(["--root", str(root), "--from", str(tmp_path)], archives) == 2
     first_image = f"{root}/StreetHazards/train/images/training/t1/0.png"
     assert f"error: {first_image} cannot be written (File too large)" in capsys.readouterr().err
     whole = {name: data for name, data in files_under(root).items() if not name.endswith(".part")}
@@ -317,54 +320,54 @@ def test_a_failing_disk_leaves_no_partial_file_under_its_name(
 
 
 def test_unpacking_again_writes_only_what_is_missing(
-    archives: list[prepare.Archive], server: Server, root: Path
+    archives: list[Archive], server: Server, root: Path
 ) -> None:
-    prepare.prepare(root, None, archives)
+    prepare(root, None, archives)
     expected = files_under(root)
     folder = root / "StreetHazards/train"
     (folder / "images/training/t1/0.png").unlink()
     (folder / "images/training/t1/1.png").write_bytes(b"cut")
     kept = folder / "images/training/t1/2.png"
     os.utime(kept, (1, 1))
-    prepare.prepare(root, None, archives)
+    prepare(root, None, archives)
     assert server.requests == [("train.tar", 0), ("test.tar", 0), ("train.tar", 0)]
     assert files_under(root) == expected
     assert kept.stat().st_mtime == 1
 
 
 def test_an_archive_that_a_killed_run_left_is_deleted(
-    archives: list[prepare.Archive], server: Server, root: Path
+    archives: list[Archive], server: Server, root: Path
 ) -> None:
-    prepare.prepare(root, None, archives)
+    prepare(root, None, archives)
     expected = files_under(root)
     (root / "StreetHazards/train.tar").write_bytes(server.files["train.tar"])
-    prepare.prepare(root, None, archives)
+    prepare(root, None, archives)
     assert files_under(root) == expected
 
 
 def test_another_data_set_is_not_overwritten(
-    archives: list[prepare.Archive], make_tree: MakeTree, server: Server
+    archives: list[Archive], make_tree: MakeTree, server: Server
 ) -> None:
     root = make_tree(train=7)
     before = files_under(root)
     with pytest.raises(
-        prepare.BadDataSet, match=r"train\.odgt lists 7 images where StreetHazards has 3; choose"
+        BadDataSet, match=r"train\.odgt lists 7 images where StreetHazards has 3; choose"
     ):
-        prepare.prepare(root, None, archives)
+        prepare(root, None, archives)
     assert files_under(root) == before
     assert server.requests == []
 
 
 def test_a_disk_that_will_be_full_is_reported_before_the_run(tmp_path: Path) -> None:
-    prepare.require_space(tmp_path, 1)
+    require_space(tmp_path, 1)
     with pytest.raises(PansError, match=r"GB free and needs 1000000000\.0 GB more; make room"):
-        prepare.require_space(tmp_path, 10**18)
+        require_space(tmp_path, 10**18)
 
 
 def test_check_names_every_damaged_file(
-    archives: list[prepare.Archive], root: Path, capsys: pytest.CaptureFixture[str]
+    archives: list[Archive], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare.prepare(root, None, archives)
+    prepare(root, None, archives)
     train = root / "StreetHazards/train"
     test = root / "StreetHazards/test"
     (train / "images/training/t1/1.png").write_bytes(b"")
@@ -373,7 +376,7 @@ def test_check_names_every_damaged_file(
     Image.new("RGB", (10, 9)).save(test / "images/test/t1/1.png")
     Image.new("L", (10, 9)).save(test / "annotations/test/t1/1.png")
     capsys.readouterr()
-    assert prepare.main(["--root", str(root), "--check"], archives) == 2
+    assert main(["--root", str(root), "--check"], archives) == 2
     output = capsys.readouterr()
     lines = output.out.splitlines()
     assert lines[0].startswith(f"{train}/images/training/t1/1.png cannot be decoded")
@@ -385,38 +388,36 @@ def test_check_names_every_damaged_file(
 
 
 def test_check_names_an_image_of_another_mode(
-    archives: list[prepare.Archive], root: Path, capsys: pytest.CaptureFixture[str]
+    archives: list[Archive], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare.prepare(root, None, archives)
+    prepare(root, None, archives)
     images = root / "StreetHazards/test/images/test/t1"
     Image.new("L", SIZE).save(images / "0.png")
     Image.new("RGB", SIZE).save(images / "1.png")
     capsys.readouterr()
-    assert prepare.main(["--root", str(root), "--check"], archives) == 2
+    assert main(["--root", str(root), "--check"], archives) == 2
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{images}/0.png has mode L, not RGBA or RGB"
     assert lines[-1].split() == ["test", "2", "96x64", "RGB", "0..13", "1"]
 
 
 def test_a_damaged_list_is_named_with_the_remedy(
-    archives: list[prepare.Archive], server: Server, root: Path
+    archives: list[Archive], server: Server, root: Path
 ) -> None:
-    prepare.prepare(root, None, archives)
+    prepare(root, None, archives)
     expected = files_under(root)
     path = root / "StreetHazards/test/test.odgt"
     path.write_text("[{")
-    with pytest.raises(
-        prepare.BadDataSet, match=rf"^{re.escape(str(path))} .*; or move it away and run"
-    ):
-        prepare.prepare(root, None, archives)
+    with pytest.raises(BadDataSet, match=rf"^{re.escape(str(path))} .*; or move it away and run"):
+        prepare(root, None, archives)
     path.unlink()
-    prepare.prepare(root, None, archives)
+    prepare(root, None, archives)
     assert server.requests[2:] == [("test.tar", 0)]
     assert files_under(root) == expected
 
 
-def test_check_never_fetches(archives: list[prepare.Archive], server: Server, root: Path) -> None:
-    assert prepare.main(["--root", str(root), "--check"], archives) == 2
+def test_check_never_fetches(archives: list[Archive], server: Server, root: Path) -> None:
+    assert main(["--root", str(root), "--check"], archives) == 2
     assert server.requests == []
 
 
@@ -443,16 +444,16 @@ def test_a_download_that_cannot_be_written_is_not_retried(
     message = f"{root}/x.tar.part cannot be written (File too large); make room"
     refused = pytest.raises(PansError, match=f"^{re.escape(message)}")
     with files_of_at_most(10_000), refused:
-        prepare.download(f"{server.url}/x.tar", root / "x.tar")
+        download(f"{server.url}/x.tar", root / "x.tar")
     assert server.requests == [("x.tar", 0)]
 
 
 def test_a_file_in_place_of_the_root_is_one_line(
-    archives: list[prepare.Archive], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    archives: list[Archive], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocked = tmp_path / "file"
     blocked.touch()
-    assert prepare.main(["--root", str(blocked)], archives) == 2
+    assert main(["--root", str(blocked)], archives) == 2
     assert capsys.readouterr().err.startswith(
         f"error: {blocked}/StreetHazards cannot be written (Not a directory); make room or choose"
     )

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from dataset import bdd_anomaly, prepare
-from dataset.prepare import command
+from dataset import bdd_anomaly, loaders
+from dataset.prepare import check, command
+from dataset.prepare.archives import BDD_ANOMALY, PUBLISHED, Archive, Published
+from dataset.prepare.command import main
+from dataset.prepare.unpack import unpack
 from dataset.registry import open_dataset
 from tests.dataset import trees
 from tests.dataset.network import Server
@@ -25,7 +28,7 @@ SIZE = (96, 64)
 @pytest.fixture(autouse=True)
 def _no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting them takes longer than all that they would read."""
-    monkeypatch.setattr(prepare.check, "WORKERS", 0)
+    monkeypatch.setattr(loaders, "WORKERS", 0)
 
 
 def zip_of(folder: Path, top: str = "") -> bytes:
@@ -41,7 +44,7 @@ def zip_of(folder: Path, top: str = "") -> bytes:
 
 
 @pytest.fixture
-def archives(tmp_path: Path, server: Server) -> list[prepare.Archive]:
+def archives(tmp_path: Path, server: Server) -> list[Archive]:
     """Every archive but StreetHazards', of small trees in their published layouts."""
     tree = tmp_path / "published"
     trees.write_fishyscapes(tree)
@@ -66,7 +69,7 @@ def archives(tmp_path: Path, server: Server) -> list[prepare.Archive]:
             size=SIZE,
             holds=archive.holds and (archive.holds[0], 2),
         )
-        for archive in prepare.PUBLISHED
+        for archive in PUBLISHED
         if archive.dataset != "streethazards"
     ]
 
@@ -75,7 +78,7 @@ NAMES = ["fishyscapes_lostandfound", "road_anomaly", "road_anomaly_21", "road_ob
 
 
 def test_archives_are_those_of_pytorch_ood() -> None:
-    md5_of = {archive.name: archive.md5 for archive in prepare.PUBLISHED}
+    md5_of = {archive.name: archive.md5 for archive in PUBLISHED}
     assert md5_of == {
         "streethazards_train.tar": "cd2d1a8649848afb85b5059d227d2090",
         "streethazards_test.tar": "8c547c1346b00c21b2483887110bfea7",
@@ -102,16 +105,16 @@ def test_addresses_and_sums_are_those_of_pytorch_ood() -> None:
             for split in img.StreetHazards.url_list
         ),
     }
-    assert theirs == {(archive.url, archive.md5) for archive in prepare.PUBLISHED}
+    assert theirs == {(archive.url, archive.md5) for archive in PUBLISHED}
 
 
 def test_several_sets_are_fetched_unpacked_and_checked_by_one_command(
-    archives: list[prepare.Archive],
+    archives: list[Archive],
     server: Server,
     root: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert prepare.main([*NAMES, "--root", str(root)], archives) == 0
+    assert main([*NAMES, "--root", str(root)], archives) == 0
     lines = capsys.readouterr().out.splitlines()
     total = sum(map(len, server.files.values()))
     most = total + len(server.files["dataset_ObstacleTrack.zip"])
@@ -137,28 +140,28 @@ def test_several_sets_are_fetched_unpacked_and_checked_by_one_command(
     assert [len(open_dataset(name, root, "test")) for name in NAMES] == [2, 2, 2, 2]
     requests = list(server.requests)
     assert len(requests) == 5
-    assert prepare.main([*NAMES, "--root", str(root)], archives) == 0
+    assert main([*NAMES, "--root", str(root)], archives) == 0
     assert server.requests == requests
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_file_is_fetched_again_and_others_stay(
-    archives: list[prepare.Archive], server: Server, root: Path, name: str
+    archives: list[Archive], server: Server, root: Path, name: str
 ) -> None:
-    prepare.main([name, "--root", str(root)], archives)
+    main([name, "--root", str(root)], archives)
     pictures = open_dataset(name, root, "test")
     lost, kept = (pictures.folder / image for image in pictures.names)
     lost.unlink()
     before = kept.stat().st_mtime_ns
     server.requests.clear()
-    assert prepare.main([name, "--root", str(root)], archives) == 0
+    assert main([name, "--root", str(root)], archives) == 0
     assert len(server.requests) == 1  # of Fishyscapes that of the images alone
     assert lost.exists()
     assert kept.stat().st_mtime_ns == before
 
 
 def test_a_download_that_does_not_fit_is_not_started(
-    archives: list[prepare.Archive],
+    archives: list[Archive],
     server: Server,
     root: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -166,19 +169,19 @@ def test_a_download_that_does_not_fit_is_not_started(
 ) -> None:
     size = len(server.files["RoadAnomaly_jpg.zip"])
     monkeypatch.setattr(command, "free_space", lambda folder: 2 * size - 1)
-    assert prepare.main(["road_anomaly", "--root", str(root)], archives) == 2
+    assert main(["road_anomaly", "--root", str(root)], archives) == 2
     assert server.requests == []
     assert capsys.readouterr().err == (
         f"error: {root} has {(2 * size - 1) / 1e6:.1f} MB free, and {2 * size / 1e6:.1f} MB are "
         "needed to download and unpack; make room or choose another --root\n"
     )
     monkeypatch.setattr(command, "free_space", lambda folder: 2 * size)
-    assert prepare.main(["road_anomaly", "--root", str(root)], archives) == 0
+    assert main(["road_anomaly", "--root", str(root)], archives) == 0
 
 
 @pytest.mark.parametrize("megabytes", [None, 3])
 def test_an_unknown_download_size_is_reported(
-    archives: list[prepare.Archive],
+    archives: list[Archive],
     server: Server,
     root: Path,
     megabytes: int | None,
@@ -186,41 +189,41 @@ def test_an_unknown_download_size_is_reported(
 ) -> None:
     server.tells_length = False
     archives = [replace(archive, megabytes=megabytes) for archive in archives]
-    assert prepare.main(["road_anomaly", "--root", str(root)], archives) == 0
+    assert main(["road_anomaly", "--root", str(root)], archives) == 0
     size = "3.0 MB" if megabytes else "of unknown size"
     assert f"RoadAnomaly_jpg.zip: {size} to download" in capsys.readouterr().out
 
 
 def test_existing_images_are_not_fetched(
-    archives: list[prepare.Archive], server: Server, root: Path, tmp_path: Path
+    archives: list[Archive], server: Server, root: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tmp_path / "published/leftImg8bit", root / "lostandfound/leftImg8bit")
     shutil.move(root / "lostandfound", root / "Fishyscapes/lostandfound")
-    assert prepare.main(["fishyscapes_lostandfound", "--root", str(root)], archives) == 0
+    assert main(["fishyscapes_lostandfound", "--root", str(root)], archives) == 0
     assert [name for name, _ in server.requests] == ["fishyscapes_lostandfound.zip"]
 
 
 def test_an_incomplete_set_of_frames_is_not_extended(
-    archives: list[prepare.Archive],
+    archives: list[Archive],
     server: Server,
     root: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     trees.write_road_anomaly(root)
     archives = [replace(archive, images={"test": 60}) for archive in archives]
-    assert prepare.main(["road_anomaly", "--root", str(root)], archives) == 2
+    assert main(["road_anomaly", "--root", str(root)], archives) == 2
     assert "lists 2 images where road_anomaly has 60; choose another" in capsys.readouterr().err
     assert server.requests == []
 
 
 def test_archives_fetched_before_are_taken_and_kept(
-    archives: list[prepare.Archive], server: Server, root: Path, tmp_path: Path
+    archives: list[Archive], server: Server, root: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "downloads"
     source.mkdir()
     for name, content in server.files.items():
         (source / name).write_bytes(content)
-    assert prepare.main([*NAMES, "--root", str(root), "--from", str(source)], archives) == 0
+    assert main([*NAMES, "--root", str(root), "--from", str(source)], archives) == 0
     assert {path.name for path in source.iterdir()} == set(server.files)
     assert server.requests == []
 
@@ -252,7 +255,7 @@ def test_nothing_is_unpacked_from_an_unsafe_zip_file(
         archive.writestr(bad, b"2")
     root.mkdir()
     with pytest.raises(PansError, match=f"^{re.escape(f'{path} holds {bad.filename!r}')}"):
-        prepare.unpack(path, root)
+        unpack(path, root)
     assert list(root.iterdir()) == []
 
 
@@ -275,7 +278,7 @@ def test_a_zip_file_of_another_kind_is_a_clear_line(
     path.write_bytes(content)
     root.mkdir()
     with pytest.raises(PansError, match=words):
-        prepare.unpack(path, root)
+        unpack(path, root)
     assert not (root / "a/first.png").exists()
 
 
@@ -288,7 +291,7 @@ def test_a_damaged_zip_file_is_a_clear_line(tmp_path: Path, root: Path) -> None:
     for content in (b"", good[:-30], good.replace(b"contentcontent", b"contentkontent", 1)):
         path.write_bytes(content)
         with pytest.raises(PansError, match=r"x\.zip is not a valid zip file"):
-            prepare.unpack(path, root)
+            unpack(path, root)
         assert not (root / "a/first.png").exists()
 
 
@@ -302,19 +305,19 @@ def test_a_zip_file_is_not_unpacked_through_a_link_out_of_the_root(
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("a/first.png", b"1")
     with pytest.raises(PansError, match="outside the destination; choose a --root"):
-        prepare.unpack(tmp_path / "x.zip", root)
+        unpack(tmp_path / "x.zip", root)
     assert list(outside.iterdir()) == []
 
 
 def test_check_names_damaged_files_of_every_data_set(
-    archives: list[prepare.Archive], root: Path, capsys: pytest.CaptureFixture[str]
+    archives: list[Archive], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare.main([*NAMES, "--root", str(root)], archives)
+    main([*NAMES, "--root", str(root)], archives)
     masks = root / "dataset_AnomalyTrack/labels_masks"
     trees.save(masks / "validation0001_labels_semantic.png", trees.label((0, 7)))
     (root / "RoadAnomaly_jpg/frames/rock02_road.jpg").write_bytes(b"")
     capsys.readouterr()
-    assert prepare.main([*NAMES, "--root", str(root), "--check"], archives) == 2
+    assert main([*NAMES, "--root", str(root), "--check"], archives) == 2
     output = capsys.readouterr()
     assert output.out.splitlines()[0].startswith(f"{root}/RoadAnomaly_jpg/frames/rock02_road.jpg")
     assert f"{masks}/validation0001_labels_semantic.png holds the value 7" in output.out
@@ -323,11 +326,11 @@ def test_check_names_damaged_files_of_every_data_set(
 
 
 def test_check_reports_how_many_images_are_missing(
-    archives: list[prepare.Archive], root: Path, capsys: pytest.CaptureFixture[str]
+    archives: list[Archive], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trees.write_track(root, "dataset_AnomalyTrack", ".jpg")
     archives = [replace(archive, images={"test": 10}) for archive in archives]
-    assert prepare.main(["road_anomaly_21", "--root", str(root), "--check"], archives) == 2
+    assert main(["road_anomaly_21", "--root", str(root), "--check"], archives) == 2
     assert (
         f"error: {root}/dataset_AnomalyTrack/labels_masks has 2 images, and road_anomaly_21 10; run"
         in (capsys.readouterr().err)
@@ -335,11 +338,11 @@ def test_check_reports_how_many_images_are_missing(
 
 
 def test_check_of_several_sets_continues_after_a_missing_one(
-    archives: list[prepare.Archive], root: Path, capsys: pytest.CaptureFixture[str]
+    archives: list[Archive], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trees.write_track(root, "dataset_AnomalyTrack", ".jpg")
     names = ["road_anomaly", "road_anomaly_21"]
-    assert prepare.main([*names, "--root", str(root), "--check"], archives) == 2
+    assert main([*names, "--root", str(root), "--check"], archives) == 2
     output = capsys.readouterr()
     assert output.out.splitlines()[-1].split()[:3] == ["road_anomaly_21", "test", "2"]
     assert "RoadAnomaly_jpg/frame_list.json is missing" in output.err
@@ -351,7 +354,7 @@ def test_a_custom_folder_is_checked(root: Path, capsys: pytest.CaptureFixture[st
     trees.save(root / "images/test/town/1.png", trees.noise(1, (32, 24)))
     trees.save(root / "labels/test/town/1.png", trees.label((0, 3), (32, 24)))
     (root / "images/test/town/1.jpg").unlink()
-    assert prepare.main(["folder", "--root", str(root), "--check"]) == 0
+    assert main(["folder", "--root", str(root), "--check"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["split", "images", "size", "mode", "classes", "damaged"],
         ["train", "4", "96x64", "RGB", "0..2", "0"],
@@ -359,7 +362,7 @@ def test_a_custom_folder_is_checked(root: Path, capsys: pytest.CaptureFixture[st
         ["test", "2", "2", "sizes", "RGB", "0..3", "0"],
     ]
     (root / "labels/train/town/2.png").unlink()
-    assert prepare.main(["folder", "--root", str(root), "--check"]) == 2
+    assert main(["folder", "--root", str(root), "--check"]) == 2
     assert (
         f"error: 1 samples under {root} are damaged, the first: {root}/labels/train/town/2.png is "
         "missing" in capsys.readouterr().err
@@ -369,20 +372,20 @@ def test_a_custom_folder_is_checked(root: Path, capsys: pytest.CaptureFixture[st
 def test_bdd_anomaly_is_listed_and_checked_in_a_prepared_folder(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert prepare.main(["bdd_anomaly", "--root", str(root)]) == 2
+    assert main(["bdd_anomaly", "--root", str(root)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: BDD100K requires registration at https://bdd-data.berkeley")
     assert error.count("\n") == 1
     trees.write_bdd100k(root)
-    known = prepare.archives.Published({"train": 6280, "validation": 910, "test": 810}, SIZE)
-    assert replace(known, size=(1280, 720)) == prepare.archives.BDD_ANOMALY
-    monkeypatch.setattr(prepare.check, "BDD_ANOMALY", known)
-    assert prepare.main(["bdd_anomaly", "--root", str(root)]) == 2
+    known = Published({"train": 6280, "validation": 910, "test": 810}, SIZE)
+    assert replace(known, size=(1280, 720)) == BDD_ANOMALY
+    monkeypatch.setattr(check, "BDD_ANOMALY", known)
+    assert main(["bdd_anomaly", "--root", str(root)]) == 2
     assert "bdd100k/train.odgt has 2 images, and bdd_anomaly 6280; " in capsys.readouterr().err
-    known = prepare.archives.Published({"train": 2, "validation": 2, "test": 3}, SIZE)
-    monkeypatch.setattr(prepare.check, "BDD_ANOMALY", known)
+    known = Published({"train": 2, "validation": 2, "test": 3}, SIZE)
+    monkeypatch.setattr(check, "BDD_ANOMALY", known)
     for name, classes in (("bdd_anomaly", "0..19"), ("bdd_anomaly_16", "0..18")):
-        assert prepare.main([name, "--root", str(root), "--check"]) == 0
+        assert main([name, "--root", str(root), "--check"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[-1].split() == ["test", "3", "96x64", "RGB", classes, "0"]
     assert bdd_anomaly.LISTS["test"][0] == "anom.odgt"
@@ -390,6 +393,6 @@ def test_bdd_anomaly_is_listed_and_checked_in_a_prepared_folder(
 
 def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        prepare.main(["cityscapes"])
+        main(["cityscapes"])
     assert left.value.code == 2
     assert "there is no data set 'cityscapes'; known: streethazards, " in capsys.readouterr().err

@@ -10,9 +10,10 @@ from PIL import Image
 
 from dataset.base import DatasetNotFound
 from dataset.description import IGNORE_INDEX
-from dataset.pictures import BadSample, read_image, read_label
+from dataset.pictures import read_image, read_label
 from dataset.readers.streethazards import STREETHAZARDS, StreetHazards
 from dataset.registry import describe
+from utils.reading import Unreadable
 
 CLASSES = """
 0 unlabeled 0,0,0 | 1 building 70,70,70 | 2 fence 190,153,153 | 3 other 250,170,160 |
@@ -183,7 +184,7 @@ def test_bad_list_is_one_clear_line(
     root = make_tree(train=1)
     path = split_folder(root) / "train.odgt"
     path.write_bytes(content)
-    with pytest.raises(BadSample) as caught:
+    with pytest.raises(Unreadable) as caught:
         StreetHazards(root, "train")
     message = str(caught.value)
     assert message.startswith(str(path))
@@ -236,7 +237,7 @@ def test_bad_file_is_one_clear_line(
 ) -> None:
     root = make_tree(train=1)
     damage(file(root))
-    with pytest.raises(BadSample) as caught:
+    with pytest.raises(Unreadable) as caught:
         StreetHazards(root, "train")[0]
     message = str(caught.value)
     assert message.startswith(str(file(root)))
@@ -249,7 +250,7 @@ def test_only_png_and_jpeg_are_decoded(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), (9, 9, 9)).save(path, format="JPEG")
     assert read_image(path, STREETHAZARDS).size == (8, 8)
     Image.new("RGB", (8, 8)).save(path, format="BMP")
-    with pytest.raises(BadSample, match="cannot be decoded"):
+    with pytest.raises(Unreadable, match="cannot be decoded"):
         read_image(path, STREETHAZARDS)
 
 

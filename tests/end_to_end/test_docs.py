@@ -27,9 +27,12 @@ import run
 from ablate import expand, read_grid
 from argparser import parse_options, typed_flags
 from build import model_of
-from dataset import DATASETS, STREETHAZARDS, describe, prepare
 from dataset.base import DatasetNotFound
 from dataset.demo.writer import write_demo
+from dataset.prepare.archives import ARCHIVES, PUBLISHED
+from dataset.prepare.command import main as prepare
+from dataset.readers.streethazards import STREETHAZARDS
+from dataset.registry import DATASETS, describe
 from modules.backbones import BACKBONES
 from modules.segmentation import build_model
 from tests.dataset import trees
@@ -286,7 +289,7 @@ def test_every_data_set_has_its_row_in_the_docs():
             info = describe(name, REPOSITORY / "data")
             assert info.has_class_labels == (count != "none")
             assert not info.has_class_labels or info.num_classes == int(count)
-    fetched = {archive.dataset for archive in prepare.PUBLISHED}
+    fetched = {archive.dataset for archive in PUBLISHED}
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| .* \| `\S+/` \|$", text, re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"\w+", row)}
     assert named == fetched | {"bdd_anomaly", "bdd_anomaly_16"}
@@ -329,9 +332,9 @@ def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
     counts = {"train": 1, "validation": 1, "test": 2}
     archives = [
         replace(archive, images={split: counts[split] for split in archive.images}, size=(96, 64))
-        for archive in prepare.ARCHIVES
+        for archive in ARCHIVES
     ]
-    assert prepare.main(check_data[3:], archives) == 0
+    assert prepare(check_data[3:], archives) == 0
     assert len(re.findall(r"(train|validation|test) +\d", capsys.readouterr().out)) == 3
     start(command_with("run.py", "--export"), {"pans.onnx": "out/pans.onnx"})
     assert onnx.load("out/pans.onnx").graph.input[0].name == "image"

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from torchvision.models import ResNet50_Weights
 
 import run
-from dataset import STREETHAZARDS, evaluation_loader
 from dataset.demo.writer import write_demo
+from dataset.loaders import evaluation_loader
 from dataset.own_pictures import picture_sample
+from dataset.readers.streethazards import STREETHAZARDS
 from modules.backbones import BACKBONES, Backbone
 from modules.normalisation import normalised as normalised_planes
 from modules.scores.formulas import cosine_score, msp_score

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from argparser import parse_options
-from dataset import training_loader
 from dataset.demo.writer import write_demo
+from dataset.loaders import training_loader
 from modules.loss import segmentation_loss
 from modules.normalisation import normalised
 from modules.segmentation import build_model

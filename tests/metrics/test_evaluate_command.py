@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import STREETHAZARDS
+from dataset.readers.streethazards import STREETHAZARDS
 from metrics import AnomalyEvaluation, InvalidScores
 from metrics.evaluate import CLASS_NAMES, evaluate, main, parse_arguments
 from utils.errors import PansError

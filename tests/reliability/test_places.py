@@ -17,7 +17,7 @@ import torch
 
 import run
 from argparser import OptionError, parse_options
-from dataset import DatasetNotFound
+from dataset.base import DatasetNotFound
 from places import hold_at_once
 from utils import checkpoint as checkpoints
 from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint

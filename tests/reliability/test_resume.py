@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from argparser import OptionError, flags_that_affect, parse_options
-from dataset.pictures import BadSample
 from resume import RunSize, position_in, set_aside
 from utils.checkpoint import CheckpointError, load_checkpoint, previous_path, save_checkpoint
 from utils.errors import PansError
 from utils.interruption import Interrupted, typed_command
+from utils.reading import Unreadable
 
 EVERY_STEP = ("--ckpt_minutes", "1e-9")
 
@@ -244,7 +244,7 @@ def test_a_split_without_readable_samples_is_one_line(runs: Any, data: Path, spl
     if split == "test":
         trainer.fit()
     look = {"validation": trainer.fit, "test": trainer.test}[split]
-    with pytest.raises(BadSample, match=f"{split}.odgt: none of its 3 samples can be read"):
+    with pytest.raises(Unreadable, match=f"{split}.odgt: none of its 3 samples can be read"):
         look()
 
 

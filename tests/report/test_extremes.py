@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dataset import EvaluationSample
+from dataset.loaders import EvaluationSample
 from metrics import AnomalyMetrics
 from report.extremes import Extremes
 from utils.logger import Logger

@@ -15,7 +15,7 @@ from tensorboard.summary.writer import event_file_writer
 from tensorboard.util.tensor_util import make_ndarray
 
 from argparser import parse_options
-from dataset import STREETHAZARDS
+from dataset.readers.streethazards import STREETHAZARDS
 from report.results import log_segmentation
 from report.visualize import confusion_matrix_figure
 from utils.figures import render
