@@ -156,8 +156,12 @@ def test_two_processes_handle_sigusr1_and_sighup(runs: Any) -> None:
     process = runs.start(*flags, "--crop_size", "192")  # steps slow enough to be interrupted
     logs = runs.folder / "logs/streethazards/x"
     wait_for(lambda: list(logs.glob("*tfevents*")), process)
-    process.send_signal(signal.SIGUSR1)
-    wait_for((runs.checkpoints / "x.pth").exists, process)
+
+    def saved() -> bool:
+        process.send_signal(signal.SIGUSR1)  # ignored before the first step
+        return (runs.checkpoints / "x.pth").exists()
+
+    wait_for(saved, process)
     assert 0 < runs.state()["iteration"] < 240
     process.send_signal(signal.SIGHUP)
     code, lines = end(process)
